@@ -1,0 +1,29 @@
+"""The errors a user can meet. Each message says what was found, expected, and to do."""
+
+
+class MM1Error(Exception):
+    """Base of every error meant for the user: one line, no traceback on the CLI."""
+
+
+class ConfigError(MM1Error):
+    """A configuration value or key is not usable."""
+
+
+class CheckpointError(MM1Error):
+    """A model folder or checkpoint file is missing, broken or does not fit."""
+
+
+class PromptError(MM1Error):
+    """A prompt is empty, too long, or does not fit its images."""
+
+
+class ImageError(MM1Error):
+    """A picture cannot be found, read or used."""
+
+
+class DatasetError(MM1Error):
+    """Training or evaluation data cannot be used."""
+
+
+class MemoryPlanError(MM1Error):
+    """The work would not fit into this machine's memory."""

@@ -1,0 +1,1 @@
+"""Data, losses, optimizers and loops for pretraining and fine-tuning."""
