@@ -1,0 +1,1 @@
+"""The data that mm1-tiny is trained on: a generator, no files."""

@@ -1,0 +1,241 @@
+"""Scenes: one to four coloured shapes, placed freely and without overlap.
+
+All lengths are fractions of the longer side of the canvas. The model pads a picture to
+a square, so this is its own unit, and no shape is ever distorted.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black")
+SHAPES = ("circle", "square", "triangle", "star")
+ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+# Never drawn or named in training; each colour and shape is common in other pairs.
+HELD_OUT_PAIRS = (("green", "star"), ("yellow", "triangle"), ("purple", "square"))
+TRAINING_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
+
+SMALLEST = 0.09  # radius; 12 of the model's 64 pixels across
+GAP = 0.015  # between bounding circles, and to the edge
+MIN_STEP = 0.05  # between the x of any two centres: left to right is always defined
+# The largest radius by number of things.
+_LARGEST = {1: 0.42, 2: 0.30, 3: 0.26, 4: 0.23}
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One coloured shape.
+
+    x, y: the centre of its bounding circle, from the top left.
+    radius: of the bounding circle, which passes through the corners.
+    angle: degrees, clockwise as seen; at 0 a square lies flat and a triangle or star
+        points up.
+    """
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    radius: float
+    angle: float = 0.0
+
+    @property
+    def pair(self) -> Pair:
+        return self.colour, self.shape
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+    def corners(self, inner: float = 0.42) -> list[tuple[float, float]]:
+        """Corner points (x, y); empty for a circle.
+
+        inner: the radius of a star's inner corners over that of its outer ones.
+        """
+        steps = {"circle": [], "square": [45, 135, 225, 315], "triangle": [0, 120, 240]}
+        if self.shape == "star":
+            turns = [(36 * i, inner if i % 2 else 1.0) for i in range(10)]
+        else:
+            turns = [(step, 1.0) for step in steps[self.shape]]
+        points = []
+        for turn, length in turns:
+            a = math.radians(self.angle + turn)
+            reach = self.radius * length
+            points.append((self.x + reach * math.sin(a), self.y - reach * math.cos(a)))
+        return points
+
+    def box(self) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) in the scene's unit."""
+        if self.shape == "circle":
+            r = self.radius
+            return self.x - r, self.y - r, self.x + r, self.y + r
+        xs, ys = zip(*self.corners(), strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Things on a canvas; the longer of width and height is 1."""
+
+    things: tuple[Thing, ...]
+    width: float = 1.0
+    height: float = 1.0
+
+    def left_to_right(self) -> tuple[Thing, ...]:
+        return tuple(sorted(self.things, key=lambda thing: thing.x))
+
+    def count(self, colour: str | None = None, shape: str | None = None) -> int:
+        """How many things have this colour and this shape; None stands for any."""
+        return sum(
+            (colour is None or thing.colour == colour)
+            and (shape is None or thing.shape == shape)
+            for thing in self.things
+        )
+
+
+def allowed_pairs(pairs: str) -> tuple[Pair, ...]:
+    """The (colour, shape) pairs of "training", "held_out" or "all"."""
+    sets = {
+        "training": TRAINING_PAIRS,
+        "held_out": HELD_OUT_PAIRS,
+        "all": ALL_PAIRS,
+    }
+    return sets[pairs]
+
+
+def sample_pairs(
+    rng: random.Random, number: int, pool: Sequence[Pair] = TRAINING_PAIRS
+) -> list[Pair]:
+    """The colours and shapes of a scene, with many repeats, so that counts matter."""
+    style = rng.random()
+    colour, shape = rng.choice(pool)
+    if style < 0.16:
+        pool = [pair for pair in pool if pair[0] == colour]
+    elif style < 0.32:
+        pool = [pair for pair in pool if pair[1] == shape]
+    elif style < 0.50:
+        other = rng.choice(pool)
+        pool = [(colour, shape), other]
+    elif style < 0.66:  # two colours by two shapes: only the binding tells them apart
+        other = rng.choice(pool)
+        pool = [p for p in pool if p[0] in (colour, other[0])]
+        pool = [p for p in pool if p[1] in (shape, other[1])]
+    elif style < 0.71:
+        pool = [(colour, shape)]
+    return [rng.choice(pool) for _ in range(number)]
+
+
+def sample_canvas(rng: random.Random) -> tuple[float, float]:
+    """(width, height): 60% square, else between 2:1 and 1:2."""
+    if rng.random() < 0.6:
+        return 1.0, 1.0
+    short = rng.choice((0.75, 2 / 3, 0.5625)) if rng.random() < 0.4 else None
+    short = short or rng.uniform(0.5, 1.0)
+    return (1.0, short) if rng.random() < 0.6 else (short, 1.0)
+
+
+def arrange(
+    pairs: Sequence[Pair], rng: random.Random, *, smallest: float = SMALLEST
+) -> Scene:
+    """A scene with these colours and shapes at free places, sizes and angles."""
+    while True:
+        width, height = sample_canvas(rng)
+        places = _places(len(pairs), width, height, smallest, rng)
+        if places is not None:
+            break
+        smallest = max(SMALLEST, smallest * 0.9)
+    things = []
+    for (colour, shape), (x, y, radius) in zip(pairs, places, strict=True):
+        angle = 0.0 if rng.random() < 0.35 else rng.uniform(0, 360)
+        things.append(Thing(colour, shape, x, y, radius, angle))
+    rng.shuffle(things)
+    return Scene(tuple(things), width, height)
+
+
+def _places(
+    number: int, width: float, height: float, smallest: float, rng: random.Random
+) -> list[tuple[float, float, float]] | None:
+    """(x, y, radius) of each thing, or None when they did not fit."""
+    largest = min(_LARGEST[number], min(width, height) / 2 - 2 * GAP)
+    radii = [rng.uniform(smallest, max(largest, smallest)) for _ in range(number)]
+    places: list[tuple[float, float, float]] = []
+    for radius in sorted(radii, reverse=True):  # the large ones first: easier to fit
+        edge = radius + GAP
+        for _ in range(40):
+            x = rng.uniform(edge, width - edge)
+            y = rng.uniform(edge, height - edge)
+            if all(
+                abs(x - px) >= MIN_STEP
+                and (x - px) ** 2 + (y - py) ** 2 >= (radius + pr + GAP) ** 2
+                for px, py, pr in places
+            ):
+                places.append((x, y, radius))
+                break
+        else:
+            return None
+    rng.shuffle(places)
+    return places
+
+
+def sample_scene(
+    rng: random.Random,
+    *,
+    min_things: int = 1,
+    max_things: int = 4,
+    pairs: str = "training",
+    smallest: float = SMALLEST,
+) -> Scene:
+    """A random scene.
+
+    pairs: "training" never has one of HELD_OUT_PAIRS, "held_out" has at least one of
+        them, "all" draws from every pair.
+    smallest: the smallest radius; the curriculum starts with larger things.
+    """
+    number = rng.randint(min_things, max_things)
+    if pairs == "held_out":
+        chosen = sample_pairs(rng, number, ALL_PAIRS)
+        if not any(pair in HELD_OUT_PAIRS for pair in chosen):
+            chosen[rng.randrange(number)] = rng.choice(HELD_OUT_PAIRS)
+    else:
+        chosen = sample_pairs(rng, number, allowed_pairs(pairs))
+    return arrange(chosen, rng, smallest=smallest)
+
+
+def sample_two_scenes(
+    rng: random.Random,
+    *,
+    max_things: int = 4,
+    pairs: str = "training",
+    smallest: float = SMALLEST,
+) -> tuple[Scene, Scene]:
+    """Two scenes that share enough for a comparison to need a look at both."""
+    style = rng.random()
+    pool = allowed_pairs(pairs)
+    if style < 0.22:  # one thing each; the same colour or shape half of the time
+        first = rng.choice(pool)
+        same_colour, same_shape = rng.random() < 0.5, rng.random() < 0.5
+        near = [
+            pair
+            for pair in pool
+            if (pair[0] == first[0]) == same_colour
+            and (pair[1] == first[1]) == same_shape
+        ]
+        chosen = [first], [rng.choice(near or pool)]
+    elif style < 0.5:
+        chosen = (
+            sample_pairs(rng, rng.randint(1, max_things), pool),
+            sample_pairs(rng, rng.randint(1, max_things), pool),
+        )
+    else:  # the second keeps some of the first
+        before = sample_pairs(rng, rng.randint(1, max_things), pool)
+        number = rng.randint(1, max_things)
+        kept = rng.sample(before, rng.randint(0, min(len(before), number)))
+        fresh = sample_pairs(rng, number - len(kept), [*pool, *before * 4])
+        chosen = before, kept + fresh
+        if rng.random() < 0.5:
+            chosen = chosen[1], chosen[0]
+    first_scene = arrange(chosen[0], rng, smallest=smallest)
+    return first_scene, arrange(chosen[1], rng, smallest=smallest)
