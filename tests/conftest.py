@@ -1,0 +1,59 @@
+"""Settings of the whole test run: markers, the start state of every test."""
+
+import os
+import platform
+import sys
+
+import pytest
+
+# No test may reach a hub; tests/ sets it before anything can import a client.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _has_metal() -> bool:
+    if sys.platform != "darwin" or platform.machine() != "arm64":
+        return False
+    import mlx.core as mx
+
+    return mx.metal.is_available()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip what this machine cannot run, unless it was asked for by name."""
+    skips = {}
+    if not _has_metal():
+        skips["metal"] = "needs an Apple GPU"
+    if not os.environ.get("MM1_WEIGHTS"):
+        skips["weights"] = "needs MM1_WEIGHTS, a folder with downloaded weights"
+    for item in items:
+        for marker, reason in skips.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _same_start_for_every_test(request):
+    """Each test starts with fixed seeds, and must leave MLX's device as it was."""
+    import random
+
+    import mlx.core as mx
+    import numpy as np
+
+    device = mx.default_device()
+    random.seed(0)
+    np.random.seed(0)
+    mx.random.seed(0)
+    yield
+    left = mx.default_device()
+    if left != device:
+        mx.set_default_device(device)
+        pytest.fail(f"the test left the default device at {left}, it was {device}")
+
+
+@pytest.fixture
+def rng():
+    """A NumPy generator with a fixed seed."""
+    import numpy as np
+
+    return np.random.default_rng(0)
