@@ -53,7 +53,12 @@ _FONT_FILES = (
     ("Computer Modern", "cmtt10.ttf"),
 )
 
-TRAIN_WORDS = tuple(
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+TRAIN_WORDS = _words(
     """
     ace act add age ago air all and ant any ape arm art ask bad bag ball bank bark base
     bath bear beat bed bee bell belt best big bike bird bit black blow blue boat body
@@ -76,9 +81,9 @@ TRAIN_WORDS = tuple(
     soup spoon star step stop sugar sun swim table tail tap tea ten test tie time to toe
     top toy tree try two uncle up use van view voice walk wall war wash wax week west
     wet wheel why win wing wise wolf wood word work year yes you zero zone zoo
-    """.split()
+    """
 )
-TEST_WORDS = tuple(
+TEST_WORDS = _words(
     """
     able ankle apple arch axe baby bacon band beach bean bolt bow brain brush bug bulb
     cab cage cave chalk cheek child claw cliff cloud club crown cub dance debt dice dive
@@ -89,7 +94,7 @@ TEST_WORDS = tuple(
     reef robe rug ruler salad scarf seal shark shoe silk skate sled so spy stamp storm
     swan tent thumb tiger toast tooth tulip urn us vase vest vine wagon wand we whale
     wheat yacht yolk zebra zip
-    """.split()
+    """
 )
 
 _DIGIT_QUESTIONS = (
