@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat
 
-from examples.mm1_tiny.textures import POOL_SIDE, POOL_SIZE, texture
+from examples.mm1_tiny.textures import POOL_SIDE, POOL_SIZE, may_be_cut, texture
 from mm1_mlx.errors import DatasetError
 
 UNKNOWN_ANSWER = "I do not know this kind of picture."
@@ -156,8 +156,9 @@ def _photo_part(rng: random.Random) -> Image.Image:
 
 
 def _texture_part(rng: random.Random) -> Image.Image:
-    image = texture(rng.randrange(POOL_SIZE))
-    if rng.random() < 0.6:
+    number = rng.randrange(POOL_SIZE)
+    image = texture(number)
+    if may_be_cut(number) and rng.random() < 0.6:
         width = rng.randint(POOL_SIDE * 2 // 5, POOL_SIDE)
         height = rng.randint(POOL_SIDE * 2 // 5, POOL_SIDE)
         x, y = rng.randint(0, POOL_SIDE - width), rng.randint(0, POOL_SIDE - height)

@@ -78,18 +78,23 @@ def _mosaic(rng: random.Random, numbers: np.random.Generator) -> np.ndarray:
     """Many cells, each with its own colour and shading, under one texture."""
     count = rng.randint(12, 70)
     sites = numbers.random((count, 2), dtype=np.float32) * 1.1 - 0.05
-    dy, dx = _Y[..., None] - sites[:, 0], _X[..., None] - sites[:, 1]
-    distance = np.hypot(dy, dx)
-    order = np.argpartition(distance, 1, axis=-1)[..., :2]
-    near = np.take_along_axis(distance, order, -1)
-    cell = order[..., 0]
+    nearest = np.full(_X.shape, np.inf, np.float32)
+    second = nearest.copy()
+    cell = np.zeros(_X.shape, np.intp)
+    for index, (y, x) in enumerate(sites):
+        distance = (_Y - y) ** 2 + (_X - x) ** 2
+        closer = distance < nearest
+        np.minimum(second, np.maximum(nearest, distance), out=second)
+        np.minimum(nearest, distance, out=nearest)
+        cell[closer] = index
     spread = rng.uniform(25, 75)
     colours = _colour(numbers, 60, 196) + numbers.normal(0, spread, (count, 3))
-    tilt = numbers.normal(0, 150, (count, 2))
-    shade = (dy * tilt[:, 0] + dx * tilt[:, 1])[..., :]
-    image = colours[cell] + np.take_along_axis(shade, cell[..., None], -1)
+    tilt, middle = numbers.normal(0, 150, (count, 2))[cell], sites[cell]
+    shade = (_Y - middle[..., 0]) * tilt[..., 0] + (_X - middle[..., 1]) * tilt[..., 1]
+    image = colours[cell] + shade[..., None]
     if rng.random() < 0.6:
-        seam = np.clip(1 - (near[..., 1] - near[..., 0]) * rng.uniform(25, 70), 0, 1)
+        width = np.sqrt(second) - np.sqrt(nearest)
+        seam = np.clip(1 - width * rng.uniform(25, 70), 0, 1)
         image = image + seam[..., None] * rng.choice((-90, 90))
     return image + _field(numbers, rng.uniform(0.3, 1.2)) * rng.uniform(8, 30)
 
@@ -104,12 +109,19 @@ def _landscape(rng: random.Random, numbers: np.random.Generator) -> np.ndarray:
     for ridge in range(ridges):
         row = _field(numbers, rng.uniform(1.0, 1.8))[rng.randrange(POOL_SIDE), :, 0]
         base = (ridge + rng.uniform(0.6, 1.3)) / (ridges + 0.5)
-        below = _Y > base + row * rng.uniform(0.02, 0.09)
+        line = base + row * rng.uniform(0.02, 0.09)
+        below = line < _Y
         part = ridge / max(1, ridges - 1)
         colour = first * (1 - part) + last * part
         ground = colour + _field(numbers, rng.uniform(0.4, 1.3)) * rng.uniform(10, 40)
         image = np.where(below[..., None], ground, image)
     return image
+
+
+def _window(middle: float, reach: float) -> slice:
+    """The rows or columns within reach of a place."""
+    first = max(0, int((middle - reach) * POOL_SIDE) - 1)
+    return slice(first, int((middle + reach) * POOL_SIDE) + 2)
 
 
 def _balls(rng: random.Random, numbers: np.random.Generator) -> np.ndarray:
@@ -120,13 +132,14 @@ def _balls(rng: random.Random, numbers: np.random.Generator) -> np.ndarray:
     grain = _field(numbers, rng.uniform(0.6, 1.4), 3) * rng.uniform(10, 35)
     for _ in range(rng.randint(7, 24)):
         radius = rng.uniform(0.07, 0.25)
-        dx = (_X - rng.random()) / radius
-        dy = (_Y - rng.random()) / radius
+        x, y = rng.random(), rng.random()
+        part = _window(y, radius), _window(x, radius)
+        dx, dy = (_X[part] - x) / radius, (_Y[part] - y) / radius
         height = np.sqrt(np.maximum(0, 1 - dx**2 - dy**2))
         lit = np.clip(0.75 * height + light[0] * dx + light[1] * dy, 0.05, None)
         ball = _colour(numbers, 40, 256) * lit[..., None]
-        ball = ball + 160 * (lit[..., None] > 0.97) + grain
-        image = np.where((height > 0)[..., None], ball, image)
+        ball = ball + 160 * (lit[..., None] > 0.97) + grain[part]
+        image[part] = np.where((height > 0)[..., None], ball, image[part])
     return image
 
 
@@ -239,7 +252,7 @@ def _page(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
     margin, y = rng.randint(0, 8), rng.randint(-4, 6)
     while y < POOL_SIDE:
         words = []
-        for _ in range(16):
+        for _ in range(60 // size):
             letters = rng.choices("etaoinshrdlucmfwypvbgk", k=rng.randint(1, 9))
             words.append("".join(letters))
         draw.text((margin, y), " ".join(words), fill=ink, font=_small_font(size))
@@ -289,3 +302,11 @@ _KINDS = (
     _noise,
     _thicket,
 )
+
+# A part of these could be one bar or one ball: nearly a plain shape.
+_WHOLE = (_balls, _chart)
+
+
+def may_be_cut(number: int) -> bool:
+    """Whether any part of this texture is still no scene."""
+    return _KINDS[number % len(_KINDS)] not in _WHOLE
