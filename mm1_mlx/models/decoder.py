@@ -1,0 +1,137 @@
+"""The language model: dense, or with experts in some layers."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mm1_mlx.config import DecoderConfig
+from mm1_mlx.models.cache import KVCache
+from mm1_mlx.models.layers import MLP, Attention, Mask, RotaryEmbedding, norm
+from mm1_mlx.models.moe import MoE
+
+
+class DecoderLayer(nn.Module):
+    """A pre-norm block: attention, then an MLP or experts. (B, L, D) -> (B, L, D).
+
+    parallel_block: both read the same norm and are added together (Phi-2).
+    """
+
+    def __init__(self, config: DecoderConfig, index: int):
+        super().__init__()
+        c = config
+        rope = RotaryEmbedding(c.rotary_dims, c.rope_theta, c.rope_scaling)
+        self.norm1 = norm(c.norm_type, c.hidden_size, c.norm_eps, c.norm_bias)
+        self.attn = Attention(
+            c.hidden_size,
+            c.num_attention_heads,
+            c.size_per_head,
+            num_kv_heads=c.kv_heads,
+            qkv_bias=c.qkv_bias,
+            out_bias=c.attention_out_bias,
+            qk_norm=c.qk_norm,
+            norm_eps=c.norm_eps,
+            rope=rope,
+        )
+        self._parallel = c.parallel_block
+        if not c.parallel_block:
+            self.norm2 = norm(c.norm_type, c.hidden_size, c.norm_eps, c.norm_bias)
+        if c.is_sparse(index):
+            self.moe = MoE(c)
+        else:
+            self.mlp = MLP(
+                c.hidden_size,
+                c.intermediate_size,
+                c.hidden_act,
+                gated=c.gated_mlp,
+                bias=c.mlp_bias,
+            )
+
+    def __call__(
+        self,
+        x: mx.array,
+        mask: Mask = None,
+        cache=None,
+        positions: mx.array | None = None,
+        router_outputs: list | None = None,
+    ) -> mx.array:
+        h = self.norm1(x)
+        attention = self.attn(h, mask, cache, positions)
+        if self._parallel:
+            return x + attention + self._feed_forward(h, router_outputs)
+        x = x + attention
+        return x + self._feed_forward(self.norm2(x), router_outputs)
+
+    def _feed_forward(self, x: mx.array, router_outputs: list | None) -> mx.array:
+        return self.moe(x, router_outputs) if "moe" in self else self.mlp(x)
+
+
+class Decoder(nn.Module):
+    """Tokens, or embeddings, to next-token logits.
+
+    Keeps mlx-lm's contract (`decoder(inputs, cache=None, input_embeddings=None)`,
+    `.layers`, `make_cache()`), so its generate_step can drive it.
+
+    Shapes:
+        inputs: (B, L) token ids; ignored where input_embeddings is given
+        input_embeddings: (B, L, D)
+        cache: one entry per layer, from make_cache, or None
+        mask: None for the causal mask, or bool (B, 1, L, L), True where seen
+        positions: (B, L) when rows are packed; None counts from the cache's offset
+        router_outputs: a list that receives (logits, experts) of each sparse layer
+        returns: (B, L, V) float32
+    """
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        c = config
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = [DecoderLayer(c, i) for i in range(c.num_hidden_layers)]
+        self.norm = norm(c.norm_type, c.hidden_size, c.norm_eps, c.norm_bias)
+        if not c.tie_word_embeddings:
+            self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=c.lm_head_bias)
+
+    def __call__(
+        self,
+        inputs: mx.array | None,
+        cache: list | None = None,
+        input_embeddings: mx.array | None = None,
+        **settings,
+    ) -> mx.array:
+        return self.head(self.hidden(inputs, cache, input_embeddings, **settings))
+
+    def hidden(
+        self,
+        inputs: mx.array | None,
+        cache: list | None = None,
+        input_embeddings: mx.array | None = None,
+        *,
+        mask: Mask = None,
+        positions: mx.array | None = None,
+        router_outputs: list | None = None,
+    ) -> mx.array:
+        """The states that `head` turns into logits, after the last norm. (B, L, D)."""
+        x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
+        caches = cache if cache is not None else [None] * len(self.layers)
+        if mask is None:
+            mask = _causal_mask(x.shape[1], caches[0])
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            x = layer(x, mask, layer_cache, positions, router_outputs)
+        return self.norm(x)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """Logits of the given states, in float32. (..., D) -> (..., V)."""
+        if self.config.tie_word_embeddings:
+            logits = self.embed_tokens.as_linear(hidden)
+        else:
+            logits = self.lm_head(hidden)
+        return logits.astype(mx.float32)
+
+    def make_cache(self) -> list[KVCache]:
+        """An empty cache entry per layer."""
+        return [KVCache() for _ in self.layers]
+
+
+def _causal_mask(length: int, cache) -> Mask:
+    if cache is None:
+        return "causal" if length > 1 else None
+    return cache.make_mask(length)

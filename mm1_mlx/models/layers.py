@@ -1,0 +1,219 @@
+"""Attention, MLPs, norms and rotary positions, shared by encoder and decoder."""
+
+import math
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+Mask = mx.array | str | None
+
+
+def quick_gelu(x: mx.array) -> mx.array:
+    """x * sigmoid(1.702 x), the activation of OpenAI's and Apple's CLIP."""
+    return x * mx.sigmoid(1.702 * x)
+
+
+def relu_squared(x: mx.array) -> mx.array:
+    """max(x, 0)^2 (arXiv 2109.08668). No exp: 40 times faster than SiLU on a CPU."""
+    return mx.square(mx.maximum(x, 0))
+
+
+_ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": nn.gelu,
+    "gelu_pytorch_tanh": nn.gelu_approx,
+    "silu": nn.silu,
+    "relu": nn.relu,
+    "relu2": relu_squared,
+}
+
+
+def activation(name: str) -> Callable[[mx.array], mx.array]:
+    """The activation function of a config's `hidden_act`."""
+    return _ACTIVATIONS[name]
+
+
+def norm(kind: str, dims: int, eps: float, bias: bool = True) -> nn.Module:
+    """A norm over the last axis by a config's `norm_type`."""
+    if kind == "rms_norm":
+        return nn.RMSNorm(dims, eps=eps)
+    return nn.LayerNorm(dims, eps=eps, bias=bias)
+
+
+class MLP(nn.Module):
+    """Two projections with an activation, or three when gated (SwiGLU and kin).
+
+    Gated: gate and up are one matmul, `gate_up_proj`, its first rows the gate.
+
+    Shapes:
+        x: (..., D)
+        returns: (..., D)
+    """
+
+    def __init__(
+        self, dims: int, hidden: int, act: str, *, gated: bool, bias: bool = False
+    ):
+        super().__init__()
+        if gated:
+            self.gate_up_proj = nn.Linear(dims, 2 * hidden, bias=bias)
+        else:
+            self.up_proj = nn.Linear(dims, hidden, bias=bias)
+        self.down_proj = nn.Linear(hidden, dims, bias=bias)
+        self._gated = gated
+        self._act = activation(act)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not self._gated:
+            return self.down_proj(self._act(self.up_proj(x)))
+        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        return self.down_proj(self._act(gate) * up)
+
+
+def llama3_frequencies(dims: int, theta: float, scaling: dict) -> mx.array:
+    """Wavelengths / 2 pi of Llama 3.1's RoPE, as mx.fast.rope wants them, (dims/2,).
+
+    Long wavelengths are stretched by `factor`, short ones kept, those between blended
+    (transformers: modeling_rope_utils.py, rope_type "llama3").
+    """
+    factor = scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    original = scaling["original_max_position_embeddings"]
+    freqs = theta ** (mx.arange(0, dims, 2).astype(mx.float32) / dims)
+    waves = 2 * math.pi * freqs
+    blend = (original / waves - low) / (high - low)
+    blended = freqs / ((1 - blend) / factor + blend)
+    stretched = mx.where(waves > original / low, freqs * factor, blended)
+    return mx.where(waves < original / high, freqs, stretched)
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary positions on the first `dims` of each head, halves rotated as in Llama.
+
+    Shapes:
+        x: (B, heads, L, head_dim)
+        offset: position of the first token, an int or (B,)
+        positions: (B, L), used instead of offset when rows are packed
+        returns: like x
+    """
+
+    def __init__(self, dims: int, theta: float, scaling: dict | None = None):
+        super().__init__()
+        self.dims = dims
+        self._theta = theta
+        self._scale = 1.0
+        self._freqs = None
+        if scaling is not None:
+            kind = scaling.get("rope_type", scaling.get("type"))
+            if kind == "llama3":
+                self._freqs = llama3_frequencies(dims, theta, scaling)
+            else:  # "linear"
+                self._scale = 1.0 / scaling["factor"]
+
+    def __call__(
+        self,
+        x: mx.array,
+        offset: int | mx.array = 0,
+        positions: mx.array | None = None,
+    ) -> mx.array:
+        if positions is not None:
+            return self._at(x, positions)
+        return mx.fast.rope(
+            x,
+            self.dims,
+            traditional=False,
+            base=None if self._freqs is not None else self._theta,
+            scale=self._scale,
+            offset=offset,
+            freqs=self._freqs,
+        )
+
+    def _at(self, x: mx.array, positions: mx.array) -> mx.array:
+        freqs = self._freqs
+        if freqs is None:
+            steps = mx.arange(0, self.dims, 2).astype(mx.float32) / self.dims
+            freqs = self._theta**steps
+        angles = self._scale * positions[:, None, :, None] / freqs  # (B, 1, L, dims/2)
+        cos, sin = mx.cos(angles).astype(x.dtype), mx.sin(angles).astype(x.dtype)
+        half = self.dims // 2
+        first, second = x[..., :half], x[..., half : self.dims]
+        parts = [first * cos - second * sin, second * cos + first * sin]
+        if self.dims < x.shape[-1]:
+            parts.append(x[..., self.dims :])
+        return mx.concatenate(parts, axis=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped keys; q, k and v are one matmul.
+
+    rope: None in an encoder. qk_norm: None, "head" (RMSNorm over each head, Qwen3) or
+    "full" (over all heads together, OLMoE), before the rotation.
+
+    Shapes:
+        x: (B, L, D)
+        mask: None, "causal", or bool/additive, broadcastable to (B, heads, L, keys)
+        positions: (B, L) or None
+        returns: (B, L, D)
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        num_kv_heads: int | None = None,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        qk_norm: str | None = None,
+        norm_eps: float = 1e-5,
+        rope: RotaryEmbedding | None = None,
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.head_dim = head_dim
+        rows = (num_heads + 2 * self.num_kv_heads) * head_dim
+        self.qkv_proj = nn.Linear(dims, rows, bias=qkv_bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, dims, bias=out_bias)
+        self._rope = rope
+        self._qk_norm = qk_norm
+        if qk_norm is not None:
+            wide = qk_norm == "full"
+            q_dims = num_heads * head_dim if wide else head_dim
+            k_dims = self.num_kv_heads * head_dim if wide else head_dim
+            self.q_norm = nn.RMSNorm(q_dims, eps=norm_eps)
+            self.k_norm = nn.RMSNorm(k_dims, eps=norm_eps)
+
+    def __call__(
+        self,
+        x: mx.array,
+        mask: Mask = None,
+        cache=None,
+        positions: mx.array | None = None,
+    ) -> mx.array:
+        B, L, _ = x.shape
+        H, KV, hd = self.num_heads, self.num_kv_heads, self.head_dim
+        qk, v = mx.split(self.qkv_proj(x), [(H + KV) * hd], axis=-1)
+        if self._qk_norm is not None:
+            qk = self._normed(qk)
+        qk = qk.reshape(B, L, H + KV, hd).swapaxes(1, 2)  # (B, H + KV, L, hd)
+        v = v.reshape(B, L, KV, hd).swapaxes(1, 2)
+        if self._rope is not None:  # q and k turn together: one launch
+            offset = 0 if cache is None else getattr(cache, "positions", cache.offset)
+            qk = self._rope(qk, offset, positions)
+        q, k = qk[:, :H], qk[:, H:]
+        if cache is not None:
+            k, v = cache.update_and_fetch(k, v)
+        attend = getattr(cache, "attend", None) or mx.fast.scaled_dot_product_attention
+        out = attend(q, k, v, scale=hd**-0.5, mask=mask)
+        return self.o_proj(out.swapaxes(1, 2).reshape(B, L, H * hd))
+
+    def _normed(self, qk: mx.array) -> mx.array:
+        B, L, _ = qk.shape
+        q, k = mx.split(qk, [self.num_heads * self.head_dim], axis=-1)
+        if self._qk_norm == "full":
+            return mx.concatenate([self.q_norm(q), self.k_norm(k)], axis=-1)
+        q = self.q_norm(q.reshape(B, L, -1, self.head_dim)).reshape(q.shape)
+        k = self.k_norm(k.reshape(B, L, -1, self.head_dim)).reshape(k.shape)
+        return mx.concatenate([q, k], axis=-1)

@@ -1,0 +1,258 @@
+"""Mixture of experts: router, experts, and the two losses that train the router.
+
+MM1 (section 4) follows GShard and ST-MoE: top-2, load-balance loss 0.01, router z-loss
+0.001. What it leaves open follows Apple's axlearn (common/mixture_of_experts.py).
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mm1_mlx.config import DecoderConfig, MoEConfig
+from mm1_mlx.models.layers import MLP, activation
+
+# gather_qmm takes its grouped path from 4 rows per expert on (measured in MLX's
+# sources): sorting costs six launches and pays only from there.
+ROWS_PER_EXPERT_TO_SORT = 4
+
+
+def top_k(logits: mx.array, k: int) -> mx.array:
+    """The k largest logits' indices, largest first; ties go to the lower index.
+
+    The order is exact on every back end: each logit and its index become one integer
+    whose order is the wanted order, so no sort needs to be stable.
+
+    Shapes:
+        logits: (T, E) float32
+        returns: (T, k) uint32
+    """
+    E = logits.shape[-1]
+    if k == 1:
+        return mx.argmax(logits, axis=-1, keepdims=True)
+    bits = (logits + 0.0).view(mx.int32)  # + 0.0 turns -0.0 into 0.0
+    ordered = mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(mx.int64)
+    keys = ordered * E + mx.arange(E - 1, -1, -1, dtype=mx.int64)
+    best = mx.sort(keys, axis=-1)[..., ::-1][..., :k]
+    return (E - 1 - best % E).astype(mx.uint32)
+
+
+def limit_capacity(
+    weights: mx.array, experts: mx.array, num_experts: int, factor: float
+) -> mx.array:
+    """Weights with zeros where an expert is full (axlearn's rule, for training).
+
+    Each expert takes int(T * factor / E) tokens. All first choices, in token order, take
+    their places before any second choice does; what overflows loses that expert only.
+    The remaining weights are not scaled up again.
+
+    Shapes:
+        weights, experts: (T, K)
+        returns: (T, K)
+    """
+    T, K = experts.shape
+    capacity = int(T * factor / num_experts)
+    chosen = experts.swapaxes(0, 1).reshape(-1, 1) == mx.arange(num_experts)
+    place = mx.cumsum(chosen.astype(mx.int32), axis=0)  # (K*T, E), counts from 1
+    own = mx.sum(mx.where(chosen, place, 0), axis=-1).reshape(K, T).swapaxes(0, 1)
+    return mx.where(own <= capacity, weights, 0.0)
+
+
+def _over_tokens(values: mx.array, is_token: mx.array | None) -> mx.array:
+    """Mean over the first axis, padding left out."""
+    if is_token is None:
+        return values.mean(axis=0)
+    kept = is_token.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
+    return (values * kept).sum(axis=0) / mx.maximum(kept.sum(), 1)
+
+
+def load_balance_loss(logits: mx.array, is_token: mx.array | None = None) -> mx.array:
+    """E * sum over experts of (share of tokens whose first choice it is) * (mean gate).
+
+    1 when the load is even, E when one expert takes all (axlearn's Top2Gating; GShard
+    section 2.2). Not yet multiplied by its coefficient.
+
+    Shapes:
+        logits: (T, E) router logits, float32
+        is_token: (T,) bool, False on padding; None: all are tokens
+        returns: () float32
+    """
+    E = logits.shape[-1]
+    gates = mx.softmax(logits, axis=-1)
+    first = mx.stop_gradient(mx.argmax(logits, axis=-1))
+    share = _over_tokens((first[:, None] == mx.arange(E)).astype(gates.dtype), is_token)
+    return E * (share * _over_tokens(gates, is_token)).sum()
+
+
+def router_z_loss(logits: mx.array, is_token: mx.array | None = None) -> mx.array:
+    """Mean of logsumexp(logits)^2 (ST-MoE section 3). (T, E) -> ()."""
+    return _over_tokens(mx.square(mx.logsumexp(logits, axis=-1)), is_token)
+
+
+def expert_load(
+    experts: mx.array, num_experts: int, is_token: mx.array | None = None
+) -> mx.array:
+    """Share of the routed tokens that each expert gets; sums to 1. (T, K) -> (E,)."""
+    chosen = (experts[..., None] == mx.arange(num_experts)).astype(mx.float32)
+    return _over_tokens(chosen.mean(axis=1), is_token)
+
+
+class Router(nn.Module):
+    """Chooses K experts per token, in float32 whatever the model's type.
+
+    Shapes:
+        x: (T, D)
+        returns: weights (T, K) float32, experts (T, K) uint32, logits (T, E) float32
+    """
+
+    def __init__(self, dims: int, config: MoEConfig):
+        super().__init__()
+        self.weight = mx.random.normal((config.num_local_experts, dims)) * dims**-0.5
+        self._config = config
+
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        c = self._config
+        logits = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
+        experts = top_k(mx.stop_gradient(logits), c.num_experts_per_tok)
+        best = mx.take_along_axis(logits, experts, axis=-1)
+        if c.norm_topk_prob:  # the same as softmax over all, then dividing by the sum
+            weights = mx.softmax(best, axis=-1)
+        else:
+            weights = mx.exp(best - mx.logsumexp(logits, axis=-1, keepdims=True))
+        if self.training and c.capacity_factor is not None:
+            weights = limit_capacity(
+                weights, experts, c.num_local_experts, c.capacity_factor
+            )
+        return weights, experts, logits
+
+
+def _on_cpu() -> bool:
+    return mx.default_device().type == mx.cpu
+
+
+class Experts(nn.Module):
+    """All experts' weights stacked, and the two ways to apply them.
+
+    Shapes:
+        gate_up_proj: (E, 2F, D), gate rows first; or up_proj (E, F, D)
+        down_proj: (E, D, F)
+    """
+
+    def __init__(
+        self, num_experts: int, dims: int, hidden: int, act: str, *, gated: bool
+    ):
+        super().__init__()
+        scale = dims**-0.5
+        rows = 2 * hidden if gated else hidden
+        up = mx.random.uniform(-scale, scale, (num_experts, rows, dims))
+        if gated:
+            self.gate_up_proj = up
+        else:
+            self.up_proj = up
+        scale = hidden**-0.5
+        self.down_proj = mx.random.uniform(-scale, scale, (num_experts, dims, hidden))
+        self._gated = gated
+        self._act = activation(act)
+
+    @property
+    def num_experts(self) -> int:
+        return self.down_proj.shape[0]
+
+    def _up(self) -> mx.array:
+        return self.gate_up_proj if self._gated else self.up_proj
+
+    def _activate(self, hidden: mx.array) -> mx.array:
+        if not self._gated:
+            return self._act(hidden)
+        gate, up = mx.split(hidden, 2, axis=-1)
+        return self._act(gate) * up
+
+    def routed(self, x: mx.array, weights: mx.array, experts: mx.array) -> mx.array:
+        """Only the chosen experts run; dropless.
+
+        Shapes:
+            x: (T, D); weights, experts: (T, K)
+            returns: (T, D)
+        """
+        T, K = experts.shape
+        D, E = x.shape[-1], self.num_experts
+        up, down, dtype = self._up(), self.down_proj, x.dtype
+        if _on_cpu():  # gather_mm is float32 only on MLX's CPU back end
+            up, down = up.astype(mx.float32), down.astype(mx.float32)
+            x = x.astype(mx.float32)
+        order = None
+        indices = mx.stop_gradient(experts.reshape(-1))  # (T*K,)
+        if T * K >= ROWS_PER_EXPERT_TO_SORT * E:
+            order = mx.argsort(indices)
+            indices = indices[order]
+            rows = x[order // K][:, None]  # (T*K, 1, D)
+        else:
+            rows = mx.broadcast_to(x[:, None], (T, K, D)).reshape(T * K, 1, D)
+        sorted_ = order is not None
+        hidden = mx.gather_mm(
+            rows, up.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_
+        )
+        out = mx.gather_mm(
+            self._activate(hidden),
+            down.swapaxes(-1, -2),
+            rhs_indices=indices,
+            sorted_indices=sorted_,
+        )[:, 0]  # (T*K, D)
+        if order is not None:
+            out = out[mx.argsort(order)]
+        out = out.reshape(T, K, D)
+        return (weights[:, None].astype(out.dtype) @ out)[:, 0].astype(dtype)
+
+    def dense(self, x: mx.array, weights: mx.array, experts: mx.array) -> mx.array:
+        """Every expert runs on every token, as one wide MLP, and unchosen ones weigh 0.
+
+        E/K times the arithmetic, but two plain matmuls: on the CPU back end, where
+        gather_mm goes row by row, faster for few experts. Same shapes as `routed`.
+        """
+        T, E = x.shape[0], self.num_experts
+        chosen = experts[..., None] == mx.arange(E)  # (T, K, E)
+        share = mx.where(chosen, weights[..., None], 0.0).sum(axis=1)  # (T, E)
+        up = self._up()
+        hidden = self._activate((x @ up.reshape(-1, up.shape[-1]).T).reshape(T, E, -1))
+        hidden = hidden * share[..., None].astype(hidden.dtype)
+        down = self.down_proj.swapaxes(1, 2).reshape(-1, x.shape[-1])  # (E*F, D)
+        return hidden.reshape(T, -1) @ down
+
+    def __call__(self, x: mx.array, weights: mx.array, experts: mx.array) -> mx.array:
+        few = self.num_experts <= 4 * experts.shape[-1]
+        if _on_cpu() and few and x.dtype == mx.float32 and x.shape[0] > 1:
+            return self.dense(x, weights, experts)
+        return self.routed(x, weights, experts)
+
+
+class MoE(nn.Module):
+    """A sparse feed-forward layer, optionally with a shared expert (Qwen1.5-MoE).
+
+    Shapes:
+        x: (..., D)
+        router_outputs: a list that receives (logits (T, E), experts (T, K))
+        returns: (..., D)
+    """
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        moe = config.moe_config
+        assert moe is not None
+        dims, act, gated = config.hidden_size, config.hidden_act, config.gated_mlp
+        hidden = moe.moe_intermediate_size or config.intermediate_size
+        self.router = Router(dims, moe)
+        self.experts = Experts(moe.num_local_experts, dims, hidden, act, gated=gated)
+        self._shared = moe.shared_expert_intermediate_size > 0
+        if self._shared:
+            width = moe.shared_expert_intermediate_size
+            self.shared_expert = MLP(dims, width, act, gated=gated)
+            self.shared_expert_gate = nn.Linear(dims, 1, bias=False)
+
+    def __call__(self, x: mx.array, router_outputs: list | None = None) -> mx.array:
+        flat = x.reshape(-1, x.shape[-1])  # (T, D)
+        weights, experts, logits = self.router(flat)
+        if router_outputs is not None:
+            router_outputs.append((logits, experts))
+        out = self.experts(flat, weights, experts)
+        if self._shared:
+            gate = mx.sigmoid(self.shared_expert_gate(flat))
+            out = out + gate * self.shared_expert(flat)
+        return out.reshape(x.shape)
