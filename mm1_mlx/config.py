@@ -3,6 +3,7 @@
 Only plain Python here: importing this module loads neither MLX nor NumPy.
 """
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -160,6 +161,7 @@ class ConnectorConfig(_Strict):
     norm_bias: bool = True  # tamm: none
     squeeze_bias: bool = True  # tamm: none
     squeeze_ratio: float = 0.25  # of the block's input width
+    variant: str = "honeybee"  # C-Abstractor; "tamm": see inner_width, readout_width
     norm_eps: float = 1e-5
     norm_output: bool = False  # RMSNorm: image tokens on the scale of text embeddings
     num_eos_tokens: int = 0  # Honeybee's learned tokens after the image
@@ -168,6 +170,7 @@ class ConnectorConfig(_Strict):
         _one_of(self._name, "type", self.type, CONNECTORS)
         _one_of(self._name, "hidden_act", self.hidden_act, ACTIVATIONS)
         _one_of(self._name, "pooling", self.pooling, ("adaptive", "strided"))
+        _one_of(self._name, "variant", self.variant, ("honeybee", "tamm"))
         _positive(self._name, self, "hidden_size", "mlp_depth", "num_attention_heads")
         if self.type == "mlp":
             if self.num_query_tokens is not None:
@@ -183,6 +186,23 @@ class ConnectorConfig(_Strict):
                 f"connector_config.num_query_tokens is {q}, but '{self.type}' pools "
                 f"to a square grid: use a perfect square such as 64, 144 or 256."
             )
+
+    def inner_width(self, width_in: int) -> int:
+        """Channels inside a C-Abstractor block that reads `width_in` channels.
+
+        timm, so Honeybee: as many as it gives. tamm (layers/convolution.py): as many
+        as it reads, the last convolution changes them.
+        """
+        return width_in if self.variant == "tamm" else self.hidden_size
+
+    def squeeze_width(self, width_in: int) -> int:
+        """Channels inside a block's squeeze-excite; timm rounds, tamm rounds up."""
+        share = self.squeeze_ratio * width_in
+        return math.ceil(share) if self.variant == "tamm" else round(share)
+
+    def readout_width(self, width_out: int) -> int:
+        """Hidden width of the C-Abstractor's MLP: Honeybee takes the decoder's."""
+        return self.hidden_size if self.variant == "tamm" else width_out
 
 
 @dataclass(frozen=True, kw_only=True)
