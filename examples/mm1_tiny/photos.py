@@ -8,6 +8,7 @@ photographs, so it also mixes them and adds textures from `textures.py`.
 
 import importlib.util
 import random
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,41 +20,54 @@ from mm1_mlx.errors import DatasetError
 
 UNKNOWN_ANSWER = "I do not know this kind of picture."
 
-# (package, path inside it, share of the middle that is used). Left out on purpose:
-# flat figures that look like our scenes (horse, phantom, logo, chessboard) and pages
-# that could be read (page, text).
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph inside an installed package.
+
+    middle: the share of it that is used. least: the smallest crop, as part of its side.
+    weight: how often it is taken, against the others.
+    """
+
+    package: str
+    path: str
+    middle: float = 1.0
+    least: float = 0.2
+    weight: float = 1.0
+
+
+# Left out on purpose: pictures that look like our scenes, whole or in part (horse,
+# phantom, logo, chessboard, coins, cell, microaneurysms), and pages that could be read.
 TRAIN_PHOTOS = (
-    ("sklearn", "datasets/images/flower.jpg", 1.0),
-    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", 1.0),
-    ("skimage", "data/motorcycle_left.png", 1.0),
-    ("skimage", "data/motorcycle_right.png", 1.0),
-    ("skimage", "data/hubble_deep_field.jpg", 1.0),
-    ("skimage", "data/ihc.png", 1.0),
-    ("skimage", "data/retina.jpg", 0.6),  # its rim is a circle on black
-    ("skimage", "data/moon.png", 1.0),
-    ("skimage", "data/coins.png", 1.0),
-    ("skimage", "data/brick.png", 1.0),
-    ("skimage", "data/grass.png", 1.0),
-    ("skimage", "data/gravel.png", 1.0),
-    ("skimage", "data/microaneurysms.png", 1.0),
+    Photo("sklearn", "datasets/images/flower.jpg", weight=3),
+    Photo("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", weight=4),
+    Photo("skimage", "data/motorcycle_left.png", weight=3),
+    Photo("skimage", "data/motorcycle_right.png", weight=3),
+    Photo("skimage", "data/hubble_deep_field.jpg", weight=1.5),
+    Photo("skimage", "data/ihc.png", weight=1.5),
+    Photo("skimage", "data/retina.jpg", middle=0.6),  # its rim is a circle on black
+    Photo("skimage", "data/moon.png", least=0.5),  # a crater alone is a grey circle
+    Photo("skimage", "data/brick.png"),
+    Photo("skimage", "data/grass.png"),
+    Photo("skimage", "data/gravel.png"),
 )
 TEST_PHOTOS = (
-    ("skimage", "data/astronaut.png", 1.0),
-    ("skimage", "data/chelsea.png", 1.0),
-    ("skimage", "data/coffee.png", 1.0),
-    ("skimage", "data/rocket.jpg", 1.0),
-    ("skimage", "data/camera.png", 1.0),
-    ("sklearn", "datasets/images/china.jpg", 1.0),
+    Photo("skimage", "data/astronaut.png", least=0.4),
+    Photo("skimage", "data/chelsea.png", least=0.4),
+    Photo("skimage", "data/coffee.png", least=0.4),
+    Photo("skimage", "data/rocket.jpg", least=0.4),
+    Photo("skimage", "data/camera.png", least=0.4),
+    Photo("sklearn", "datasets/images/china.jpg", least=0.4),
 )
-_FACES = "data/lfw_subset.npy"  # 100 grey faces and 100 other crops, 25x25
+_FACES = "data/lfw_subset.npy"  # 100 grey faces, then 100 other crops, 25x25
 _PHOTO_SIDE = 288  # the longer side of a decoded photograph, pixels
 _LEAST_SPREAD = 7.0  # grey levels; a flatter crop shows nothing
 
 
 def sample_unknown(rng: random.Random, split: str = "train") -> Image.Image:
-    """A picture of another kind than scenes, numbers, words: RGB, 64 to 192 px."""
+    """A picture of another kind than scenes, numbers and words: RGB, 20 to 288 px."""
     if split == "test":
-        return _crop(rng, rng.choice(photos("test")), 0.4)
+        return _crop(rng, *rng.choice(photos("test")))
     if split != "train":
         raise DatasetError(f"split is {split!r}. Use 'train' or 'test'.")
     while True:
@@ -69,27 +83,32 @@ def _package_folder(name: str) -> Path | None:
 
 
 @cache
-def photos(split: str) -> tuple[Image.Image, ...]:
-    """The photographs of a split, RGB, at most 288 px, those of absent wheels left out.
+def photos(split: str) -> tuple[tuple[Photo, Image.Image], ...]:
+    """The photographs of a split with their pictures: RGB, at most 288 px.
 
-    Raises DatasetError without scikit-image, which brings most of them.
+    Those of matplotlib are left out without it; the others are required (DatasetError).
     """
     found = []
-    for package, path, middle in TRAIN_PHOTOS if split == "train" else TEST_PHOTOS:
-        folder = _package_folder(package)
-        if folder is None and package == "matplotlib":
+    for photo in TRAIN_PHOTOS if split == "train" else TEST_PHOTOS:
+        folder = _package_folder(photo.package)
+        if folder is None and photo.package == "matplotlib":
             continue
-        if folder is None or not (folder / path).is_file():
+        if folder is None or not (folder / photo.path).is_file():
             raise DatasetError(
-                f"The photograph {path} of {package} is missing. "
+                f"The photograph {photo.path} of {photo.package} is missing. "
                 "Install the extra 'train': pip install 'mm1_mlx[train]'."
             )
-        image = Image.open(folder / path).convert("RGB")
-        if middle < 1:
-            image = ImageOps.crop(image, round(min(image.size) * (1 - middle) / 2))
+        image = Image.open(folder / photo.path).convert("RGB")
+        if photo.middle < 1:
+            image = ImageOps.crop(image, min(image.size) * (1 - photo.middle) / 2)
         image.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE), Image.Resampling.LANCZOS)
-        found.append(image)
+        found.append((photo, image))
     return tuple(found)
+
+
+@cache
+def _weights() -> tuple[float, ...]:
+    return tuple(photo.weight for photo, _ in photos("train"))
 
 
 @cache
@@ -98,7 +117,7 @@ def _faces() -> tuple[Image.Image, ...]:
     folder = _package_folder("skimage")
     if folder is None or not (folder / _FACES).is_file():
         return ()
-    pixels = np.load(folder / _FACES)
+    pixels = np.load(folder / _FACES)[:100]
     pixels = np.clip(pixels / max(1e-6, pixels.max()) * 255, 0, 255).astype(np.uint8)
     return tuple(Image.fromarray(p).convert("RGB") for p in pixels)
 
@@ -109,16 +128,15 @@ def _spread(image: Image.Image) -> float:
     return ImageStat.Stat(small).stddev[0]
 
 
-def _crop(rng: random.Random, photo: Image.Image, least: float) -> Image.Image:
-    """A part of a photograph (side: `least` to all of it), perhaps mirrored."""
+def _crop(rng: random.Random, photo: Photo, whole: Image.Image) -> Image.Image:
+    """A part of a photograph that shows something, perhaps mirrored."""
     for _ in range(20):
-        part = rng.uniform(least, 1.0)
-        stretch = rng.uniform(0.7, 1.4) ** 0.5
-        width = round(photo.width * min(1.0, part * stretch))
-        height = round(photo.height * min(1.0, part / stretch))
-        x = rng.randint(0, photo.width - width)
-        y = rng.randint(0, photo.height - height)
-        image = photo.crop((x, y, x + width, y + height))
+        width = round(whole.width * rng.uniform(photo.least, 1.0))
+        part = width / whole.width * rng.uniform(0.75, 1.33)
+        height = round(whole.height * min(1.0, max(photo.least, part)))
+        x = rng.randint(0, whole.width - width)
+        y = rng.randint(0, whole.height - height)
+        image = whole.crop((x, y, x + width, y + height))
         if _spread(image) >= _LEAST_SPREAD:
             break
     return ImageOps.mirror(image) if rng.random() < 0.5 else image
@@ -148,7 +166,8 @@ def _photo_part(rng: random.Random) -> Image.Image:
         image = rng.choice(_faces())
         side = rng.randint(64, 128)
         return image.resize((side, side), Image.Resampling.BICUBIC)
-    image = _crop(rng, rng.choice(photos("train")), 0.2)
+    photo, whole = rng.choices(photos("train"), _weights())[0]
+    image = _crop(rng, photo, whole)
     longer = rng.randint(64, 160)
     scale = longer / max(image.size)
     size = (max(8, round(image.width * scale)), max(8, round(image.height * scale)))
