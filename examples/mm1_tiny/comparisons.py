@@ -122,9 +122,11 @@ def _same_look(first: Scene, second: Scene, rng: random.Random, pairs: str):
         return None
     a, b = first.things[0], second.things[0]
     if rng.random() < 0.5:
-        question, same = w.fill(w.SAME_COLOUR, rng), a.colour == b.colour
+        templates, same = w.SAME_COLOUR, a.colour == b.colour
     else:
-        question, same = w.fill(w.SAME_SHAPE, rng), a.shape == b.shape
+        templates, same = w.SAME_SHAPE, a.shape == b.shape
+    thing = w.noun(rng, shape=False)
+    question = w.fill(templates, rng, thing=thing, things=thing + "s")
     return Question("compare", question, yes(same))
 
 

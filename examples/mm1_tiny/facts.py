@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from examples.mm1_tiny.scenes import COLOURS, SHAPES
+from examples.mm1_tiny.scenes import COLOURS, SHAPES, TRAINING_PAIRS
 from examples.mm1_tiny.wordings import listed, voiced, with_article
 
 NUMBERS = (
@@ -19,14 +19,13 @@ MONTHS = (
 )  # fmt: skip
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = (
-    "cat", "dog", "sun", "tree", "fish", "book", "house", "apple", "bird", "water",
+    "cat", "dog", "sun", "tree", "fish", "book", "house", "door", "bird", "water",
     "milk", "bread", "table", "chair", "snow", "rain", "moon", "hand", "shoe", "cup",
     "box", "car", "key", "map", "pen", "hat", "egg", "leaf", "lamp", "ship",
 )  # fmt: skip
 ANIMALS = ("cat", "dog", "fish", "bird", "horse", "cow", "sheep", "mouse", "duck")
-FOODS = ("bread", "milk", "cheese", "apple", "egg", "soup", "rice", "cake", "pear")
+FOODS = ("bread", "milk", "cheese", "butter", "egg", "soup", "rice", "cake", "pear")
 CORNERS = {"circle": 0, "square": 4, "triangle": 3, "star": 10}
-POINTS = {"star": 5, "triangle": 3, "square": 4}
 TYPICAL = {
     "red": ("a ripe tomato", "blood", "a stop sign"),
     "green": ("grass", "a leaf", "a frog"),
@@ -132,10 +131,9 @@ def _kind_of_word(rng: random.Random) -> Fact:
         (("colour", COLOURS), ("shape", SHAPES), ("animal", ANIMALS), ("food", FOODS),
          ("number", NUMBERS), ("day", DAYS), ("month", MONTHS[:4]))
     )  # fmt: skip
-    return (
-        f"What is {rng.choice(words)}: a colour, shape, animal, food, number, day or month?",
-        sort,
-    )
+    word = rng.choice(words)
+    sorts = "a colour, shape, animal, food, number, day or month"
+    return f"What is {word}: {sorts}?", sort
 
 
 def _typical(rng: random.Random) -> Fact:
@@ -278,8 +276,6 @@ _FACTS: tuple[Callable[[random.Random], Fact], ...] = (
 
 
 def _pair(rng: random.Random) -> tuple[str, str]:
-    from examples.mm1_tiny.scenes import TRAINING_PAIRS
-
     return rng.choice(TRAINING_PAIRS)
 
 
