@@ -10,92 +10,34 @@ The test split uses other handwritten samples, other words and one font family
 (`HELD_OUT_FAMILY`) that training never sees.
 """
 
-import csv
-import gzip
-import importlib.util
 import io
 import math
 import random
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageFilter
 
+from examples.mm1_tiny.glyph_sources import (
+    CAP,
+    Glyph,
+    fonts,
+    handwriting,
+    pick_font,
+    rendered_glyph,
+)
+from examples.mm1_tiny.words import TEST_WORDS, TRAIN_WORDS
 from mm1_mlx.errors import DatasetError
 from mm1_mlx.training.documents import Region
 
-HELD_OUT_FAMILY = "DejaVu Serif"
 MIN_DIGIT_HEIGHT = 0.22  # of the longer side of the canvas
-MIN_LETTER_HEIGHT = 0.18
+MIN_CAPITAL_HEIGHT = 0.18
+MIN_TALL_HEIGHT = 0.24  # of small letters like b and l; an x is about two thirds of it
 MAX_TILT = 8.0  # degrees
 MAX_ASPECT = 2.5
 CANVAS = (64, 224)  # longer side, pixels
-_CAP = 64  # height of a capital in the cached glyph bitmaps, pixels
 _MARGIN = 0.96  # text stays inside this share of the canvas
-
-# (family, file) inside matplotlib/mpl-data/fonts/ttf
-_FONT_FILES = (
-    ("DejaVu Sans", "DejaVuSans.ttf"),
-    ("DejaVu Sans", "DejaVuSans-Bold.ttf"),
-    ("DejaVu Sans", "DejaVuSans-Oblique.ttf"),
-    ("DejaVu Sans Mono", "DejaVuSansMono.ttf"),
-    ("DejaVu Sans Mono", "DejaVuSansMono-Bold.ttf"),
-    ("DejaVu Serif", "DejaVuSerif.ttf"),
-    ("DejaVu Serif", "DejaVuSerif-Bold.ttf"),
-    ("STIX", "STIXGeneral.ttf"),
-    ("STIX", "STIXGeneralBol.ttf"),
-    ("STIX", "STIXGeneralItalic.ttf"),
-    ("Computer Modern", "cmr10.ttf"),
-    ("Computer Modern", "cmb10.ttf"),
-    ("Computer Modern", "cmss10.ttf"),
-    ("Computer Modern", "cmtt10.ttf"),
-)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-TRAIN_WORDS = _words(
-    """
-    ace act add age ago air all and ant any ape arm art ask bad bag ball bank bark base
-    bath bear beat bed bee bell belt best big bike bird bit black blow blue boat body
-    bold bone book born box boy bread brick brown bus busy but buy cake call calm camp
-    can car care cart case cat chair chin city clay clean clock coal coat coin cold come
-    cook corn cow crab cry cup cut dad dark date day deep deer desk dish dog door down
-    draw dress drum duck dust each ear early earth east eat edge egg eight end even eye
-    face fact fair fall far farm fast fat fence few fig film find fine fire fish five
-    flag flat floor fly foam fog food foot fork four fox free frog fruit full fun game
-    gate gift girl give glad glass go goat gold good grass green grow gum hair half hand
-    hat head hear heat help hen her hide high hill hit home hop horn horse hot hour
-    house ice idea in ink iron it jam jar jet job joke jump just keep kid kind king kiss
-    knee knife lake lamp land last late law leaf left leg lemon lift lion lip live log
-    long look lost love luck lunch make man map mark meat men milk mind mix money moon
-    more moth mouse move mud my nail name near neck nest new nice nine no nose not nut
-    oak off oil old on open out owl own page pan park part path pay pear pen pet pick
-    pie pig pin pink pipe plan play pool pot price pull pure queen quiz rain rat read
-    rest rice ride ring river road rock roof rope rose run safe sail salt sand say sea
-    seed set shell ship shop show sign six skin sky sleep slow snow sock soft son song
-    soup spoon star step stop sugar sun swim table tail tap tea ten test tie time to toe
-    top toy tree try two uncle up use van view voice walk wall war wash wax week west
-    wet wheel why win wing wise wolf wood word work year yes you zero zone zoo
-    """
-)
-TEST_WORDS = _words(
-    """
-    able ankle apple arch axe baby bacon band beach bean bolt bow brain brush bug bulb
-    cab cage cave chalk cheek child claw cliff cloud club crown cub dance debt dice dive
-    do dot dove dream echo elbow elm exit fan feast fin flame flock fur gem ghost glove
-    grape hail harp hay he hero hive honey hook hut inch ivy jazz jelly juice kite knot
-    lace lane lens lid lock maid mask maze melon mint mole monk navy net ninja north oat
-    ocean olive onion oven ox paint palm peach pearl piano plum pony quilt rabbi rake
-    reef robe rug ruler salad scarf seal shark shoe silk skate sled so spy stamp storm
-    swan tent thumb tiger toast tooth tulip urn us vase vest vine wagon wand we whale
-    wheat yacht yolk zebra zip
-    """
-)
 
 _DIGIT_QUESTIONS = (
     "What number is this?",
@@ -161,7 +103,7 @@ def sample_digits(rng: random.Random, split: str = "train") -> Glyphs:
     if rng.random() < 0.5:
         glyphs = _handwritten_line(rng, text, split)
         return _picture(rng, text, glyphs, "digit", MIN_DIGIT_HEIGHT, "handwritten")
-    font = _pick_font(rng, split)
+    font = pick_font(rng, split)
     glyphs = _rendered_line(rng, text, font)
     return _picture(rng, text, glyphs, "digit", MIN_DIGIT_HEIGHT, fonts()[font].name)
 
@@ -175,11 +117,13 @@ def sample_word(rng: random.Random, split: str = "train") -> Glyphs:
         word = rng.choice(TRAIN_WORDS)
     else:
         word = _random_letters(rng)
-    drawn = word.upper() if rng.random() < 0.75 else word
-    font = _pick_font(rng, split)
+    drawn, least = word, MIN_TALL_HEIGHT
+    if rng.random() < 0.75:
+        drawn, least = word.upper(), MIN_CAPITAL_HEIGHT
+    font = pick_font(rng, split)
     glyphs = _rendered_line(rng, drawn, font)
     name = fonts()[font].name
-    return _picture(rng, drawn, glyphs, "letter", MIN_LETTER_HEIGHT, name)
+    return _picture(rng, drawn, glyphs, "letter", least, name)
 
 
 def _check_split(split: str) -> None:
@@ -205,129 +149,17 @@ def _random_letters(rng: random.Random) -> str:
 _TEST_WORD_SET = frozenset(TEST_WORDS)
 
 
-# --- fonts ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Font:
-    family: str
-    name: str
-    path: Path | None  # None: Pillow's own
-
-
-def _package_folder(name: str) -> Path | None:
-    """Where a package lies, without importing it."""
-    spec = importlib.util.find_spec(name)
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
-@cache
-def fonts() -> tuple[_Font, ...]:
-    """The fonts on this machine that can be used, those of the held-out family too."""
-    found = [_Font("Pillow", "Pillow default", None)]
-    if folder := _package_folder("matplotlib"):
-        for family, file in _FONT_FILES:
-            path = folder / "mpl-data" / "fonts" / "ttf" / file
-            if path.is_file():
-                found.append(_Font(family, path.stem, path))
-    return tuple(found)
-
-
-@cache
-def _font_numbers(split: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Indices into fonts(): those of training, and the held-out ones (test only)."""
-    seen = tuple(i for i, f in enumerate(fonts()) if f.family != HELD_OUT_FAMILY)
-    held_out = tuple(i for i, f in enumerate(fonts()) if f.family == HELD_OUT_FAMILY)
-    return seen, held_out if split == "test" else ()
-
-
-def _pick_font(rng: random.Random, split: str) -> int:
-    seen, held_out = _font_numbers(split)
-    if held_out and rng.random() < 0.25:
-        return rng.choice(held_out)
-    return rng.choice(seen)
-
-
-@dataclass(frozen=True)
-class _Glyph:
-    """A bitmap and its place on the line. Units: a capital is _CAP high."""
-
-    mask: Image.Image  # L, ink is 255
-    left: float
-    top: float  # from the base line, down is positive
-    width: float
-    height: float
-    advance: float
-
-
-@cache
-def _scaled_font(number: int) -> ImageFont.FreeTypeFont:
-    path = fonts()[number].path
-
-    def at(size: float) -> ImageFont.FreeTypeFont:
-        if path is None:
-            return ImageFont.load_default(size)
-        return ImageFont.truetype(str(path), size)
-
-    top, bottom = at(200).getbbox("H", anchor="ls")[1::2]
-    return at(200 * _CAP / (bottom - top))
-
-
-@cache
-def _rendered_glyph(number: int, char: str) -> _Glyph:
-    font = _scaled_font(number)
-    left, top, right, bottom = font.getbbox(char, anchor="ls")
-    mask = Image.new("L", (right - left, bottom - top))
-    draw = ImageDraw.Draw(mask)
-    draw.text((-left, -top), char, fill=255, font=font, anchor="ls")
-    width, height = mask.size
-    return _Glyph(mask, left, top, width, height, font.getlength(char))
-
-
-@cache
-def _handwriting(split: str) -> tuple[tuple[_Glyph, ...], ...]:
-    """Handwritten samples per digit 0..9. Every fifth of the file is for the test."""
-    folder = _package_folder("sklearn")
-    path = folder and folder / "datasets" / "data" / "digits.csv.gz"
-    if path is None or not path.is_file():
-        raise DatasetError(
-            "The handwritten digits of scikit-learn are missing. "
-            "Install the extra 'train': pip install 'mm1_mlx[train]'."
-        )
-    digits: list[list[_Glyph]] = [[] for _ in range(10)]
-    with gzip.open(path, "rt") as file:
-        for index, row in enumerate(csv.reader(file)):
-            if (index % 5 == 4) != (split == "test"):
-                continue
-            values = np.array([float(v) for v in row])
-            digits[int(values[64])].append(_handwritten_glyph(values[:64]))
-    return tuple(tuple(d) for d in digits)
-
-
-def _handwritten_glyph(values: np.ndarray) -> _Glyph:
-    """One 8x8 sample (64 values of 0..16), cut to its ink, with a soft border."""
-    pixels = values.reshape(8, 8)
-    rows = np.flatnonzero(pixels.max(1) >= 4)
-    columns = np.flatnonzero(pixels.max(0) >= 4)
-    pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    pixels = np.pad(pixels, 1)
-    mask = Image.fromarray(np.clip(pixels * 16, 0, 255).astype(np.uint8))
-    unit = _CAP / (len(rows) + 1)  # half of the soft border counts as ink
-    width, height = mask.width * unit, mask.height * unit
-    return _Glyph(mask, 0, -height, width, height, width)
-
-
 # --- a line of glyphs ----------------------------------------------------------------
 
-_Line = list[tuple[_Glyph, float, float, float, float]]  # glyph and box on the line
+_Line = list[tuple[Glyph, float, float, float, float]]  # glyph and box on the line
 
 
 def _rendered_line(rng: random.Random, text: str, font: int) -> _Line:
     stretch = rng.uniform(0.8, 1.15) if rng.random() < 0.5 else 1.0
-    gap = _CAP * (rng.uniform(-0.02, 0.3) if rng.random() < 0.6 else 0.0)
+    gap = CAP * (rng.uniform(-0.02, 0.3) if rng.random() < 0.6 else 0.0)
     line, x = [], 0.0
     for char in text:
-        glyph = _rendered_glyph(font, char)
+        glyph = rendered_glyph(font, char)
         left = x + glyph.left * stretch
         right = left + glyph.width * stretch
         line.append((glyph, left, glyph.top, right, glyph.top + glyph.height))
@@ -336,13 +168,13 @@ def _rendered_line(rng: random.Random, text: str, font: int) -> _Line:
 
 
 def _handwritten_line(rng: random.Random, text: str, split: str) -> _Line:
-    samples = _handwriting(split)
-    gap = _CAP * rng.uniform(-0.05, 0.3)
+    samples = handwriting(split)
+    gap = CAP * rng.uniform(-0.05, 0.3)
     line, x = [], 0.0
     for char in text:
         glyph = rng.choice(samples[int(char)])
         width = glyph.width * rng.uniform(0.85, 1.15)
-        drop = _CAP * rng.uniform(-0.06, 0.06)
+        drop = CAP * rng.uniform(-0.06, 0.06)
         line.append((glyph, x, glyph.top + drop, x + width, drop))
         x += width + gap
     return line
@@ -413,7 +245,7 @@ def _fit(
             (size[0] - 2) / (width * cos + height * sin),
             (size[1] - 2) / (width * sin + height * cos),
         )
-        smallest = least * longer / _CAP
+        smallest = least * longer / CAP
         if largest > smallest:
             break
     scale = smallest + max(largest - smallest, 0.0) * rng.random() ** 1.2

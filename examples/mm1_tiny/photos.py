@@ -6,15 +6,14 @@ by photograph, and the test split is plain crops of its photographs. Training ha
 photographs, so it also mixes them and adds textures from `textures.py`.
 """
 
-import importlib.util
 import random
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat
 
+from examples.mm1_tiny.glyph_sources import package_folder
 from examples.mm1_tiny.textures import POOL_SIDE, POOL_SIZE, may_be_cut, texture
 from mm1_mlx.errors import DatasetError
 
@@ -65,7 +64,7 @@ _LEAST_SPREAD = 7.0  # grey levels; a flatter crop shows nothing
 
 
 def sample_unknown(rng: random.Random, split: str = "train") -> Image.Image:
-    """A picture of another kind than scenes, numbers and words: RGB, 20 to 288 px."""
+    """A picture of another kind than scenes, numbers and words: RGB, 24 to 288 px."""
     if split == "test":
         return _crop(rng, *rng.choice(photos("test")))
     if split != "train":
@@ -76,12 +75,6 @@ def sample_unknown(rng: random.Random, split: str = "train") -> Image.Image:
             return image
 
 
-def _package_folder(name: str) -> Path | None:
-    """Where a package lies, without importing it."""
-    spec = importlib.util.find_spec(name)
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
 @cache
 def photos(split: str) -> tuple[tuple[Photo, Image.Image], ...]:
     """The photographs of a split with their pictures: RGB, at most 288 px.
@@ -90,7 +83,7 @@ def photos(split: str) -> tuple[tuple[Photo, Image.Image], ...]:
     """
     found = []
     for photo in TRAIN_PHOTOS if split == "train" else TEST_PHOTOS:
-        folder = _package_folder(photo.package)
+        folder = package_folder(photo.package)
         if folder is None and photo.package == "matplotlib":
             continue
         if folder is None or not (folder / photo.path).is_file():
@@ -114,7 +107,7 @@ def _weights() -> tuple[float, ...]:
 @cache
 def _faces() -> tuple[Image.Image, ...]:
     """Small grey photographs of scikit-image, for training only."""
-    folder = _package_folder("skimage")
+    folder = package_folder("skimage")
     if folder is None or not (folder / _FACES).is_file():
         return ()
     pixels = np.load(folder / _FACES)[:100]
