@@ -1,0 +1,81 @@
+"""MM1 in MLX: a model that answers questions about pictures.
+
+    from mm1_mlx import load, generate
+
+    model, processor = load("mm1-tiny")
+    print(generate(model, processor, "What is this?", images=["shapes.png"]))
+
+The names below are loaded when they are first used, so that importing the package is
+instant and `--help` needs no MLX.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+# Checked before anything that an older Python cannot read, so this file keeps to
+# syntax that it can. `name` lets `python -m` say it in one line.
+if sys.version_info < (3, 11):  # noqa: UP036 - a clone can be run without an install
+    raise ImportError(
+        "mm1_mlx needs Python 3.11 or newer, but this is Python "
+        + ".".join(str(part) for part in sys.version_info[:3])
+        + " ("
+        + str(sys.executable)
+        + "). Make the virtual environment with a newer one, such as python3.12.",
+        name="mm1_mlx",
+    )
+
+from mm1_mlx._version import __version__
+
+if TYPE_CHECKING:
+    from mm1_mlx.config import MM1Config
+    from mm1_mlx.errors import MM1Error
+    from mm1_mlx.inference.generation import (
+        GenerationResponse,
+        batch_generate,
+        generate,
+        stream_generate,
+    )
+    from mm1_mlx.inputs.processor import Processor
+    from mm1_mlx.loading import load, save
+    from mm1_mlx.models.mm1 import MM1
+
+__all__ = [
+    "MM1",
+    "GenerationResponse",
+    "MM1Config",
+    "MM1Error",
+    "Processor",
+    "__version__",
+    "batch_generate",
+    "generate",
+    "load",
+    "save",
+    "stream_generate",
+]
+
+# Where each public name lives. A verb that is also a door (`generate`) is here as the
+# verb; see mm1_mlx/cli/verbs.py for how both share the name.
+_HOMES = {
+    "MM1": "mm1_mlx.models.mm1",
+    "MM1Config": "mm1_mlx.config",
+    "MM1Error": "mm1_mlx.errors",
+    "GenerationResponse": "mm1_mlx.inference.generation",
+    "Processor": "mm1_mlx.inputs.processor",
+    "batch_generate": "mm1_mlx.inference.generation",
+    "generate": "mm1_mlx.inference.generation",
+    "load": "mm1_mlx.loading",
+    "save": "mm1_mlx.loading",
+    "stream_generate": "mm1_mlx.inference.generation",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mm1_mlx' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

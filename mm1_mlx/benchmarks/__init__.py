@@ -1,0 +1,1 @@
+"""What `python -m mm1_mlx.benchmark` measures, one module per subject."""

@@ -1,0 +1,22 @@
+"""The table of doors: the commands of `python -m mm1_mlx NAME`."""
+
+from importlib import import_module
+
+# name: (module with main(argv) -> exit code, what it does)
+DOORS = {
+    "generate": ("mm1_mlx.generate", "answer a prompt about images"),
+    "info": ("mm1_mlx.info", "parts, parameters and memory of a model"),
+    "convert": ("mm1_mlx.convert.__main__", "make a model folder from other weights"),
+    "pretrain": ("mm1_mlx.pretrain", "train a model from scratch, MM1's recipe"),
+    "benchmark": ("mm1_mlx.benchmark", "measure start-up on this machine"),
+}
+
+
+def open_door(name: str, argv: list[str]) -> int:
+    """Run the door `name` (a key of DOORS) with its arguments; give its exit code."""
+    return import_module(DOORS[name][0]).main(argv)
+
+
+def table() -> str:
+    """The doors, one line each, for `--help`."""
+    return "\n".join(f"  {name:<10} {what}" for name, (_, what) in DOORS.items())

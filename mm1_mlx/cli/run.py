@@ -1,0 +1,87 @@
+"""How a door ends: its exit code, and one line for whatever went wrong."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from mm1_mlx.cli.backend import require_mlx
+from mm1_mlx.cli.parser import Parser
+from mm1_mlx.errors import MM1Error
+
+OK, FAILED, INTERRUPTED, CLOSED_PIPE = 0, 1, 130, 141  # 128 + signal, as shells count
+
+
+def run_door(
+    parser: Parser,
+    run: Callable[[argparse.Namespace], int | None],
+    argv: list[str] | None = None,
+    *,
+    needs_mlx: bool = True,
+) -> int:
+    """Parse `argv`, call `run`, and give the exit code.
+
+    A usage error exits with 2 (argparse). MM1Error and what the system refuses are one
+    line `error: ...` on stderr and 1; `--debug` adds the traceback. Ctrl-C gives 130;
+    what was printed stays.
+    """
+    _never_fail_to_print()
+    args = parser.parse_args(argv)
+    try:
+        if needs_mlx:
+            require_mlx()
+        code = run(args) or OK
+        sys.stdout.flush()  # here, so that a closed pipe is met inside the try
+        return code
+    except KeyboardInterrupt:
+        _end_line()
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`head`) has gone. Point stdout elsewhere, or Python complains
+        # when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except Exception as error:
+        if getattr(args, "debug", False):
+            import traceback
+
+            traceback.print_exc()
+        _end_line()
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return FAILED
+
+
+def explain(error: BaseException) -> str:
+    """One line for the user about `error`, whatever it is."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MM1Error):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else text
+    if isinstance(error, MemoryError) or "Unable to allocate" in text:
+        return (
+            f"Not enough memory ({text or 'MemoryError'}). Use a smaller model, fewer "
+            f"or smaller images, or a shorter prompt."
+        )
+    return (
+        f"unexpected {type(error).__name__}: {text or 'no message'}. This is a bug in "
+        f"mm1_mlx: please report it with what --debug prints."
+    )
+
+
+def _never_fail_to_print() -> None:
+    """A terminal that cannot show a character shows '?' instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _end_line() -> None:
+    """Finish a half-printed answer, so that the next line stands on its own."""
+    try:
+        if sys.stdout.isatty():
+            print(flush=True)
+        else:
+            sys.stdout.flush()
+    except OSError:
+        pass

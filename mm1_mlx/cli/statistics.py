@@ -1,0 +1,55 @@
+"""What a run cost: the lines that users of mlx-lm and mlx-vlm know, and one object."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mm1_mlx.inference.generation import GenerationResponse
+
+# The fields of the JSON object that are taken over as they are.
+_FIELDS = (
+    "text",
+    "token_ids",
+    "finish_reason",
+    "prompt_tokens",
+    "prompt_tps",
+    "generation_tokens",
+    "generation_tps",
+    "ttft",
+    "num_images",
+    "image_tokens",
+    "image_seconds",
+    "peak_memory",
+)
+
+
+def statistics(response: "GenerationResponse", image_size: int) -> str:
+    """The block for stderr. `image_size`: pixels per side of what the model saw.
+
+    Scripts read the lines Prompt, Generation and Peak memory, so these keep the words
+    of mlx-lm. The decode rate leaves out the first token, which the prompt paid for.
+    """
+    lines = ["=" * 10]
+    if response.num_images:
+        lines.append(
+            f"Image: {response.num_images} ({image_size}x{image_size}), "
+            f"{response.image_tokens} tokens, encode {response.image_seconds:.2f} s"
+        )
+    lines += [
+        f"Prompt: {response.prompt_tokens} tokens, "
+        f"{response.prompt_tps:.3f} tokens-per-sec",
+        f"Generation: {response.generation_tokens} tokens, "
+        f"{response.generation_tps:.3f} tokens-per-sec",
+        f"TTFT: {response.ttft:.2f} s",
+        f"Peak memory: {response.peak_memory:.3f} GB",
+    ]
+    return "\n".join(lines)
+
+
+def as_json(response: "GenerationResponse", **more: Any) -> str:
+    """One JSON object on one line: the whole answer, its statistics, and `more`."""
+    import json
+
+    values = {name: getattr(response, name) for name in _FIELDS} | more
+    # A rate of one token is not a number; JSON has no NaN.
+    values = {k: None if v != v else v for k, v in values.items()}
+    return json.dumps(values, ensure_ascii=False)

@@ -1,0 +1,263 @@
+"""python -m mm1_mlx.generate: answer a prompt about images."""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from mm1_mlx.cli.parser import Parser, number, whole_number
+from mm1_mlx.cli.run import run_door
+from mm1_mlx.cli.verbs import make_callable
+from mm1_mlx.errors import PromptError
+
+make_callable(__name__, "mm1_mlx.inference.generation")
+
+DEFAULT_MODEL = "mm1-tiny"
+
+_ABOUT_TINY = (
+    "note: mm1-tiny, the built-in model, knows drawn shapes, digits and short words in "
+    "English, nothing else. Another model: --model NAME_OR_FOLDER (see README.md)."
+)
+
+_EXAMPLES = """examples:
+  python -m mm1_mlx.generate --image a.png -p "What colour is the star?"
+  python -m mm1_mlx.generate --image a.png b.png -p "Which has more circles?"
+  cat question.txt | python -m mm1_mlx.generate --image a.png -p - --json
+"""
+
+
+def parser() -> Parser:
+    """The flags of this door; the names are those of mlx-lm and mlx-vlm."""
+    parser = Parser(
+        prog="mm1_mlx generate",
+        description="Answer a prompt about images. The answer goes to stdout, "
+        "everything else to stderr.",
+        epilog=_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("--model", metavar="NAME", help=f"name, folder or hub id ({DEFAULT_MODEL})")
+    add(
+        "--image",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="one or more pictures, in the order of their places; may be repeated",
+    )
+    add(
+        "-p",
+        "--prompt",
+        required=True,
+        metavar="TEXT",
+        help="with <image> where each picture belongs (else they come first); "
+        "'-' reads stdin",
+    )
+    add("--system", metavar="TEXT", help="system prompt")
+    _add_sampling(parser)
+    _add_images(parser)
+    _add_cache(parser)
+    _add_output(parser)
+    return parser
+
+
+def _add_sampling(parser: Parser) -> None:
+    group = parser.add_argument_group("choosing tokens")
+    add = group.add_argument
+    add(
+        "-m",
+        "--max-tokens",
+        type=whole_number(1),
+        default=256,
+        metavar="N",
+        help="longest answer (%(default)s)",
+    )
+    add(
+        "--temp",
+        "--temperature",
+        dest="temp",
+        type=number(0),
+        default=0.0,
+        metavar="T",
+        help="0 takes the likeliest token (%(default)s)",
+    )
+    add(
+        "--top-p",
+        type=number(0, 1, above=True),
+        default=1.0,
+        metavar="P",
+        help="likeliest tokens that reach this probability together (%(default)s)",
+    )
+    add(
+        "--top-k",
+        type=whole_number(0),
+        default=0,
+        metavar="K",
+        help="the K likeliest tokens; 0 is all (%(default)s)",
+    )
+    add(
+        "--min-p",
+        type=number(0, 1),
+        default=0.0,
+        metavar="P",
+        help="tokens at least P times as likely as the likeliest (%(default)s)",
+    )
+    add(
+        "--repetition-penalty",
+        type=number(0, above=True),
+        metavar="R",
+        help="above 1 makes tokens of the last few less likely (off)",
+    )
+    add(
+        "--repetition-context-size",
+        type=whole_number(1),
+        default=20,
+        metavar="N",
+        help="how many are the last few (%(default)s)",
+    )
+    add("--seed", type=whole_number(0), metavar="N", help="same seed, same answer")
+    add(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end the answer before this text; may be repeated",
+    )
+
+
+def _add_images(parser: Parser) -> None:
+    group = parser.add_argument_group("pictures")
+    add = group.add_argument
+    add(
+        "--resize-mode",
+        choices=("squash", "crop", "pad"),
+        help="how a picture becomes a square (as the model was trained)",
+    )
+    add(
+        "--max-image-pixels",
+        type=whole_number(1),
+        metavar="N",
+        help="refuse pictures with more pixels than this",
+    )
+    add(
+        "--allow-url",
+        action="store_true",
+        help="let --image be an https address too",
+    )
+
+
+def _add_cache(parser: Parser) -> None:
+    group = parser.add_argument_group("memory")
+    add = group.add_argument
+    add("--kv-bits", type=int, choices=(4, 8), help="store keys and values in few bits")
+    add(
+        "--kv-group-size",
+        type=int,
+        choices=(32, 64, 128),
+        default=64,
+        help="values per scale of --kv-bits (%(default)s)",
+    )
+    add(
+        "--prefill-step-size",
+        type=whole_number(1),
+        default=2048,
+        metavar="N",
+        help="prompt tokens per step: less memory, more steps (%(default)s)",
+    )
+
+
+def _add_output(parser: Parser) -> None:
+    group = parser.add_argument_group("output")
+    add = group.add_argument
+    add("--json", action="store_true", help="one JSON object in place of the text")
+    how_much = group.add_mutually_exclusive_group()
+    how_much.add_argument("--quiet", action="store_true", help="only the answer")
+    how_much.add_argument(
+        "--verbose", action="store_true", help="also the model, device and load time"
+    )
+    parser.add_debug(group)
+
+
+def read_prompt(given: str) -> str:
+    """The prompt's text: what was given, or all of stdin for '-'."""
+    if given == "-":
+        try:
+            return sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise PromptError(
+                f"The prompt on stdin is not UTF-8 text (byte {error.start}). Save it "
+                f"as UTF-8."
+            ) from error
+    if any("\ud800" <= letter <= "\udfff" for letter in given):
+        raise PromptError(
+            "The prompt is not UTF-8 text. Check the terminal's encoding, or give it "
+            "in a file: -p - < FILE."
+        )
+    return given
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load, answer, print."""
+    prompt = read_prompt(args.prompt)
+    if args.model is None and not args.quiet:
+        print(_ABOUT_TINY, file=sys.stderr)
+
+    from mm1_mlx.cli.statistics import as_json, statistics
+    from mm1_mlx.loading import load
+
+    start = time.perf_counter()
+    name = args.model or DEFAULT_MODEL
+    model, processor = load(name)
+    if args.verbose:
+        _print_setting(name, time.perf_counter() - start)
+
+    if args.json:
+        from mm1_mlx.inference.generation import generate
+
+        last = generate(model, processor, prompt, args.image, **_settings(args))
+        print(as_json(last, model=name))
+    else:
+        last = _stream(model, processor, prompt, args)
+    if not args.quiet:
+        size = model.config.vision_config.image_size
+        print(statistics(last, size), file=sys.stderr)
+
+
+def _stream(model: Any, processor: Any, prompt: str, args: argparse.Namespace) -> Any:
+    """Print the answer as it comes; give the last response."""
+    from mm1_mlx.inference.generation import stream_generate
+
+    last = None
+    for last in stream_generate(
+        model, processor, prompt, args.image, **_settings(args)
+    ):
+        print(last.text, end="", flush=True)
+    print(flush=True)
+    return last
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    names = (
+        "system max_tokens temp top_p top_k min_p repetition_penalty "
+        "repetition_context_size seed stop kv_bits kv_group_size prefill_step_size"
+    )
+    return {name: getattr(args, name) for name in names.split()}
+
+
+def _print_setting(name: str, seconds: float) -> None:
+    from importlib.metadata import version
+
+    import mlx.core as mx
+
+    print(
+        f"Model: {name}, load {seconds:.2f} s, {mx.default_device()}, "
+        f"mlx {version('mlx')}",
+        file=sys.stderr,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command: arguments in, exit code out."""
+    return run_door(parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
