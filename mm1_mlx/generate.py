@@ -53,6 +53,7 @@ def parser() -> Parser:
         "'-' reads stdin",
     )
     add("--system", metavar="TEXT", help="system prompt")
+    _add_length(parser)
     _add_sampling(parser)
     _add_images(parser)
     _add_cache(parser)
@@ -60,8 +61,8 @@ def parser() -> Parser:
     return parser
 
 
-def _add_sampling(parser: Parser) -> None:
-    group = parser.add_argument_group("choosing tokens")
+def _add_length(parser: Parser) -> None:
+    group = parser.add_argument_group("length of the answer")
     add = group.add_argument
     add(
         "-m",
@@ -69,8 +70,19 @@ def _add_sampling(parser: Parser) -> None:
         type=whole_number(1),
         default=256,
         metavar="N",
-        help="longest answer (%(default)s)",
+        help="tokens at most (%(default)s)",
     )
+    add(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end before this text; may be repeated",
+    )
+
+
+def _add_sampling(parser: Parser) -> None:
+    group = parser.add_argument_group("choosing tokens")
+    add = group.add_argument
     add(
         "--temp",
         "--temperature",
@@ -115,12 +127,6 @@ def _add_sampling(parser: Parser) -> None:
         help="how many are the last few (%(default)s)",
     )
     add("--seed", type=whole_number(0), metavar="N", help="same seed, same answer")
-    add(
-        "--stop",
-        action="append",
-        metavar="TEXT",
-        help="end the answer before this text; may be repeated",
-    )
 
 
 def _add_images(parser: Parser) -> None:

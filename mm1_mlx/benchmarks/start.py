@@ -120,7 +120,7 @@ def machine() -> dict[str, str]:
 
 def _version(package: str) -> str:
     if package == "mm1_mlx":
-        from mm1_mlx import __version__
+        from mm1_mlx._version import __version__
 
         return __version__
     try:
