@@ -214,7 +214,9 @@ class MoEConfig(_Strict):
     num_local_experts: int
     num_experts_per_tok: int = 2  # MM1 section 4
     sparse_step: int = 2  # one layer in this many is sparse
-    first_sparse_layer: int = 1  # MM1 does not say; axlearn starts dense, MoE-LLaVA at 0
+    first_sparse_layer: int = (
+        1  # MM1 does not say; axlearn starts dense, MoE-LLaVA at 0
+    )
     norm_topk_prob: bool = True  # the chosen weights sum to 1
     router_aux_loss_coef: float = 0.01  # MM1 section 4
     router_z_loss_coef: float = 0.001  # MM1 section 4
@@ -365,7 +367,8 @@ class MM1Config(_Strict):
             )
         if not 0 <= self.image_token_id < 2**31:
             raise ConfigError(
-                f"config.image_token_id is {self.image_token_id}, but must be 0 or more."
+                f"config.image_token_id is {self.image_token_id}, but must be 0 or "
+                f"more."
             )
 
     @property

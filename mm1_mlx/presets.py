@@ -109,7 +109,7 @@ for _size in (224, 336, 448):
 def _decoder(
     width: int, layers: int, heads: int, kv_heads: int, ffn: int
 ) -> DecoderConfig:
-    """A decoder in the style of [axlearn]'s models: every value but the context is ours.
+    """A decoder in the style of [axlearn]'s models; all but the context is ours.
 
     Style: pre-norm RMSNorm with eps 1e-5, SwiGLU, RoPE, normalised queries and keys, no
     bias. The context of 4096 tokens is [MM1] section 4.

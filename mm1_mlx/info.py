@@ -1,0 +1,222 @@
+"""python -m mm1_mlx.info: parts, parameters and memory of a model."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mm1_mlx import memory
+from mm1_mlx.cli.parser import Parser, did_you_mean, whole_number
+from mm1_mlx.cli.run import run_door
+from mm1_mlx.config import DecoderConfig, MM1Config, VisionConfig
+from mm1_mlx.errors import CheckpointError
+from mm1_mlx.presets import ENCODERS, MODELS, PRESETS
+
+BITS = (16, 8, 4)
+
+_ASSETS = Path(__file__).parent / "assets"
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="mm1_mlx.info",
+        description="Parts, parameters and memory of a model; no weights are loaded.",
+    )
+    add = p.add_argument
+    add("--model", help="a preset, a model folder or mm1-tiny; without it: the presets")
+    add(
+        "--tokens",
+        type=whole_number(1),
+        default=2048,
+        help="tokens in the cache for 'fits'; default: %(default)s",
+    )
+    add(
+        "--images",
+        type=whole_number(0),
+        default=1,
+        help="images encoded at once for 'fits'; default: %(default)s",
+    )
+    add("--json", action="store_true", help="print one JSON object")
+    p.add_debug()
+    return p
+
+
+def find_config(name: str) -> tuple[MM1Config | VisionConfig, Path | None]:
+    """The configuration of a preset, a folder or a built-in model, and its folder.
+
+    A folder wins over a preset of the same name, so that a user's files are never
+    hidden.
+    """
+    for folder in (Path(name).expanduser(), _ASSETS / name):
+        file = folder / "config.json"
+        if file.is_file():
+            return _read(file), folder
+    if name in PRESETS:
+        return PRESETS[name], None
+    if Path(name).expanduser().is_dir():
+        raise CheckpointError(f"The folder {name!r} has no config.json.")
+    close = did_you_mean(name, PRESETS)
+    raise CheckpointError(
+        f"There is no model {name!r}: not a preset, not a folder with a config.json"
+        f"{close or '; run mm1_mlx.info without --model for the presets'}."
+    )
+
+
+def _read(file: Path) -> MM1Config:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
+    return MM1Config.from_dict(values)
+
+
+def describe(
+    config: MM1Config | VisionConfig | DecoderConfig,
+    tokens: int = 2048,
+    images: int = 1,
+) -> dict[str, Any]:
+    """Everything the table shows, in parameters and bytes."""
+    parts = memory.count_parameters(config)
+    rows = [(name, part) for name, part in parts.items() if part.total]
+    rows.append(("all", parts.all))
+    needed = {b: memory.needed_bytes(config, b, tokens, images) for b in BITS}
+    here = memory.estimated_working_set()
+    values: dict[str, Any] = {
+        "parameters": {
+            name: {"total": part.total, "active": part.active} for name, part in rows
+        },
+        "weight_bytes": {str(b): memory.weight_bytes(parts, b) for b in BITS},
+        "needed_bytes": {str(b): n for b, n in needed.items()},
+        "macs_gb": {str(b): memory.fitting_macs(n) for b, n in needed.items()},
+        "tokens": tokens,
+        "images": images,
+        "working_set_bytes": here,
+        "fits_here": {str(b): n <= here for b, n in needed.items()},
+    }
+    vision = config.vision_config if isinstance(config, MM1Config) else config
+    if isinstance(vision, VisionConfig):
+        values["image"] = {
+            "size": vision.image_size,
+            "patches": vision.num_patches,
+            "bytes": memory.image_bytes(vision, max(images, 1)),
+        }
+    if isinstance(config, MM1Config):
+        values["image"]["tokens"] = config.tokens_per_image
+    text = config.text_config if isinstance(config, MM1Config) else config
+    if isinstance(text, DecoderConfig):
+        values["context"] = text.max_position_embeddings
+        values["kv_bytes_per_1k_tokens"] = memory.kv_bytes(text, 1000)
+    return values
+
+
+def _count(number: int) -> str:
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= unit:
+            return f"{number / unit:.{3 if name == 'B' else 1}f} {name}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= unit:
+            return f"{number / unit:.1f} {name}"
+    return f"{number} B"
+
+
+def table(name: str, values: dict[str, Any]) -> str:
+    """What `describe` gave, for people."""
+    lines = [name, "", f"{'parameters':<24}{'total':>12}{'active':>12}"]
+    for part, count in values["parameters"].items():
+        lines.append(
+            f"  {part:<22}{_count(count['total']):>12}{_count(count['active']):>12}"
+        )
+    lines += ["", f"{'memory':<24}" + "".join(f"{b} bit".rjust(12) for b in BITS)]
+
+    def row(label: str, cells: list[str]) -> None:
+        lines.append(f"  {label:<22}" + "".join(c.rjust(12) for c in cells))
+
+    row("weights", [_bytes(values["weight_bytes"][str(b)]) for b in BITS])
+    row("in use", [_bytes(values["needed_bytes"][str(b)]) for b in BITS])
+    macs = [values["macs_gb"][str(b)] for b in BITS]
+    row("fits a Mac from", [f"{m[0]} GB" if m else "none" for m in macs])
+    row(
+        "fits this machine",
+        ["yes" if values["fits_here"][str(b)] else "no" for b in BITS],
+    )
+    lines.append("")
+    if "image" in values:
+        image = values["image"]
+        shown = f"{image['size']}x{image['size']} pixels, {image['patches']} patches"
+        if "tokens" in image:
+            shown += f", {image['tokens']} tokens"
+        lines.append(f"  {'image':<22}{shown}")
+    if "context" in values:
+        lines.append(f"  {'context':<22}{values['context']} tokens")
+        kv = _bytes(values["kv_bytes_per_1k_tokens"])
+        lines.append(f"  {'KV cache':<22}{kv} per 1000 tokens at 16 bit")
+    for key, label in (("disk_bytes", "on disk"), ("stored_bits", "stored bits")):
+        if key in values:
+            shown = _bytes(values[key]) if key == "disk_bytes" else values[key]
+            lines.append(f"  {label:<22}{shown}")
+    lines += ["", *_notes(values)]
+    return "\n".join(lines)
+
+
+def _notes(values: dict[str, Any]) -> list[str]:
+    notes = [
+        "active: without the experts that a token is not sent to.",
+        "8 and 4 bit: the decoder in groups of 64; encoder and connector at 16 bit.",
+        f"in use: weights, the KV cache of {values['tokens']} tokens, and what the "
+        f"encoder ({values['images']}",
+        "  image(s) at once) or the prompt needs, whichever is more; an estimate.",
+        "A Mac's GPU is counted with 2/3 of its memory, above 36 GB with 3/4.",
+    ]
+    if values.get("preset"):
+        notes.append("Apple did not publish its language model's dimensions: ours.")
+    return notes
+
+
+def list_presets() -> str:
+    """The presets, one line each."""
+    lines = ["models"]
+    for name, config in MODELS.items():
+        count = memory.count_parameters(config)
+        size = f"{_count(count.all.total):>10}"
+        if count.experts.total:
+            size += f", {_count(count.all.active)} active"
+        lines.append(f"  {name:<18}{size}")
+    lines.append("encoders")
+    for name, config in ENCODERS.items():
+        size = _count(memory.count_parameters(config).all.total)
+        pixels = f"{config.image_size}x{config.image_size}"
+        lines.append(f"  {name:<18}{size:>10}, {pixels}, {config.num_patches} patches")
+    lines += ["", "More on one: python -m mm1_mlx.info --model NAME"]
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.model is None:
+        print(json.dumps(list(PRESETS)) if args.json else list_presets())
+        return
+    config, folder = find_config(args.model)
+    values = describe(config, args.tokens, args.images)
+    if folder is None:
+        values["preset"] = isinstance(config, MM1Config)
+    else:
+        files = folder.glob("*.safetensors")
+        values["disk_bytes"] = sum(file.stat().st_size for file in files)
+    if isinstance(config, MM1Config) and config.quantization:
+        values["stored_bits"] = config.quantization.get("bits")
+    if args.json:
+        print(json.dumps({"model": args.model, **values}))
+    else:
+        print(table(args.model, values))
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_door(parser(), run, argv, needs_mlx=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
