@@ -205,37 +205,42 @@ def _text(rng: random.Random) -> Document:
 
 
 def corpus(rng: random.Random, n: int) -> Iterator[str]:
-    """n lines of all text the model will meet, to train its vocabulary on."""
+    """Lines of all text the model will meet, from n questions or sentences.
+
+    Questions and answers are lines of their own: an answer follows a role mark, so it
+    starts without a space.
+    """
     for _ in range(n):
-        yield _line(rng)
+        yield from _line(rng).split("\n")
 
 
 def _line(rng: random.Random) -> str:
+    """A sentence, or a question and its answer with a line break between."""
     kind = rng.random()
     if kind < 0.45:
         found = rng.choice(q.ask(s.sample_scene(rng), rng))
-        return f"{found.question} {found.answer}"
+        return f"{found.question}\n{found.answer}"
     if kind < 0.58:
         found = rng.choice(compare(*s.sample_two_scenes(rng), rng))
-        return f"{found.question} {found.answer}"
+        return f"{found.question}\n{found.answer}"
     if kind < 0.64:
         which = rng.choice(("first", "second"))
         found = rng.choice(q.ask(s.sample_scene(rng), rng, which=which))
-        return f"{found.question} {found.answer}"
+        return f"{found.question}\n{found.answer}"
     if kind < 0.78:
-        return " ".join(facts.text_only(rng))
+        return "\n".join(facts.text_only(rng))
     if kind < 0.82:
         return facts.sentence(rng)
     if kind < 0.88:
-        return f"{glyphs.digit_questions(rng)} {rng.randrange(1000)}"
+        return f"{glyphs.digit_questions(rng)}\n{rng.randrange(1000)}"
     if kind < 0.97:
         letters = "".join(
             rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randint(2, 5))
         )
         word = rng.choice(glyphs.TRAIN_WORDS).upper() if kind < 0.92 else letters
-        return f"{glyphs.word_questions(rng)} {word}"
+        return f"{glyphs.word_questions(rng)}\n{word}"
     if kind < 0.985:
-        return f"{rng.choice(CAPTION_QUESTIONS)} {photos.UNKNOWN_ANSWER}"
+        return f"{rng.choice(CAPTION_QUESTIONS)}\n{photos.UNKNOWN_ANSWER}"
     word = rng.choice(PICTURE_WORDS)
     colour, shape = rng.choice(s.TRAINING_PAIRS)
     return rng.choice(

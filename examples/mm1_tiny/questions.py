@@ -86,7 +86,7 @@ def recombinations(scene: Scene, pairs: str) -> list[Pair]:
 def absent_pair(scene: Scene, rng: random.Random, pairs: str) -> Pair:
     """A pair that is not there, mostly one that shares something with what is."""
     pool = recombinations(scene, pairs)
-    if pool and rng.random() < 0.6:
+    if pool and rng.random() < 0.7:
         return rng.choice(pool)
     absent = [pair for pair in allowed_pairs(pairs) if not scene.count(*pair)]
     near = [p for p in absent if scene.count(p[0]) or scene.count(None, p[1])]

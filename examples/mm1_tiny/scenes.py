@@ -141,11 +141,9 @@ def arrange(
     pairs: Sequence[Pair], rng: random.Random, *, smallest: float = SMALLEST
 ) -> Scene:
     """A scene with these colours and shapes at free places, sizes and angles."""
-    while True:
-        width, height = sample_canvas(rng)
-        places = _places(len(pairs), width, height, smallest, rng)
-        if places is not None:
-            break
+    width, height = sample_canvas(rng)
+    # Retries keep the canvas: else narrow ones, where less fits, would be rare.
+    while (places := _places(len(pairs), width, height, smallest, rng)) is None:
         smallest = max(SMALLEST, smallest * 0.9)
     things = []
     for (colour, shape), (x, y, radius) in zip(pairs, places, strict=True):

@@ -252,6 +252,7 @@ def fill(
         picture=name,
         **words,
     )
+    text = text.replace("there here", "here")
     return voiced(prefix + text[0].lower() + text[1:] if prefix else text, rng)
 
 
