@@ -134,7 +134,9 @@ def draw(scene: Scene, rng: random.Random) -> Image.Image:
         if outline:
             edge = (0, 0, 0) if rng.random() < 0.7 else tuple(v // 2 for v in colour)
             _stamp(image, thing, longer, edge, fine)
-            line = rng.uniform(0.008, 0.016)
+            # A thin star would be all edge, and its colour could not be told.
+            share = 0.07 if thing.shape == "star" else 0.14
+            line = min(rng.uniform(0.008, 0.016), share * thing.radius)
             _stamp(image, thing, longer, colour, fine, inset=line)
         else:
             _stamp(image, thing, longer, colour, fine)
