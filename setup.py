@@ -85,7 +85,7 @@ setup(
             "scikit-learn>=1.5",
             "scikit-image>=0.24",
         ],
-        "dev": ["ruff>=0.15", "pyright>=1.1.400", "pre-commit>=4"],
+        "dev": ["ruff>=0.15", "pyright[nodejs]>=1.1.400", "pre-commit>=4"],
     },
     classifiers=[
         "License :: OSI Approved :: MIT License",

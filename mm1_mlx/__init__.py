@@ -9,8 +9,8 @@ The names below are loaded when they are first used, so that importing the packa
 instant and `--help` needs no MLX.
 """
 
+import os
 import sys
-from typing import TYPE_CHECKING
 
 # Checked before anything that an older Python cannot read, so this file keeps to
 # syntax that it can. `name` lets `python -m` say it in one line.
@@ -26,6 +26,15 @@ if sys.version_info < (3, 11):  # noqa: UP036 - a clone can be run without an in
 
 from mm1_mlx._version import __version__
 
+# In a clone that is not installed (or whose plain install is hidden by the clone's own
+# folder) mm1_mlx.convert is the folder beside this one. An install has it inside.
+_BESIDE = os.path.dirname(__path__[0])
+if os.path.isfile(os.path.join(_BESIDE, "setup.py")) and os.path.isdir(
+    os.path.join(_BESIDE, "convert")
+):
+    __path__.append(_BESIDE)
+
+TYPE_CHECKING = False  # importing typing for it takes longer than all the rest here
 if TYPE_CHECKING:
     from mm1_mlx.config import MM1Config
     from mm1_mlx.errors import MM1Error

@@ -126,7 +126,12 @@ def _add_sampling(parser: Parser) -> None:
         metavar="N",
         help="how many are the last few (%(default)s)",
     )
-    add("--seed", type=whole_number(0), metavar="N", help="same seed, same answer")
+    add(
+        "--seed",
+        type=whole_number(0, 2**64 - 1),
+        metavar="N",
+        help="the same seed gives the same answer",
+    )
 
 
 def _add_images(parser: Parser) -> None:
@@ -223,8 +228,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         last = _stream(model, processor, prompt, args)
     if not args.quiet:
-        size = model.config.vision_config.image_size
-        print(statistics(last, size), file=sys.stderr)
+        print(statistics(last), file=sys.stderr)
 
 
 def _stream(model: Any, processor: Any, prompt: str, args: argparse.Namespace) -> Any:

@@ -2,8 +2,6 @@
 
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 
 from mm1_mlx.errors import MM1Error
@@ -72,8 +70,11 @@ def _advice_for_linux(reason: str) -> str:
 
 
 def _installed(name: str) -> bool:
+    # Slow to import, and only a failure needs it.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        installed_version(name)
+        version(name)
     except PackageNotFoundError:
         return False
     return True

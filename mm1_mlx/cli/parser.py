@@ -78,17 +78,21 @@ def _number(kind: type, found: str, what: str, fits: Callable[[float], bool]):
         value = kind(found)
     except ValueError:
         value = None
-    if value is None or not math.isfinite(value) or not fits(value):
+    if value is None or (kind is float and not math.isfinite(value)) or not fits(value):
         raise argparse.ArgumentTypeError(f"must be {what}, not '{found}'")
     return value
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """A type for add_argument: a whole number of `least` or more."""
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A type for add_argument: a whole number in [least, most], or without an end."""
+    what = f"a whole number of {least} or more"
+    if most is not None:
+        what = f"a whole number from {least} to {most}"
 
     def parse(text: str) -> int:
-        what = f"a whole number of {least} or more"
-        return _number(int, text, what, lambda value: value >= least)
+        return _number(
+            int, text, what, lambda v: least <= v and (most is None or v <= most)
+        )
 
     return parse
 

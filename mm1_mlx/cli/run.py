@@ -1,6 +1,7 @@
 """How a door ends: its exit code, and one line for whatever went wrong."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def explain(error: BaseException) -> str:
 def _never_fail_to_print() -> None:
     """A terminal that cannot show a character shows '?' instead of an error."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 

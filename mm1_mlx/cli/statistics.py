@@ -16,22 +16,24 @@ _FIELDS = (
     "generation_tps",
     "ttft",
     "num_images",
+    "image_size",
     "image_tokens",
     "image_seconds",
     "peak_memory",
 )
 
 
-def statistics(response: "GenerationResponse", image_size: int) -> str:
-    """The block for stderr. `image_size`: pixels per side of what the model saw.
+def statistics(response: "GenerationResponse") -> str:
+    """The block for stderr.
 
     Scripts read the lines Prompt, Generation and Peak memory, so these keep the words
     of mlx-lm. The decode rate leaves out the first token, which the prompt paid for.
     """
     lines = ["=" * 10]
-    if response.num_images:
+    if response.image_size is not None:
+        width, height = response.image_size
         lines.append(
-            f"Image: {response.num_images} ({image_size}x{image_size}), "
+            f"Image: {response.num_images} ({width}x{height}), "
             f"{response.image_tokens} tokens, encode {response.image_seconds:.2f} s"
         )
     lines += [

@@ -1,9 +1,12 @@
 """A door and a public verb with one name: the door's module can be called."""
 
-import inspect
 import sys
 from importlib import import_module
 from types import ModuleType
+
+TYPE_CHECKING = False  # not from typing, which costs more than this whole module
+if TYPE_CHECKING:
+    from inspect import Signature
 
 
 class _Verb(ModuleType):
@@ -23,8 +26,10 @@ class _Verb(ModuleType):
         return getattr(import_module(self._verb_home), name)
 
     @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._verb())
+    def __signature__(self) -> "Signature":
+        from inspect import signature
+
+        return signature(self._verb())
 
 
 def make_callable(module: str, home: str) -> None:
