@@ -1,50 +1,280 @@
-"""Keys and values of what was read already, so that a step reads only what is new."""
+"""Keys and values of what was read already, so that a step reads only what is new.
+
+Both caches know left-padded batches: the rows of a batch end together, shorter ones
+start later, and each row counts its positions from its own first token. So a row gives
+what it gives alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
+QUANTIZED_BITS = (4, 8)
 
-class KVCache:
-    """Keys and values of one layer, grown by `step` positions at a time.
 
-    offset: positions stored. positions: what RoPE starts from (offset, per row).
+class _Cache:
+    """What both caches share: storage that grows, padding, masks, trimming.
+
+    offset: columns stored, padding included. left_padding: columns of each row that
+    hold no token, or None. Each array of the store is (B, KV, columns, width).
+    """
+
+    step = 256  # columns that the store grows by
+
+    def __init__(self, left_padding: Sequence[int] | None = None):
+        self.offset = 0
+        self._arrays: list[mx.array] = []
+        self._set_padding(left_padding)
+
+    def _set_padding(self, left_padding: Sequence[int] | None) -> None:
+        padded = left_padding is not None and any(left_padding)
+        self.left_padding = list(left_padding) if padded and left_padding else None
+        self._starts = mx.array(self.left_padding) if self.left_padding else None
+
+    @property
+    def positions(self) -> int | mx.array:
+        """Where RoPE starts for the next token: an int, or (B,) when rows are padded.
+
+        Below 0 in the padding, which nobody sees.
+        """
+        return self.offset if self._starts is None else self.offset - self._starts
+
+    def make_mask(
+        self, length: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array | str | None:
+        """The causal mask for the next `length` tokens, as mlx-lm's caches give it.
+
+        None or "causal" where that says it all, else bool (length, columns), or
+        (B, 1, length, columns) when rows are padded. A place in the padding sees
+        itself: a row of a softmax that sees nothing would be NaN and spread.
+        """
+        if self._starts is None and window_size is None:
+            if length == 1:
+                return None
+            if not return_array:
+                return "causal"
+        keys = mx.arange(self.offset + length)
+        queries = mx.arange(self.offset, self.offset + length)[:, None]
+        mask = keys <= queries
+        if window_size is not None:
+            mask = mask & (keys > queries - window_size)
+        if self._starts is None:
+            return mask
+        is_token = keys >= self._starts[:, None, None, None]  # (B, 1, 1, columns)
+        return (mask & is_token) | (keys == queries)
+
+    def _append(self, new: Sequence[mx.array]) -> list[mx.array]:
+        """Store arrays (B, KV, L, width) behind the others; give all that is stored."""
+        start, stop = self.offset, self.offset + new[0].shape[2]
+        if not self._arrays or stop > self._arrays[0].shape[2]:
+            room = -(-stop // self.step) * self.step - start
+            self._arrays = [
+                _with_room(array, start, like, room)
+                for array, like in zip(
+                    self._arrays or [None] * len(new), new, strict=True
+                )
+            ]
+        for array, part in zip(self._arrays, new, strict=True):
+            array[..., start:stop, :] = part
+        self.offset = stop
+        return self._stored()
+
+    def _stored(self) -> list[mx.array]:
+        return [array[..., : self.offset, :] for array in self._arrays]
+
+    @property
+    def state(self) -> tuple[mx.array, ...]:
+        """The stored arrays without spare room; empty before the first token."""
+        return tuple(self._stored())
+
+    @state.setter
+    def state(self, arrays: Sequence[mx.array]) -> None:
+        self._arrays = [mx.array(array) for array in arrays]
+        self.offset = self._arrays[0].shape[2] if self._arrays else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, spare room included."""
+        return sum(array.nbytes for array in self._arrays)
+
+    def size(self) -> int:
+        """Columns stored."""
+        return self.offset
+
+    def empty(self) -> bool:
+        return self.offset == 0
+
+    def is_trimmable(self) -> bool:
+        return True
+
+    def trim(self, n: int) -> int:
+        """Forget the last n tokens (at most all); how many were forgotten."""
+        n = max(0, min(n, self.offset))
+        self.offset -= n
+        return n
+
+    def filter(self, rows: Sequence[int]) -> None:
+        """Keep these rows of the batch, in this order; drop padding that all share."""
+        keep = mx.array(list(rows))
+        shared = 0
+        if self.left_padding is not None:
+            padding = [self.left_padding[row] for row in rows]
+            shared = min(padding, default=0)
+            self._set_padding([p - shared for p in padding])
+        self._arrays = [array[keep][..., shared:, :] for array in self._arrays]
+        self.offset -= shared
+
+
+def _with_room(
+    array: mx.array | None, used: int, like: mx.array, room: int
+) -> mx.array:
+    """The first `used` columns of an array with `room` zero columns behind them."""
+    B, heads, _, width = like.shape
+    space = mx.zeros((B, heads, room, width), like.dtype)
+    if array is None or not used:
+        return space
+    return mx.concatenate([array[..., :used, :], space], axis=2)
+
+
+class KVCache(_Cache):
+    """Keys and values of one layer, stored as they are.
+
     Shapes:
         update_and_fetch: keys, values (B, KV, L, head_dim) -> all so far
     """
 
-    step = 256
-
-    def __init__(self):
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-        self.offset = 0
-
-    @property
-    def positions(self) -> int | mx.array:
-        return self.offset
-
-    def make_mask(self, length: int) -> mx.array | str | None:
-        return "causal" if length > 1 else None
-
     def update_and_fetch(
         self, keys: mx.array, values: mx.array
     ) -> tuple[mx.array, mx.array]:
-        start, stop = self.offset, self.offset + keys.shape[2]
-        if self.keys is None or stop > self.keys.shape[2]:
-            self._grow(keys, values, stop)
-        self.keys[..., start:stop, :] = keys
-        self.values[..., start:stop, :] = values
-        self.offset = stop
-        return self.keys[..., :stop, :], self.values[..., :stop, :]
+        all_keys, all_values = self._append([keys, values])
+        return all_keys, all_values
 
-    def _grow(self, keys: mx.array, values: mx.array, stop: int) -> None:
-        size = -(-stop // self.step) * self.step
-        B, heads = keys.shape[:2]
-        room = size - self.offset
-        new_keys = mx.zeros((B, heads, room, keys.shape[3]), keys.dtype)
-        new_values = mx.zeros((B, heads, room, values.shape[3]), values.dtype)
-        if self.keys is not None and self.offset:
-            used_keys = self.keys[..., : self.offset, :]
-            used_values = self.values[..., : self.offset, :]
-            new_keys = mx.concatenate([used_keys, new_keys], axis=2)
-            new_values = mx.concatenate([used_values, new_values], axis=2)
-        self.keys, self.values = new_keys, new_values
+    @property
+    def keys(self) -> mx.array | None:
+        return self._arrays[0] if self._arrays else None
+
+    @property
+    def values(self) -> mx.array | None:
+        return self._arrays[1] if self._arrays else None
+
+    def to_quantized(self, group_size: int = 64, bits: int = 8) -> "QuantizedKVCache":
+        """What is stored, quantized; new tokens will be too."""
+        quantized = QuantizedKVCache(
+            self.left_padding, group_size=group_size, bits=bits
+        )
+        if self._arrays:
+            quantized.update_and_fetch(*self._stored())
+        return quantized
+
+
+class QuantizedKVCache(_Cache):
+    """Keys and values of one layer in 8 or 4 bits, with their own attention.
+
+    Groups of `group_size` numbers share a scale and a bias. Where a head is not a
+    multiple of it, the next smaller size that MLX has is used, and after 32 zeros fill
+    the last group.
+
+    Shapes:
+        update_and_fetch: keys, values (B, KV, L, head_dim) -> both as (data, scales,
+        biases), all so far
+    """
+
+    def __init__(
+        self,
+        left_padding: Sequence[int] | None = None,
+        *,
+        group_size: int = 64,
+        bits: int = 8,
+    ):
+        assert bits in QUANTIZED_BITS, bits
+        super().__init__(left_padding)
+        self.group_size, self.bits = group_size, bits
+
+    def update_and_fetch(
+        self, keys: mx.array, values: mx.array
+    ) -> tuple[tuple[mx.array, ...], tuple[mx.array, ...]]:
+        if self.empty():
+            width = keys.shape[-1]
+            fitting = [g for g in (128, 64) if g <= self.group_size and width % g == 0]
+            self.group_size = fitting[0] if fitting else 32
+        stored = self._append([*self._quantize(keys), *self._quantize(values)])
+        return tuple(stored[:3]), tuple(stored[3:])
+
+    def _quantize(self, x: mx.array) -> Sequence[mx.array]:
+        x = _fill_last_axis(x, self.group_size)
+        return mx.quantize(x, group_size=self.group_size, bits=self.bits)
+
+    def attend(
+        self,
+        q: mx.array,
+        keys: tuple[mx.array, ...],
+        values: tuple[mx.array, ...],
+        *,
+        scale: float,
+        mask: mx.array | str | None = None,
+    ) -> mx.array:
+        """Attention over what update_and_fetch gave; see quantized_attention."""
+        return quantized_attention(
+            q, keys, values, scale, mask, self.group_size, self.bits
+        )
+
+
+def _fill_last_axis(x: mx.array, multiple: int) -> mx.array:
+    """x with zeros behind its last axis, up to a multiple."""
+    missing = -x.shape[-1] % multiple
+    return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+
+
+def quantized_attention(
+    q: mx.array,
+    keys: tuple[mx.array, ...],
+    values: tuple[mx.array, ...],
+    scale: float,
+    mask: mx.array | str | None,
+    group_size: int,
+    bits: int,
+) -> mx.array:
+    """Softmax attention whose keys and values stay quantized; the softmax in float32.
+
+    Query heads that share a key head are one matmul.
+
+    Shapes:
+        q: (B, H, L, head_dim)
+        keys, values: (data, scales, biases), each (B, KV, columns, .)
+        mask: None, "causal", or bool/additive, broadcastable to (B, H, L, columns)
+        returns: (B, H, L, head_dim)
+    """
+    B, H, L, width = q.shape
+    KV, columns = keys[0].shape[1:3]
+    how: dict[str, Any] = {"group_size": group_size, "bits": bits}
+    rows = (q * scale).reshape(B, KV, (H // KV) * L, width)  # heads in order: a view
+    rows = _fill_last_axis(rows, group_size)
+    scores = mx.quantized_matmul(rows, *keys, transpose=True, **how)
+    scores = scores.reshape(B, H, L, columns).astype(mx.float32)
+    if isinstance(mask, str):  # "causal": the last query sees everything
+        mask = mx.arange(columns) <= mx.arange(columns - L, columns)[:, None]
+    if mask is not None and mask.dtype == mx.bool_:
+        scores = mx.where(mask, scores, -mx.inf)
+    elif mask is not None:
+        scores = scores + mask
+    weights = mx.softmax(scores, axis=-1).astype(q.dtype)
+    weights = weights.reshape(B, KV, (H // KV) * L, columns)
+    out = mx.quantized_matmul(weights, *values, transpose=False, **how)
+    return out[..., :width].reshape(B, H, L, width)
+
+
+def make_cache(
+    num_layers: int,
+    *,
+    left_padding: Sequence[int] | None = None,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+) -> list[KVCache] | list[QuantizedKVCache]:
+    """An empty cache entry per layer; kv_bits 4 or 8 stores them quantized."""
+    if kv_bits is None:
+        return [KVCache(left_padding) for _ in range(num_layers)]
+    return [
+        QuantizedKVCache(left_padding, group_size=kv_group_size, bits=kv_bits)
+        for _ in range(num_layers)
+    ]

@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mm1_mlx.config import DecoderConfig
-from mm1_mlx.models.cache import KVCache
+from mm1_mlx.models.cache import KVCache, QuantizedKVCache, make_cache
 from mm1_mlx.models.layers import MLP, Attention, Mask, RotaryEmbedding, norm
 from mm1_mlx.models.moe import MoE
 
@@ -126,12 +126,13 @@ class Decoder(nn.Module):
             logits = self.lm_head(hidden)
         return logits.astype(mx.float32)
 
-    def make_cache(self) -> list[KVCache]:
-        """An empty cache entry per layer."""
-        return [KVCache() for _ in self.layers]
+    def make_cache(self, **settings) -> list[KVCache] | list[QuantizedKVCache]:
+        """An empty cache entry per layer; settings as cache.make_cache."""
+        return make_cache(len(self.layers), **settings)
 
 
 def _causal_mask(length: int, cache) -> Mask:
     if cache is None:
         return "causal" if length > 1 else None
-    return cache.make_mask(length)
+    # Spelt out because mlx-lm's caches, which fit too, have no defaults for these.
+    return cache.make_mask(length, return_array=False, window_size=None)

@@ -6,6 +6,9 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from mm1_mlx.kernels.cpu_attention import training_attention
+from mm1_mlx.models.cache import quantized_attention
+
 Mask = mx.array | str | None
 
 
@@ -143,6 +146,19 @@ class RotaryEmbedding(nn.Module):
         return mx.concatenate(parts, axis=-1)
 
 
+def attend(cache, q, k, v, scale: float, mask: Mask) -> mx.array:
+    """Attention of q over what the cache gave, which may be quantized.
+
+    A tuple (data, scales, biases) without `cache.attend` is mlx-lm's quantized cache.
+    """
+    if (own := getattr(cache, "attend", None)) is not None:
+        return own(q, k, v, scale=scale, mask=mask)
+    if isinstance(k, tuple | list):
+        size, bits = cache.group_size, cache.bits
+        return quantized_attention(q, k, v, scale, mask, size, bits)
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
 class Attention(nn.Module):
     """Multi-head attention with grouped keys; q, k and v are one matmul.
 
@@ -205,8 +221,10 @@ class Attention(nn.Module):
         q, k = qk[:, :H], qk[:, H:]
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        attend = getattr(cache, "attend", None) or mx.fast.scaled_dot_product_attention
-        out = attend(q, k, v, scale=hd**-0.5, mask=mask)
+        if self.training and cache is None:
+            out = training_attention(q, k, v, hd**-0.5, mask)
+        else:
+            out = attend(cache, q, k, v, hd**-0.5, mask)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, L, H * hd))
 
     def _normed(self, qk: mx.array) -> mx.array:

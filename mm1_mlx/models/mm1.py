@@ -91,6 +91,6 @@ class MM1(nn.Module):
     def layers(self) -> list:
         return self.decoder.layers
 
-    def make_cache(self) -> list:
-        """An empty cache entry per decoder layer."""
-        return self.decoder.make_cache()
+    def make_cache(self, **settings) -> list:
+        """An empty cache entry per decoder layer; settings as cache.make_cache."""
+        return self.decoder.make_cache(**settings)

@@ -40,9 +40,9 @@ def limit_capacity(
 ) -> mx.array:
     """Weights with zeros where an expert is full (axlearn's rule, for training).
 
-    Each expert takes int(T * factor / E) tokens. All first choices, in token order, take
-    their places before any second choice does; what overflows loses that expert only.
-    The remaining weights are not scaled up again.
+    Each expert takes int(T * factor / E) tokens. All first choices, in token order,
+    take their places before any second choice does; what overflows loses that expert
+    only. The remaining weights are not scaled up again.
 
     Shapes:
         weights, experts: (T, K)

@@ -1,0 +1,4 @@
+"""From a prompt to an answer: sampling, generation, saved caches.
+
+Nothing is imported here: take what you need from its module.
+"""

@@ -1,0 +1,440 @@
+"""Answers to prompts with pictures: whole, in pieces, or many at once."""
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+
+from mm1_mlx.errors import MM1Error, PromptError
+from mm1_mlx.inference.sampling import (
+    check_number,
+    make_logits_processors,
+    make_sampler,
+)
+from mm1_mlx.inference.steps import Decoding, encode_images, generate_step
+from mm1_mlx.inference.text import AnswerText
+from mm1_mlx.models.cache import QUANTIZED_BITS
+from mm1_mlx.models.mm1 import MM1
+
+__all__ = [
+    "GenerationResponse",
+    "batch_generate",
+    "generate",
+    "generate_step",
+    "stream_generate",
+]
+
+Prompt = str | list[dict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationResponse:
+    """An answer, or from stream_generate a piece of it; `str` gives its text.
+
+    text, token_ids: of the whole answer, or of this piece. The token that ended it is
+    among token_ids, but has no text. token_id: the last token. prompt_tokens: image
+    slots included. prompt_tps: prompt tokens per second, without encoding the images.
+    generation_tokens: tokens so far. generation_tps: tokens per second after the first
+    one, NaN when there is only one. ttft: seconds from the call to the first token,
+    everything included. image_size: (width, height) that the encoder saw, or None.
+    image_seconds: encoder and connector. peak_memory: GB (10^9 bytes) that MLX used at
+    most, in this process. finish_reason: "stop" (end of text, or a stop string),
+    "length" (max_tokens, or the context is full), or None while it goes on.
+    """
+
+    text: str
+    token_id: int
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    ttft: float
+    num_images: int
+    image_tokens: int
+    image_seconds: float
+    image_size: tuple[int, int] | None
+    peak_memory: float
+    finish_reason: str | None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """The settings that all three verbs take; checked when made."""
+
+    system: str | None = None
+    max_tokens: int = 256
+    temp: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float | None = None
+    repetition_context_size: int = 20
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    prefill_step_size: int = 2048
+
+    def __post_init__(self):
+        check_number("max_tokens", self.max_tokens, 1, whole=True)
+        check_number("prefill_step_size", self.prefill_step_size, 1, whole=True)
+        if self.seed is not None:
+            check_number("seed", self.seed, 0, 2**64 - 1, whole=True)
+        if self.kv_bits is not None and self.kv_bits not in QUANTIZED_BITS:
+            raise MM1Error(f"kv_bits is {self.kv_bits!r}, but must be 4, 8 or None.")
+        if self.kv_group_size not in (32, 64, 128):
+            raise MM1Error(
+                f"kv_group_size is {self.kv_group_size!r}, but must be 32, 64 or 128."
+            )
+        if not all(isinstance(stop, str) and stop for stop in self.stops):
+            raise MM1Error(
+                f"stop is {self.stop!r}, but must be a text of at least one character, "
+                f"or a list of such texts."
+            )
+
+    @property
+    def stops(self) -> list[str]:
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    def decoding(self) -> dict[str, Any]:
+        """The keyword arguments of Decoding."""
+        return {
+            "sampler": make_sampler(
+                self.temp, self.top_p, self.top_k, self.min_p, self.seed
+            ),
+            "logits_processors": make_logits_processors(
+                self.repetition_penalty, self.repetition_context_size
+            ),
+            "prefill_step_size": self.prefill_step_size,
+            "kv_bits": self.kv_bits,
+            "kv_group_size": self.kv_group_size,
+        }
+
+
+@dataclass
+class _Request:
+    """One prompt, read: its tokens, pictures, and how long its answer may be."""
+
+    input_ids: list[int]
+    pixel_values: mx.array | None
+    image_tokens: int
+    max_tokens: int
+
+    @property
+    def num_images(self) -> int:
+        return 0 if self.pixel_values is None else self.pixel_values.shape[0]
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        if self.pixel_values is None:
+            return None
+        return self.pixel_values.shape[2], self.pixel_values.shape[1]
+
+
+def _read(
+    model: MM1,
+    processor: Any,
+    prompt: Prompt,
+    images: Sequence[Any] | None,
+    settings: _Settings,
+) -> _Request:
+    """Prompt and pictures through the processor; the context is checked here."""
+    if settings.system is not None:
+        prompt = _with_system(prompt, settings.system)
+    inputs = processor(prompt, images=list(images) if images is not None else None)
+    ids = inputs.input_ids.tolist()[0]
+    context = model.config.text_config.max_position_embeddings
+    if len(ids) >= context:
+        raise PromptError(
+            f"The prompt has {len(ids)} tokens, but the model's context has {context} "
+            f"and the answer needs room too. Shorten the prompt or use fewer images."
+        )
+    pixels = inputs.pixel_values
+    if pixels is not None and pixels.shape[0] == 0:
+        pixels = None
+    return _Request(
+        input_ids=ids,
+        pixel_values=pixels,
+        image_tokens=ids.count(model.config.image_token_id),
+        max_tokens=min(settings.max_tokens, context - len(ids)),
+    )
+
+
+def _with_system(prompt: Prompt, system: str) -> list[dict]:
+    messages = (
+        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    )
+    if messages and messages[0].get("role") == "system":
+        raise PromptError(
+            "system was given, but the messages begin with a system message already. "
+            "Use one of the two."
+        )
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _ends(model: MM1, processor: Any) -> frozenset[int]:
+    """The ids that end an answer: the config's and the tokenizer's."""
+    ours = model.config.eos_token_ids
+    return frozenset([*ours, *processor.tokenizer.eos_token_ids])
+
+
+class _Clock:
+    """When things happened, and the statistics of a response from that."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+        self.image_seconds = 0.0
+        self._first: float | None = None
+
+    def tick(self) -> None:
+        """A step has given its tokens."""
+        self._last = time.perf_counter()
+        if self._first is None:
+            self._first = self._last
+
+    def response(
+        self,
+        request: _Request,
+        text: str,
+        ids: Sequence[int],
+        count: int,
+        prompt_seconds: float,
+        finish_reason: str | None,
+    ) -> GenerationResponse:
+        assert self._first is not None
+        after = self._last - self._first
+        return GenerationResponse(
+            text=text,
+            token_id=ids[-1],
+            token_ids=tuple(ids),
+            prompt_tokens=len(request.input_ids),
+            prompt_tps=len(request.input_ids) / max(prompt_seconds, 1e-9),
+            generation_tokens=count,
+            generation_tps=(count - 1) / after if count > 1 else float("nan"),
+            ttft=self._first - self._start,
+            num_images=request.num_images,
+            image_tokens=request.image_tokens,
+            image_seconds=self.image_seconds,
+            image_size=request.image_size,
+            peak_memory=mx.get_peak_memory() / 1e9,
+            finish_reason=finish_reason,
+        )
+
+
+def stream_generate(
+    model: MM1,
+    processor: Any,
+    prompt: Prompt,
+    images: Sequence[Any] | None = None,
+    **settings: Any,
+) -> Generator[GenerationResponse, None, None]:
+    """The answer to a prompt, piece by piece, as it is made.
+
+    Stop by leaving the loop, or with the generator's close(). The last piece has a
+    finish_reason; a piece may have no text (half a character, or what may become a stop
+    string).
+
+    prompt: text with <image> where each picture belongs (else they come first), or a
+    list of messages {"role": ..., "content": ...}. images: files, bytes, PIL images or
+    arrays, in the order of their places.
+
+    Settings (keywords), with their defaults:
+        system=None: a system prompt
+        max_tokens=256: tokens at most; fewer where the context ends
+        temp=0.0: 0 takes the likeliest token
+        top_p=1.0, top_k=0, min_p=0.0: filters, off
+        repetition_penalty=None: above 1 makes recent tokens less likely
+        repetition_context_size=20: how many are recent
+        seed=None: the same seed gives the same answer
+        stop=None: a text or texts; the answer ends before the first one
+        kv_bits=None: 8 or 4 stores the cache quantized; kv_group_size=64
+        prefill_step_size=2048: prompt tokens per step
+
+    Raises PromptError and ImageError from the processor, PromptError for a prompt over
+    the context, MM1Error for a setting out of range.
+    """
+    return _stream(model, processor, prompt, images, _settings(settings))
+
+
+def _settings(given: dict[str, Any]) -> _Settings:
+    try:
+        settings = _Settings(**given)
+    except TypeError:
+        known = sorted(_Settings.__dataclass_fields__)
+        unknown = sorted(set(given) - set(known))
+        raise TypeError(
+            f"unknown settings {unknown}; the settings are {', '.join(known)}"
+        ) from None
+    settings.decoding()  # checks the sampling settings before anything runs
+    return settings
+
+
+def _stream(
+    model: MM1,
+    processor: Any,
+    prompt: Prompt,
+    images: Sequence[Any] | None,
+    settings: _Settings,
+) -> Generator[GenerationResponse, None, None]:
+    clock = _Clock()
+    request = _read(model, processor, prompt, images, settings)
+    features = _encode(model, [request], clock)
+    answer = AnswerText(
+        processor.detokenizer(),
+        settings.stops,
+        _ends(model, processor),
+        request.max_tokens,
+    )
+    decoding = Decoding(
+        model,
+        mx.array([request.input_ids]),
+        image_features=features,
+        max_tokens=request.max_tokens,
+        **settings.decoding(),
+    )
+    while answer.finish_reason is None:
+        tokens, _ = decoding.step()
+        clock.tick()
+        text = answer.add(tokens[0])
+        yield clock.response(
+            request,
+            text,
+            tokens,
+            len(answer.token_ids),
+            decoding.prompt_seconds,
+            answer.finish_reason,
+        )
+
+
+def _encode(model: MM1, requests: Sequence[_Request], clock: _Clock) -> mx.array | None:
+    """Image tokens of all requests in reading order, (N, Q, D), or None."""
+    pictures = [r.pixel_values for r in requests if r.pixel_values is not None]
+    if not pictures:
+        return None
+    start = time.perf_counter()
+    if len({picture.shape[1:] for picture in pictures}) == 1:
+        together = pictures[0] if len(pictures) == 1 else mx.concatenate(pictures)
+        features = encode_images(model, together)
+    else:
+        features = mx.concatenate([encode_images(model, p) for p in pictures])
+        mx.eval(features)
+    clock.image_seconds = time.perf_counter() - start
+    return features
+
+
+def generate(
+    model: MM1,
+    processor: Any,
+    prompt: Prompt,
+    images: Sequence[Any] | None = None,
+    **settings: Any,
+) -> GenerationResponse:
+    """The whole answer to a prompt; arguments and errors as stream_generate."""
+    pieces = list(stream_generate(model, processor, prompt, images, **settings))
+    return replace(
+        pieces[-1],
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+    )
+
+
+def batch_generate(
+    model: MM1,
+    processor: Any,
+    prompts: Sequence[Prompt],
+    images: Sequence[Sequence[Any] | None] | None = None,
+    **settings: Any,
+) -> list[GenerationResponse]:
+    """The answers to several prompts, made together; finished ones leave the batch.
+
+    Greedy answers are those that `generate` gives one by one. Settings and errors as
+    stream_generate, for all rows; a prompt that fails fails the call. The rates of a
+    row count its own tokens over the batch's time, so they add up.
+
+    images: for each prompt its list of pictures, or None.
+    """
+    chosen = _settings(settings)
+    if images is not None and len(images) != len(prompts):
+        raise PromptError(
+            f"There are {len(prompts)} prompts but {len(images)} lists of images. Give "
+            f"one list for each prompt; it may be empty."
+        )
+    if not prompts:
+        return []
+    clock = _Clock()
+    lists = images if images is not None else [None] * len(prompts)
+    requests = [
+        _read(model, processor, prompt, pictures, chosen)
+        for prompt, pictures in zip(prompts, lists, strict=True)
+    ]
+    features = _encode(model, requests, clock)
+    ends = _ends(model, processor)
+    answers = [
+        AnswerText(processor.detokenizer(), chosen.stops, ends, request.max_tokens)
+        for request in requests
+    ]
+    return _run_batch(model, requests, answers, features, chosen, clock)
+
+
+def _run_batch(
+    model: MM1,
+    requests: list[_Request],
+    answers: list[AnswerText],
+    features: mx.array | None,
+    settings: _Settings,
+    clock: _Clock,
+) -> list[GenerationResponse]:
+    longest = max(len(request.input_ids) for request in requests)
+    padding = [longest - len(request.input_ids) for request in requests]
+    rows = [
+        [_pad_id(model)] * pad + request.input_ids
+        for pad, request in zip(padding, requests, strict=True)
+    ]
+    decoding = Decoding(
+        model,
+        mx.array(rows),
+        image_features=features,
+        left_padding=padding,
+        max_tokens=max(request.max_tokens for request in requests),
+        **settings.decoding(),
+    )
+    texts = [""] * len(rows)
+    done: list[GenerationResponse | None] = [None] * len(rows)
+    alive = list(range(len(rows)))
+    while alive:
+        tokens, _ = decoding.step()
+        clock.tick()
+        for row, token in zip(alive, tokens, strict=True):
+            answer = answers[row]
+            texts[row] += answer.add(token)
+            if answer.finish_reason is not None:
+                done[row] = clock.response(
+                    requests[row],
+                    texts[row],
+                    answer.token_ids,
+                    len(answer.token_ids),
+                    decoding.prompt_seconds,
+                    answer.finish_reason,
+                )
+        kept = [i for i, row in enumerate(alive) if done[row] is None]
+        if kept and len(kept) < len(alive):
+            decoding.keep(kept)
+        alive = [alive[i] for i in kept]
+    return [response for response in done if response is not None]
+
+
+def _pad_id(model: MM1) -> int:
+    """Any id will do, since nobody sees padding, but it must not be an image slot."""
+    pad = model.config.pad_token_id
+    slot = model.config.image_token_id
+    if pad is not None and pad != slot:
+        return pad
+    return 0 if slot != 0 else 1
