@@ -178,7 +178,7 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         image.load()
     except (ImageError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:  # WebP and AVIF check by themselves
+    except Image.DecompressionBombError as error:  # WebP, TIFF and AVIF check too
         raise ImageError(
             f"{name} is over Pillow's own limit for {kind} files (PIL.Image."
             f"MAX_IMAGE_PIXELS): save it smaller, or as PNG or JPEG."
