@@ -153,7 +153,7 @@ def attend(cache, q, k, v, scale: float, mask: Mask) -> mx.array:
     """
     if (own := getattr(cache, "attend", None)) is not None:
         return own(q, k, v, scale=scale, mask=mask)
-    if isinstance(k, tuple | list):
+    if isinstance(k, tuple):
         size, bits = cache.group_size, cache.bits
         return quantized_attention(q, k, v, scale, mask, size, bits)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)

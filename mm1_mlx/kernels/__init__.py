@@ -1,0 +1,1 @@
+"""One file per kernel: the definition in plain MLX, the fast version, the chooser."""

@@ -1,0 +1,162 @@
+"""The first stage: the encoder alone, by contrast with text or by reconstruction.
+
+MM1 (section 3.1) compares CLIP's contrastive encoders with AIM's reconstructive ones;
+both objectives are here. What is learned beside the encoder is thrown away after it.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mm1_mlx.config import VisionConfig
+from mm1_mlx.models.layers import MLP
+from mm1_mlx.models.vision import VisionEncoder, patchify
+from mm1_mlx.training.documents import Region
+
+OBJECTIVES = ("regions", "global", "reconstruction")
+
+
+def box_weights(
+    box: tuple[float, float, float, float], width: int, height: int, grid: int
+) -> np.ndarray:
+    """How much of a box lies on each patch of the padded square; sums to 1. (G*G,)."""
+    side = max(width, height)
+    left, top = (side - width) // 2 / side, (side - height) // 2 / side
+    x0, x1 = (left + box[i] * width / side for i in (0, 2))
+    y0, y1 = (top + box[i] * height / side for i in (1, 3))
+    edges = np.arange(grid + 1) / grid
+    across = np.clip(np.minimum(x1, edges[1:]) - np.maximum(x0, edges[:-1]), 0, None)
+    down = np.clip(np.minimum(y1, edges[1:]) - np.maximum(y0, edges[:-1]), 0, None)
+    weights = np.outer(down, across).reshape(-1).astype(np.float32)
+    return weights / max(weights.sum(), 1e-9)
+
+
+def contrast_arrays(
+    pictures: list[tuple[tuple[int, int], list[Region]]],
+    encode,
+    grid: int,
+    per_picture: int,
+    max_texts: int,
+    text_length: int,
+    whole: bool = False,
+) -> tuple[np.ndarray, ...]:
+    """Arrays of a contrastive batch.
+
+    pictures: ((width, height), regions) of each picture.
+    whole: one region per picture, all its texts joined (CLIP's own form).
+    Shapes:
+        boxes: (N, R, G*G) float32; label: (N, R) int32 into texts, -1 where unused
+        tokens: (U, W) int32, -1 where unused; texts that occur twice are one
+    """
+    N = len(pictures)
+    boxes = np.zeros((N, per_picture, grid * grid), np.float32)
+    label = np.full((N, per_picture), -1, np.int32)
+    known: dict[str, int] = {}
+    for n, ((width, height), regions) in enumerate(pictures):
+        if whole:
+            text = "; ".join(sorted(region.text for region in regions))
+            regions = [Region((0.0, 0.0, 1.0, 1.0), text)]
+        for r, region in enumerate(regions[:per_picture]):
+            if region.text not in known and len(known) == max_texts:
+                continue
+            boxes[n, r] = box_weights(region.box, width, height, grid)
+            label[n, r] = known.setdefault(region.text, len(known))
+    tokens = np.full((max_texts, text_length), -1, np.int32)
+    for text, u in known.items():
+        ids = encode(text)[:text_length]
+        tokens[u, : len(ids)] = ids
+    return boxes, label, tokens
+
+
+class RegionContrast(nn.Module):
+    """CLIP's symmetric loss between parts of pictures and short texts.
+
+    The text side is a bag of token embeddings and an MLP: the texts are two or three
+    words. Several regions may carry one text; each is a positive of it.
+
+    Shapes:
+        pixel_values: (N, H, W, 3); boxes: (N, R, P); label: (N, R); tokens: (U, W)
+        returns: loss (), accuracy of region -> text ()
+    """
+
+    def __init__(self, encoder: VisionEncoder, vocab_size: int, dims: int = 128):
+        super().__init__()
+        width = encoder.config.hidden_size
+        self.vision = encoder
+        self.norm = nn.RMSNorm(width)
+        self.image_proj = nn.Linear(width, dims, bias=False)
+        self.embed = nn.Embedding(vocab_size, dims)
+        self.text_mlp = MLP(dims, 2 * dims, "relu2", gated=False)
+        self.log_scale = mx.array(2.6)  # CLIP starts at ln(1 / 0.07)
+
+    def __call__(self, pixel_values, boxes, label, tokens):
+        features = self.norm(self.vision(pixel_values))  # (N, P, Dv)
+        regions = self.image_proj(boxes @ features).reshape(-1, self.embed.weight.shape[1])
+        used = tokens >= 0
+        words = self.embed(mx.maximum(tokens, 0)) * used[..., None]
+        bag = words.sum(axis=1) / mx.maximum(used.sum(axis=1, keepdims=True), 1)
+        texts = bag + self.text_mlp(bag)
+        is_text = used.any(axis=1)  # (U,)
+        label = label.reshape(-1)
+        is_region = label >= 0
+        scale = mx.exp(mx.minimum(self.log_scale, 4.6))  # CLIP's limit of 100
+        scores = scale * (_unit(regions) @ _unit(texts).T)  # (N*R, U)
+        scores = mx.where(is_text, scores, -1e4)
+        positive = (label[:, None] == mx.arange(texts.shape[0])) & is_region[:, None]
+        to_text = mx.logsumexp(scores, axis=1) - mx.where(positive, scores, 0).sum(1)
+        count = mx.maximum(is_region.sum(), 1)
+        loss_text = mx.where(is_region, to_text, 0).sum() / count
+        column = mx.where(is_region[:, None], scores, -1e4)
+        per_pair = mx.logsumexp(column, axis=0) - column  # (N*R, U)
+        matches = positive.sum(axis=0)
+        per_text = mx.where(positive, per_pair, 0).sum(axis=0) / mx.maximum(matches, 1)
+        loss_region = per_text.sum() / mx.maximum((matches > 0).sum(), 1)
+        right = (mx.argmax(scores, axis=1) == label) & is_region
+        return 0.5 * (loss_text + loss_region), right.sum() / count
+
+
+def _unit(x: mx.array) -> mx.array:
+    return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + 1e-6)
+
+
+class Reconstruction(nn.Module):
+    """AIM's objective: patches in raster order, each predicted from those before.
+
+    A prefix of random length sees itself in full (AIM section 3.2), so that the encoder
+    can be used without a mask afterwards. Targets are patches normalised each by itself;
+    the loss is the mean squared error outside the prefix.
+
+    Shapes:
+        pixel_values: (N, H, W, 3); prefix: (N,) int32
+        returns: loss (), the same again
+    """
+
+    def __init__(self, encoder: VisionEncoder):
+        super().__init__()
+        c: VisionConfig = encoder.config
+        self.vision = encoder
+        self.norm = nn.RMSNorm(c.hidden_size)
+        self.head = MLP(c.hidden_size, 2 * c.hidden_size, "relu2", gated=False)
+        self.pixels = nn.Linear(c.hidden_size, c.patch_size**2 * c.num_channels)
+
+    def __call__(self, pixel_values, prefix):
+        c: VisionConfig = self.vision.config
+        patches = patchify(pixel_values, c.patch_size)
+        patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])  # (N, P, .)
+        P = patches.shape[1]
+        mean = patches.mean(axis=-1, keepdims=True)
+        spread = mx.sqrt(patches.var(axis=-1, keepdims=True) + 1e-4)
+        target = (patches - mean) / spread
+        column = mx.arange(P)
+        causal = column[None, :] <= column[:, None]  # (P, P)
+        mask = causal[None] | (column[None, None, :] < prefix[:, None, None])
+        skip = int(c.class_token)  # a class token sees and is seen
+        if skip:
+            mask = mx.pad(mask, [(0, 0), (1, 0), (1, 0)], constant_values=True)
+        x = self.vision.hidden_states(pixel_values, mask=mask[:, None])[-1][:, skip:]
+        x = self.norm(x)
+        guess = self.pixels(x + self.head(x))[:, :-1]
+        error = mx.square(guess - target[:, 1:]).mean(axis=-1)  # (N, P-1)
+        counted = (column[None, 1:] >= prefix[:, None]).astype(error.dtype)
+        loss = (error * counted).sum() / mx.maximum(counted.sum(), 1)
+        return loss, loss

@@ -1,0 +1,257 @@
+"""Documents to rows of tokens in which examples cannot see each other.
+
+MM1 masks packed examples apart and calls it critical for few-shot. A row holds whole
+documents; inside one, each branch sees the context and itself. Positions restart with
+every document and, after the context, with every branch.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mm1_mlx.errors import DatasetError
+from mm1_mlx.training.documents import Document, Text
+
+IMAGE_MARK = "<image>"
+PADDING = -1  # the document number of padding
+
+
+@dataclass
+class Marks:
+    """Token ids that rows need, and how many tokens an image takes (Q)."""
+
+    bos: int
+    eos: int
+    pad: int
+    image: int
+    tokens_per_image: int
+
+
+@dataclass
+class Tokens:
+    """A document as parallel lists, one entry per token."""
+
+    ids: list[int]
+    branch: list[int]  # 0 is the context
+    position: list[int]
+    weight: list[float]  # of this token as a target; 0 is unsupervised
+    images: list
+    tasks: list[str]
+
+
+class DocumentEncoder:
+    """Text pieces to token ids.
+
+    encode: text -> ids; it knows special marks. An end mark follows every supervised
+    piece that ends a turn: the last of its branch, or one before a `<user>` mark.
+    """
+
+    def __init__(self, encode: Callable[[str], list[int]], marks: Marks):
+        self._encode = encode
+        self.marks = marks
+        self._known: dict[str, list[int]] = {}
+
+    def _ids(self, text: str) -> list[int]:
+        if text not in self._known:
+            if len(self._known) > 50_000:
+                self._known.clear()
+            ids: list[int] = []
+            for i, part in enumerate(text.split(IMAGE_MARK)):
+                if i:
+                    ids += [self.marks.image] * self.marks.tokens_per_image
+                ids += self._encode(part) if part else []
+            self._known[text] = ids
+        return self._known[text]
+
+    def _pieces(self, pieces: list[Text], *, last: bool) -> tuple[list, list]:
+        ids: list[int] = []
+        supervised: list[bool] = []
+        for i, piece in enumerate(pieces):
+            new = list(self._ids(piece.text))
+            ends = i + 1 == len(pieces)
+            turn_ends = last if ends else pieces[i + 1].text.startswith("<user>")
+            if piece.supervised and turn_ends:
+                new.append(self.marks.eos)
+            ids += new
+            supervised += [piece.supervised] * len(new)
+        return ids, supervised
+
+    def __call__(self, document: Document, max_tokens: int) -> Tokens:
+        """The document's tokens; branches that do not fit into max_tokens are left out.
+
+        A context that does not fit is a DatasetError: an image is never cut.
+        """
+        following = document.branches[0][0].text if document.branches else ""
+        ids, supervised = self._pieces(
+            document.context, last=following.startswith("<user>")
+        )
+        ids, supervised = [self.marks.bos, *ids], [False, *supervised]
+        start = len(ids)
+        branch, position = [0] * start, list(range(start))
+        weight = _weights(supervised)
+        tasks = []
+        names = document.tasks or [""] * len(document.branches)
+        for number, pieces in enumerate(document.branches, 1):
+            new, flags = self._pieces(pieces, last=True)
+            if len(ids) + len(new) > max_tokens:
+                continue
+            ids += new
+            branch += [number] * len(new)
+            position += range(start, start + len(new))
+            weight += _weights(flags)
+            tasks.append(names[number - 1])
+        if not tasks:
+            raise DatasetError(
+                f"A {document.kind} document needs more than {max_tokens} tokens "
+                f"({start} before its first branch). Raise the row length."
+            )
+        return Tokens(ids, branch, position, weight, document.images, tasks)
+
+
+def _weights(supervised: list[bool]) -> list[float]:
+    # A caption of 30 tokens would outweigh a count of one: by the root of the length.
+    total = sum(supervised)
+    return [total**-0.5 if flag else 0.0 for flag in supervised] if total else (
+        [0.0] * len(supervised)
+    )
+
+
+@dataclass
+class Row:
+    """Documents side by side in one row of a batch."""
+
+    parts: list[Tokens]
+
+    @property
+    def length(self) -> int:
+        return sum(len(part.ids) for part in self.parts)
+
+
+def fill_row(
+    draw: Callable[[], Document],
+    encoder: DocumentEncoder,
+    length: int,
+    max_misses: int = 1,
+) -> Row:
+    """Draw documents into a row until `max_misses` of them did not fit."""
+    row, misses = Row([]), 0
+    while misses < max_misses:
+        room = length - row.length
+        if row.parts and room < encoder.marks.tokens_per_image + 8:
+            break
+        tokens = encoder(draw(), length)
+        if len(tokens.ids) <= room:
+            row.parts.append(tokens)
+        else:
+            misses += 1
+    return row
+
+
+@dataclass
+class Batch:
+    """Arrays of one step; R rows of L tokens, N images, M targets.
+
+    Shapes:
+        ids, document, branch, position: (R, L) int32
+        images: list of N pictures in reading order
+        source, target: (M,) flat index of the state that predicts, and the id it
+            should predict; weight: (M,) float32, 0 where padded
+    """
+
+    ids: np.ndarray
+    document: np.ndarray
+    branch: np.ndarray
+    position: np.ndarray
+    images: list
+    source: np.ndarray
+    target: np.ndarray
+    weight: np.ndarray
+    documents: int
+
+
+def collate(rows: list[Row], length: int, pad: int, multiple: int = 64) -> Batch:
+    """Rows to arrays. M is rounded up to `multiple`, so that few shapes occur."""
+    shape = (len(rows), length)
+    ids = np.full(shape, pad, np.int32)
+    document = np.full(shape, PADDING, np.int32)
+    branch, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    images: list = []
+    source, target, weight = [], [], []
+    count = 0
+    for r, row in enumerate(rows):
+        at = 0
+        for part in row.parts:
+            stop = at + len(part.ids)
+            ids[r, at:stop] = part.ids
+            document[r, at:stop] = count
+            branch[r, at:stop] = part.branch
+            position[r, at:stop] = part.position
+            images += part.images
+            context = part.branch.count(0)
+            for j, w in enumerate(part.weight):
+                if w and j:
+                    # The first token of a branch is predicted by the context's last.
+                    first = part.branch[j] != part.branch[j - 1]
+                    before = context - 1 if first else j - 1
+                    source.append(r * length + at + before)
+                    target.append(part.ids[j])
+                    weight.append(w)
+            at = stop
+            count += 1
+    padded = max(-(-len(source) // multiple), 1) * multiple
+    extra = padded - len(source)
+    return Batch(
+        ids=ids,
+        document=document,
+        branch=branch,
+        position=position,
+        images=images,
+        source=np.array(source + [0] * extra, np.int32),
+        target=np.array(target + [0] * extra, np.int32),
+        weight=np.array(weight + [0.0] * extra, np.float32),
+        documents=count,
+    )
+
+
+def may_see(document, branch, xp=np):
+    """Which earlier token each token sees: causal, same document, same branch or context.
+
+    Shapes:
+        document, branch: (R, L)
+        returns: (R, 1, L, L) bool
+    """
+    L = document.shape[1]
+    same = document[:, :, None] == document[:, None, :]
+    inside = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+    earlier = xp.tril(xp.ones((L, L), dtype=bool if xp is np else xp.bool_))
+    return (same & inside & earlier)[:, None]
+
+
+class DocumentMixer:
+    """Kinds of documents by weight; each row holds one kind (MM1: 45/45/10)."""
+
+    def __init__(self, make: Callable[..., Document], weights: dict[str, float]):
+        self._make = make
+        self._kinds = list(weights)
+        self._weights = list(weights.values())
+
+    def rows(
+        self,
+        rng: random.Random,
+        count: int,
+        length: int,
+        encoder: DocumentEncoder,
+        progress: float,
+    ) -> list[Row]:
+        """`count` rows of at most `length` tokens."""
+        rows = []
+        for _ in range(count):
+            kind = rng.choices(self._kinds, self._weights)[0]
+            rows.append(
+                fill_row(
+                    lambda kind=kind: self._make(rng, kind, progress), encoder, length
+                )
+            )
+        return rows

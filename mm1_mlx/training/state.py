@@ -1,0 +1,46 @@
+"""Checkpoints of a run: complete, atomic, and exact to resume from."""
+
+import json
+import os
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mm1_mlx.errors import CheckpointError
+
+
+def save_state(path: Path, trees: dict[str, dict], facts: dict) -> None:
+    """Write named trees of arrays and a few facts into one file, all or nothing.
+
+    The bytes are on the disk before the old file is replaced, so a run that is cut off
+    at any moment leaves the last whole checkpoint.
+    """
+    arrays = {
+        f"{name}:{key}": value
+        for name, tree in trees.items()
+        for key, value in tree_flatten(tree)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.partial.safetensors")
+    mx.save_safetensors(str(temporary), arrays, {"facts": json.dumps(facts)})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_state(path: Path) -> tuple[dict[str, dict], dict]:
+    """The trees and facts of a file that save_state wrote."""
+    try:
+        arrays, metadata = mx.load(str(path), return_metadata=True)
+        facts = json.loads(metadata["facts"])
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of a run, or is damaged. Remove it to start "
+            f"anew, or name another folder with --out."
+        ) from error
+    flat: dict[str, list] = {}
+    for key, value in arrays.items():
+        name, _, rest = key.partition(":")
+        flat.setdefault(name, []).append((rest, value))
+    return {name: tree_unflatten(items) for name, items in flat.items()}, facts
