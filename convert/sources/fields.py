@@ -1,0 +1,125 @@
+"""What the config readers share: both spellings of transformers, activations, RoPE."""
+
+from typing import Any
+
+from mm1_mlx.errors import CheckpointError
+
+# Names of transformers' ACT2FN that mean one of ours.
+_ACTIVATIONS = {
+    "gelu_new": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
+    "gelu_accurate": "gelu_pytorch_tanh",
+    "swish": "silu",
+    "relu2": "relu2",
+}
+
+# rope_scaling keys that mean something for the kinds we have.
+_SCALING_KEYS = {
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+
+
+class Fields:
+    """A hub configuration with its family's class defaults.
+
+    fields["key"] is the file's value; null counts as left out, then the default is
+    used. A key in neither is a CheckpointError.
+    """
+
+    def __init__(self, values: dict, defaults: dict, family: str):
+        if quantized := values.get("quantization_config"):
+            method = quantized.get("quant_method", "unknown")
+            raise CheckpointError(
+                f"This {family} checkpoint is quantized ({method}): its weights cannot "
+                f"be renamed. Use the unquantized checkpoint."
+            )
+        self.values, self.defaults, self.family = values, defaults, family
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.get(key)
+        if value is None and key not in self.defaults:
+            raise CheckpointError(
+                f"The {self.family} config has no {key!r}, and the family has no "
+                f"default for it. Is it the right config.json?"
+            )
+        return value
+
+    def get(self, key: str) -> Any:
+        value = self.values.get(key)
+        return self.defaults.get(key) if value is None else value
+
+    def refuse(self, key: str, *allowed: Any) -> None:
+        """CheckpointError when a switch that we do not have is on."""
+        if (value := self.get(key)) not in allowed:
+            raise CheckpointError(
+                f"The {self.family} config has {key} = {value!r}, which is not "
+                f"supported; only {', '.join(map(repr, allowed))}."
+            )
+
+    def activation(self, key: str = "hidden_act") -> str:
+        name = self[key]
+        return _ACTIVATIONS.get(name, name)
+
+    def square(self, key: str) -> int:
+        """A size that may be written as a pair."""
+        value = self[key]
+        if isinstance(value, (list, tuple)):
+            if len(set(value)) != 1:
+                raise CheckpointError(
+                    f"The {self.family} config has {key} = {value!r}, but must be "
+                    f"square."
+                )
+            return int(value[0])
+        return int(value)
+
+    def rope(self) -> dict[str, Any]:
+        """rope_theta, rope_scaling and partial_rotary_factor for DecoderConfig.
+
+        transformers 4 writes them beside the other keys, transformers 5 into
+        rope_parameters. A reader that knows one spelling gets the theta wrong with no
+        error, so both are read here and the default is the family's own.
+        """
+        written = self.values.get("rope_parameters") or {}
+        scaling = written or self.values.get("rope_scaling") or {}
+        if any(isinstance(value, dict) for value in scaling.values()):
+            raise CheckpointError(
+                f"The {self.family} config has a RoPE for each kind of layer, which is "
+                f"not supported."
+            )
+        result: dict[str, Any] = {"rope_scaling": self._scaling(scaling)}
+        for key in ("rope_theta", "partial_rotary_factor"):
+            value = written.get(key)
+            result[key] = self[key] if value is None else value
+        result["rope_theta"] = float(result["rope_theta"])
+        return result
+
+    def _scaling(self, values: dict) -> dict | None:
+        kind = values.get("rope_type") or values.get("type") or "default"
+        if kind == "default":
+            return None
+        if kind not in _SCALING_KEYS:
+            raise CheckpointError(
+                f"The {self.family} config has RoPE scaling {kind!r}, which is not "
+                f"supported; only 'linear' and 'llama3'."
+            )
+        if lacking := [key for key in _SCALING_KEYS[kind] if key not in values]:
+            raise CheckpointError(
+                f"The {self.family} config's RoPE scaling {kind!r} has no "
+                f"{lacking[0]!r}."
+            )
+        return {"rope_type": kind} | {k: values[k] for k in _SCALING_KEYS[kind]}
+
+    def context(self, windowed: bool) -> int:
+        """max_position_embeddings, or the attention window where that is smaller.
+
+        Within the window, sliding-window attention and full attention are the same, so
+        a shorter context keeps the answers right.
+        """
+        longest, window = self["max_position_embeddings"], self.get("sliding_window")
+        return min(longest, window) if windowed and window else longest

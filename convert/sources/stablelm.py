@@ -1,0 +1,60 @@
+"""StableLM -> names of mm1_mlx.models.decoder: LayerNorms, partial RoPE, qkv bias."""
+
+from mm1_mlx.config import DecoderConfig
+
+from ..rules import Table
+from .fields import Fields
+from .llama import ATTENTION, MLP
+
+RULES: Table = [*ATTENTION, *MLP]
+
+# Class defaults of StableLmConfig.
+_DEFAULTS = {
+    "vocab_size": 50304,
+    "hidden_size": 2560,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "hidden_act": "silu",
+    "layer_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "partial_rotary_factor": 0.25,
+    "tie_word_embeddings": False,
+    "use_qkv_bias": False,
+    "qk_layernorm": False,
+    "use_parallel_residual": False,
+}
+
+
+def config(hub_config: dict) -> DecoderConfig:
+    """Of a StableLM checkpoint, also in the spelling of its first own code.
+
+    That code, and MoE-LLaVA's copy of it, writes rope_pct and norm_eps.
+    """
+    values = dict(hub_config)
+    for old, new in (
+        ("rope_pct", "partial_rotary_factor"),
+        ("norm_eps", "layer_norm_eps"),
+    ):
+        if values.get(new) is None and old in values:
+            values[new] = values[old]
+    f = Fields(values, _DEFAULTS, "stablelm")
+    f.refuse("qk_layernorm", False)
+    return DecoderConfig(
+        hidden_size=f["hidden_size"],
+        num_hidden_layers=f["num_hidden_layers"],
+        num_attention_heads=f["num_attention_heads"],
+        intermediate_size=f["intermediate_size"],
+        vocab_size=f["vocab_size"],
+        num_key_value_heads=f["num_key_value_heads"],
+        max_position_embeddings=f["max_position_embeddings"],
+        hidden_act=f.activation(),
+        norm_type="layer_norm",
+        norm_eps=f["layer_norm_eps"],
+        qkv_bias=f["use_qkv_bias"],
+        parallel_block=f["use_parallel_residual"],
+        tie_word_embeddings=f["tie_word_embeddings"],
+        **f.rope(),
+    )
