@@ -65,7 +65,7 @@ def load_model(
     config = config or read_config(folder)
     weights = read_weights(folder)
     model = _empty_model(config, weights)
-    expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    expected = {name: array.shape for name, array in _named(model).items()}
     found = {name: array.shape for name, array in weights.items()}
     check_weights(found, expected, str(folder))
     if dtype is not None:
@@ -108,6 +108,10 @@ def _empty_model(config: MM1Config, weights: dict[str, mx.array]) -> MM1:
     return model
 
 
+def _named(model: nn.Module) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
+
+
 def _all_arrays(model: nn.Module) -> list[mx.array]:
     """Weights and constants. All must be evaluated here: in MLX, what is left lazy in
     one thread cannot be computed in another."""
@@ -127,7 +131,7 @@ def save(
     overwrite: replace a model folder that is there (also the one that the model was
     loaded from). Raises CheckpointError for a folder that is in use for other things.
     """
-    weights = dict(tree_flatten(model.parameters()))
+    weights = _named(model)
     write_folder(
         Path(folder).expanduser(),
         model.config,

@@ -28,7 +28,7 @@ def generation_stream() -> Any:
     MLX's streams belong to a thread: work left lazy in one thread cannot be finished in
     another. So everything that outlives a step is handed to mx.async_eval in it.
     """
-    device = mx.default_device()
+    device: Any = mx.default_device()
     return _stream_of(device.type, getattr(device, "index", 0))
 
 
@@ -128,8 +128,9 @@ class Decoding:
 
     def _choose(self, logits: mx.array) -> tuple[mx.array, mx.array]:
         """Tokens (B,) and log-probabilities (B, V), on their way."""
-        for processor in self._processors:
-            logits = processor(self._history, logits)
+        if self._history is not None:
+            for processor in self._processors:
+                logits = processor(self._history, logits)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         tokens = self._sampler(logprobs)
         if self._history is not None:
@@ -152,7 +153,7 @@ class Decoding:
                 logits = self._decoder.head(hidden[:, -1])
                 self._quantize_cache()
                 self._pending = self._choose(logits)
-        given = tokens.tolist()
+        given: Any = tokens.tolist()
         if self._steps == 1:
             self.prompt_seconds = time.perf_counter() - self._start
         if self._steps % STEPS_TO_CLEAR == 0:

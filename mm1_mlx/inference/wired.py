@@ -19,7 +19,7 @@ def wired_limit() -> Iterator[None]:
         yield
         return
     info = getattr(mx, "device_info", None) or mx.metal.device_info
-    before = mx.set_wired_limit(info()["max_recommended_working_set_size"])
+    before = mx.set_wired_limit(int(info()["max_recommended_working_set_size"]))
     try:
         yield
     finally:

@@ -1,0 +1,482 @@
+"""Generation: tokens, text, statistics, stop strings, limits, errors."""
+
+import math
+from dataclasses import fields, replace
+
+import mlx.core as mx
+import pytest
+from small import DENSE, EOS, IMAGE, SPARSE, SmallProcessor, random_array, small_model
+
+from helpers import assert_close, need
+from mm1_mlx.errors import MM1Error, PromptError
+from mm1_mlx.inference import steps as steps_module
+from mm1_mlx.inference.generation import (
+    GenerationResponse,
+    batch_generate,
+    generate,
+    generate_step,
+    stream_generate,
+)
+from mm1_mlx.inference.sampling import make_logits_processors
+from mm1_mlx.inference.steps import Decoding
+from mm1_mlx.inference.text import StopText
+from mm1_mlx.inference.wired import wired_limit
+from mm1_mlx.models.cache import QuantizedKVCache
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture
+def processor():
+    return SmallProcessor()
+
+
+def greedy(model, ids, n, images=()):
+    """The answer by reading everything again for each token."""
+    ids = list(ids)
+    pixels = None
+    if images:
+        pixels = mx.stack([random_array(16, 16, 3, seed=i) for i in images])
+    start = len(ids)
+    while len(ids) < start + n:
+        logits = model(mx.array([ids]), pixels)
+        ids.append(int(mx.argmax(logits[0, -1])))
+        if ids[-1] == EOS:
+            break
+    return ids[start:]
+
+
+# --- Tokens ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [DENSE, SPARSE], ids=["dense", "experts"])
+def test_tokens_are_those_of_full_forwards(processor, text):
+    model = small_model(text)
+    found = generate(model, processor, "5 17 33 8", max_tokens=24)
+    assert list(found.token_ids) == greedy(model, [1, 5, 17, 33, 8], 24)
+
+
+def test_images_are_seen_and_in_their_places(model, processor):
+    settings = {"max_tokens": 16}
+    found = generate(model, processor, "5 <image> 9 <image> 7", [1, 2], **settings)
+    ids = [1, 5, *[IMAGE] * 4, 9, *[IMAGE] * 4, 7]
+    assert list(found.token_ids) == greedy(model, ids, 16, [1, 2])
+    other = generate(model, processor, "5 <image> 9 <image> 7", [2, 1], **settings)
+    assert other.token_ids != found.token_ids
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 12, 13])
+def test_chunked_prefill_gives_the_same_answer(model, processor, step):
+    prompt = "5 17 33 <image> 8 20 41 7"
+    whole = generate(model, processor, prompt, [3], max_tokens=12)
+    pieces = generate(
+        model, processor, prompt, [3], max_tokens=12, prefill_step_size=step
+    )
+    assert pieces.token_ids == whole.token_ids
+
+
+def test_logits_are_made_for_the_last_position_only(model, monkeypatch):
+    """(B, L, V) logits would be the largest array of the whole run."""
+    shapes = []
+    head = type(model.decoder).head
+
+    def watched(self, hidden):
+        shapes.append(hidden.shape)
+        return head(self, hidden)
+
+    monkeypatch.setattr(type(model.decoder), "head", watched)
+    list(generate_step(model, mx.arange(4, 44), max_tokens=3, prefill_step_size=16))
+    assert set(shapes) == {(1, 32)}
+    assert len(shapes) == 3  # not one more than needed
+
+
+def test_generate_step_gives_log_probabilities(model):
+    ids = [1, 5, 17, 33]
+    for token, logprobs in generate_step(model, mx.array(ids), max_tokens=5):
+        logits = model(mx.array([ids]))[0, -1]
+        assert_close(
+            logprobs, logits - mx.logsumexp(logits), atol=2e-5
+        )  # order of sums
+        ids.append(token)
+
+
+def test_generate_step_goes_on_from_a_cache(model):
+    ids = mx.array([[1, 5, 17, 33, 8, 20]])
+    whole = [token for token, _ in generate_step(model, ids, max_tokens=8)]
+    cache = model.make_cache()
+    model.decoder.hidden(ids[:, :4], cache)
+    steps = generate_step(model, ids[:, 4:], cache=cache, max_tokens=8)
+    assert [token for token, _ in steps] == whole
+
+
+def test_generate_step_takes_known_image_features(model):
+    pixels = random_array(1, 16, 16, 3)
+    ids = mx.array([1, *[IMAGE] * 4, 9])
+    one = list(generate_step(model, ids, pixel_values=pixels, max_tokens=4))
+    features = model.encode_images(pixels)
+    two = list(generate_step(model, ids, image_features=features, max_tokens=4))
+    assert [token for token, _ in one] == [token for token, _ in two]
+
+
+def test_prefill_progress_is_told(model):
+    told = []
+    steps = generate_step(
+        model,
+        mx.arange(4, 14),
+        prefill_step_size=4,
+        max_tokens=1,
+        on_prefill=lambda done, total: told.append((done, total)),
+    )
+    list(steps)
+    assert told == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_many_images_are_encoded_a_few_at_a_time(model, monkeypatch):
+    sizes = []
+    encode = type(model).encode_images
+
+    def watched(self, pixels):
+        sizes.append(pixels.shape[0])
+        return encode(self, pixels)
+
+    monkeypatch.setattr(type(model), "encode_images", watched)
+    pixels = random_array(19, 16, 16, 3)
+    found = steps_module.encode_images(model, pixels)
+    assert sizes == [8, 8, 3]
+    assert_close(found, encode(model, pixels), atol=1e-5)  # matmuls of other sizes
+
+
+# --- Samplers and penalties ------------------------------------------------------
+
+
+def test_seed_repeats_an_answer(model, processor):
+    def answer(seed):
+        settings = {"temp": 1.0, "top_p": 0.9, "max_tokens": 20, "seed": seed}
+        return generate(model, processor, "5 6", **settings).token_ids
+
+    assert answer(1) == answer(1)
+    assert answer(1) != answer(2)
+
+
+def test_generation_leaves_the_global_random_state(model, processor):
+    before = mx.random.state[0].tolist()
+    generate(model, processor, "5 6", temp=1.0, max_tokens=4)
+    assert mx.random.state[0].tolist() == before
+
+
+def test_repetition_penalty_sees_prompt_and_answer(model, processor):
+    ids = [1, 5, 17, 33]
+    (penalise,) = make_logits_processors(5.0, 6)
+    expected = []
+    for _ in range(12):
+        logits = model(mx.array([ids]))[:, -1]
+        ids.append(int(mx.argmax(penalise(mx.array([ids]), logits))))
+        expected.append(ids[-1])
+        if expected[-1] == EOS:
+            break
+    found = generate(
+        model,
+        processor,
+        "5 17 33",
+        max_tokens=12,
+        repetition_penalty=5.0,
+        repetition_context_size=6,
+    )
+    assert list(found.token_ids) == expected
+    assert list(found.token_ids) != greedy(model, [1, 5, 17, 33], 12)
+
+
+def test_same_tokens_as_mlx_lm_with_sampling(model, processor):
+    """mlx-lm's loop, sampler and penalty on our decoder, from the same random key."""
+    theirs = need("mlx_lm.generate")
+    utils = need("mlx_lm.sample_utils")
+    mx.random.seed(11)
+    steps = theirs.generate_step(
+        mx.array([1, 5, 17, 33]),
+        model.decoder,
+        max_tokens=10,
+        sampler=utils.make_sampler(temp=0.8, top_p=0.9, min_p=0.01),
+        logits_processors=utils.make_logits_processors(repetition_penalty=1.2),
+    )
+    expected = [token for token, _ in steps]
+    found = generate(
+        model,
+        processor,
+        "5 17 33",
+        max_tokens=10,
+        temp=0.8,
+        top_p=0.9,
+        min_p=0.01,
+        repetition_penalty=1.2,
+        seed=11,
+    ).token_ids
+    assert EOS not in expected, "choose another seed"
+    assert list(found) == expected
+
+
+# --- Quantized cache -------------------------------------------------------------
+
+
+def test_kv_bits_quantizes_the_cache_on_the_way(model):
+    ids = mx.arange(4, 24)[None]
+    decoding = Decoding(
+        model, ids, kv_bits=8, prefill_step_size=8, quantized_kv_start=18
+    )
+    assert isinstance(decoding.cache[0], QuantizedKVCache)
+    late = Decoding(model, ids, kv_bits=8, quantized_kv_start=22, max_tokens=8)
+    assert not isinstance(late.cache[0], QuantizedKVCache)
+    for _ in range(4):
+        late.step()
+    assert isinstance(late.cache[0], QuantizedKVCache)
+
+
+def test_8_bit_cache_keeps_greedy_tokens(model, processor):
+    for prompt in ("5 17 33 8", "40 41 42", "9 9 9 9 9"):
+        plain = generate(model, processor, prompt, max_tokens=16)
+        eight = generate(model, processor, prompt, max_tokens=16, kv_bits=8)
+        assert eight.token_ids == plain.token_ids
+
+
+# --- Text and responses ----------------------------------------------------------
+
+
+def test_pieces_make_the_whole(model, processor):
+    whole = generate(model, processor, "5 17 <image>", [1], max_tokens=9)
+    pieces = list(stream_generate(model, processor, "5 17 <image>", [1], max_tokens=9))
+    assert "".join(piece.text for piece in pieces) == whole.text == str(whole)
+    assert tuple(piece.token_id for piece in pieces) == whole.token_ids
+    assert [piece.generation_tokens for piece in pieces] == list(range(1, 10))
+    assert [piece.finish_reason for piece in pieces] == [None] * 8 + ["length"]
+
+
+def test_response_of_a_picture_question(model, processor):
+    found = generate(model, processor, "5 <image> 7", [1], max_tokens=5)
+    assert found.prompt_tokens == 7
+    assert found.generation_tokens == len(found.token_ids) == 5
+    assert found.token_id == found.token_ids[-1]
+    assert (found.num_images, found.image_tokens) == (1, 4)
+    assert found.image_size == (16, 16)
+    assert 0 < found.image_seconds < found.ttft
+    assert found.prompt_tps > 0
+    assert found.generation_tps > 0
+    assert found.peak_memory > 0
+    assert found.finish_reason == "length"
+    with pytest.raises(AttributeError):
+        found.text = "other"
+
+
+def test_decode_rate_leaves_out_the_first_token(model, processor, monkeypatch):
+    """Found in a peer: one token gave 21344 tokens per second."""
+    ticks = iter([float(i) for i in range(1000)])
+    one = generate(model, processor, "5", max_tokens=1)
+    assert math.isnan(one.generation_tps)
+    import mm1_mlx.inference.generation as module
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    pieces = list(stream_generate(model, processor, "5", max_tokens=4))
+    # Each step takes as long as the next here, so n - 1 tokens take n - 1 steps.
+    rates = [piece.generation_tps for piece in pieces[1:]]
+    assert rates == [rates[0]] * 3
+
+
+def test_text_only_response_has_no_image(model, processor):
+    found = generate(model, processor, "5", max_tokens=2)
+    assert (found.num_images, found.image_tokens, found.image_seconds) == (0, 0, 0)
+    assert found.image_size is None
+
+
+def test_fields_that_callers_rely_on():
+    names = {field.name for field in fields(GenerationResponse)}
+    assert names == {
+        *("text", "token_id", "token_ids", "prompt_tokens", "prompt_tps"),
+        *("generation_tokens", "generation_tps", "ttft", "num_images"),
+        *("image_tokens", "image_seconds", "image_size", "peak_memory"),
+        "finish_reason",
+    }
+
+
+@pytest.mark.parametrize("where", ["config", "tokenizer"])
+def test_end_tokens_of_config_and_tokenizer(model, processor, where):
+    tokens = generate(model, processor, "5 17", max_tokens=12).token_ids
+    end = tokens[-1]
+    ended = tokens[: tokens.index(end) + 1]
+    if where == "tokenizer":
+        processor.tokenizer.eos_token_ids = [end]
+    else:
+        model = small_model(eos_token_id=[end, 89])
+    found = generate(model, processor, "5 17", max_tokens=30)
+    assert found.token_ids == ended
+    assert found.finish_reason == "stop"
+    assert found.text == "".join(f"{token} " for token in ended[:-1])
+
+
+def test_system_prompt_is_a_message(model, processor):
+    generate(model, processor, "5", system="8 9", max_tokens=1)
+    assert processor.seen[-1] == [
+        {"role": "system", "content": "8 9"},
+        {"role": "user", "content": "5"},
+    ]
+    messages = [{"role": "user", "content": "5"}]
+    generate(model, processor, messages, system="8", max_tokens=1)
+    assert [m["role"] for m in processor.seen[-1]] == ["system", "user"]
+    assert len(messages) == 1
+    with pytest.raises(PromptError, match="begin with a system message already"):
+        generate(model, processor, processor.seen[-1], system="8", max_tokens=1)
+
+
+# --- Stop strings ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+@pytest.mark.parametrize(
+    "text, stops, expected",
+    [
+        ("one two three", ["two"], "one "),
+        ("one two three", ["x", "thr", " t"], "one"),
+        ("aaab", ["aab"], "a"),  # a held-back text that turns out to be text
+        ("no stop here", ["stops"], "no stop here"),
+        ("end sto", ["stop"], "end sto"),  # held back until the end
+        ("xaby", ["ab", "xaby"], "x"),  # the one that ends first
+        ("xxaby", ["aby", "xaby"], "x"),  # both end together: the longer
+        ("stop", ["stop"], ""),
+        ("füße", ["ß"], "fü"),
+    ],
+)
+def test_stop_strings_are_cut_exactly_wherever_tokens_end(text, stops, expected, cut):
+    stop = StopText(stops)
+    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
+    found = "".join(stop.push(piece) for piece in pieces)
+    if not stop.found:
+        found += stop.flush()
+    assert found == expected
+    assert stop.found == (expected != text)
+
+
+def test_text_is_held_back_only_while_it_may_become_a_stop():
+    stop = StopText(["END", "enough"])
+    assert stop.push("ab") == "ab"
+    assert stop.push("cE") == "c"
+    assert stop.push("N") == ""
+    assert stop.push("Gx") == "ENGx"
+
+
+@pytest.fixture
+def speller(model):
+    """A processor that spells the first two tokens of "40 41" as hel|lo wor."""
+    tokens = generate(model, SmallProcessor(), "40 41", max_tokens=2).token_ids
+    assert tokens[0] != tokens[1], "choose another prompt"
+    return SmallProcessor({tokens[0]: "hel", tokens[1]: "lo wor"})
+
+
+@pytest.mark.parametrize(
+    "stop, text", [("lo w", "hel"), ("o", "hell"), (["zz", "el"], "h"), ("h", "")]
+)
+def test_answer_ends_before_the_stop_string(model, speller, stop, text):
+    full = generate(model, speller, "40 41", max_tokens=12)
+    assert full.text.startswith("hello wor")
+    found = generate(model, speller, "40 41", max_tokens=12, stop=stop)
+    assert (found.text, found.finish_reason) == (text, "stop")
+    (row,) = batch_generate(model, speller, ["40 41"], max_tokens=12, stop=stop)
+    assert (row.text, row.token_ids) == (text, found.token_ids)
+
+
+def test_pieces_hold_back_what_may_become_a_stop_string(model, speller):
+    stream = stream_generate(model, speller, "40 41", max_tokens=12, stop="lo w")
+    assert [piece.text for piece in stream] == ["he", "l"]
+
+
+def test_text_held_back_is_given_when_the_answer_ends(model, speller):
+    found = generate(model, speller, "40 41", max_tokens=2, stop="world")
+    assert (found.text, found.finish_reason) == ("hello wor", "length")
+
+
+# --- Stopping early, threads -----------------------------------------------------
+
+
+def test_a_stream_can_be_closed(model, processor):
+    stream = stream_generate(model, processor, "5 17", max_tokens=100)
+    next(stream)
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
+    assert generate(model, processor, "5 17", max_tokens=3).generation_tokens == 3
+
+
+def test_keyboard_interrupt_passes_through(model, processor, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    stream = stream_generate(model, processor, "5 17", max_tokens=100)
+    first = next(stream)
+    monkeypatch.setattr(Decoding, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert first.text
+
+
+def test_wired_limit_does_nothing_without_metal(model, processor):
+    with wired_limit():
+        assert generate(model, processor, "5", max_tokens=2).generation_tokens == 2
+
+
+@pytest.mark.metal
+def test_wired_limit_is_restored():
+    before = mx.set_wired_limit(0)
+    with wired_limit():
+        pass
+    assert mx.set_wired_limit(before) == 0
+
+
+# --- Limits and errors -----------------------------------------------------------
+
+
+def test_the_context_ends_the_answer(processor):
+    text = replace(DENSE, max_position_embeddings=10)
+    model = small_model(text, eos_token_id=None)
+    processor.tokenizer.eos_token_ids = []
+    found = generate(model, processor, "5 6 7 8", max_tokens=50)
+    assert found.generation_tokens == 5
+    assert found.finish_reason == "length"
+
+
+def test_prompt_over_the_context(processor):
+    model = small_model(replace(DENSE, max_position_embeddings=5))
+    with pytest.raises(
+        PromptError, match="prompt has 5 tokens, but the model's context has 5"
+    ):
+        generate(model, processor, "5 6 7 8")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"max_tokens": 0}, "max_tokens is 0, but must be a whole number of 1 or more"),
+        ({"prefill_step_size": 0}, "prefill_step_size is 0, but must be"),
+        ({"seed": -1}, "seed is -1, but must be a whole number from 0"),
+        ({"temp": -1}, "temp is -1, but must be"),
+        ({"repetition_penalty": -2}, "repetition_penalty is -2, but must be"),
+        ({"kv_bits": 3}, "kv_bits is 3, but must be 4, 8 or None"),
+        ({"kv_group_size": 48}, "kv_group_size is 48, but must be 32, 64 or 128"),
+        ({"stop": ""}, "stop is '', but must be a text of at least one character"),
+        ({"stop": ["a", 3]}, r"stop is \['a', 3\], but must be a text"),
+    ],
+)
+def test_settings_out_of_range(model, processor, settings, message):
+    """Told when the call is made, not when the first piece is asked for."""
+    with pytest.raises(MM1Error, match=message):
+        stream_generate(model, processor, "5", **settings)
+    with pytest.raises(MM1Error, match=message):
+        batch_generate(model, processor, ["5"], **settings)
+
+
+def test_unknown_settings_are_named(model, processor):
+    with pytest.raises(TypeError, match=r"unknown settings \['tempo'\].* temp,"):
+        generate(model, processor, "5", tempo=1)
+
+
+def test_as_many_lists_of_images_as_prompts(model, processor):
+    with pytest.raises(PromptError, match="2 prompts but 1 lists of images"):
+        batch_generate(model, processor, ["5", "6"], [[1]])
