@@ -91,7 +91,9 @@ class RegionContrast(nn.Module):
 
     def __call__(self, pixel_values, boxes, label, tokens):
         features = self.norm(self.vision(pixel_values))  # (N, P, Dv)
-        regions = self.image_proj(boxes @ features).reshape(-1, self.embed.weight.shape[1])
+        regions = self.image_proj(boxes @ features).reshape(
+            -1, self.embed.weight.shape[1]
+        )
         used = tokens >= 0
         words = self.embed(mx.maximum(tokens, 0)) * used[..., None]
         bag = words.sum(axis=1) / mx.maximum(used.sum(axis=1, keepdims=True), 1)

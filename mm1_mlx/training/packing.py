@@ -8,6 +8,7 @@ every document and, after the context, with every branch.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -52,6 +53,11 @@ class DocumentEncoder:
         self._encode = encode
         self.marks = marks
         self._known: dict[str, list[int]] = {}
+
+    @property
+    def smallest(self) -> int:
+        """Less room than this in a row is not worth another document."""
+        return self.marks.tokens_per_image + 8
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._known:
@@ -113,8 +119,10 @@ class DocumentEncoder:
 def _weights(supervised: list[bool]) -> list[float]:
     # A caption of 30 tokens would outweigh a count of one: by the root of the length.
     total = sum(supervised)
-    return [total**-0.5 if flag else 0.0 for flag in supervised] if total else (
-        [0.0] * len(supervised)
+    return (
+        [total**-0.5 if flag else 0.0 for flag in supervised]
+        if total
+        else ([0.0] * len(supervised))
     )
 
 
@@ -128,24 +136,31 @@ class Row:
     def length(self) -> int:
         return sum(len(part.ids) for part in self.parts)
 
+    @property
+    def images(self) -> int:
+        return sum(len(part.images) for part in self.parts)
+
 
 def fill_row(
-    draw: Callable[[], Document],
-    encoder: DocumentEncoder,
-    length: int,
-    max_misses: int = 1,
+    draw: Callable[[], Document], encoder: DocumentEncoder, length: int
 ) -> Row:
-    """Draw documents into a row until `max_misses` of them did not fit."""
-    row, misses = Row([]), 0
-    while misses < max_misses:
-        room = length - row.length
-        if row.parts and room < encoder.marks.tokens_per_image + 8:
+    """Draw documents into a row until one does not fit beside the others.
+
+    A document that would not fit into an empty row is passed over; twenty in a row are
+    a DatasetError.
+    """
+    row, too_long = Row([]), 0
+    while not row.parts or length - row.length >= encoder.smallest:
+        try:
+            tokens = encoder(draw(), length)
+        except DatasetError:
+            too_long += 1
+            if too_long == 20:
+                raise
+            continue
+        if len(tokens.ids) > length - row.length:
             break
-        tokens = encoder(draw(), length)
-        if len(tokens.ids) <= room:
-            row.parts.append(tokens)
-        else:
-            misses += 1
+        row.parts.append(tokens)
     return row
 
 
@@ -171,8 +186,8 @@ class Batch:
     documents: int
 
 
-def collate(rows: list[Row], length: int, pad: int, multiple: int = 64) -> Batch:
-    """Rows to arrays. M is rounded up to `multiple`, so that few shapes occur."""
+def collate(rows: list[Row], length: int, pad: int, targets: int = 64) -> Batch:
+    """Rows to arrays. M is rounded up to a multiple of `targets`, for few shapes."""
     shape = (len(rows), length)
     ids = np.full(shape, pad, np.int32)
     document = np.full(shape, PADDING, np.int32)
@@ -200,7 +215,7 @@ def collate(rows: list[Row], length: int, pad: int, multiple: int = 64) -> Batch
                     weight.append(w)
             at = stop
             count += 1
-    padded = max(-(-len(source) // multiple), 1) * multiple
+    padded = max(-(-len(source) // targets), 1) * targets
     extra = padded - len(source)
     return Batch(
         ids=ids,
@@ -244,14 +259,22 @@ class DocumentMixer:
         length: int,
         encoder: DocumentEncoder,
         progress: float,
+        max_images: int,
     ) -> list[Row]:
-        """`count` rows of at most `length` tokens."""
-        rows = []
+        """`count` rows of at most `length` tokens and `max_images` pictures in all.
+
+        Rows that come when the pictures are used up hold text, so that every batch has
+        one shape: each new shape costs a compile.
+        """
+        rows: list[Row] = []
+        images = 0
         for _ in range(count):
             kind = rng.choices(self._kinds, self._weights)[0]
-            rows.append(
-                fill_row(
-                    lambda kind=kind: self._make(rng, kind, progress), encoder, length
+            row = fill_row(partial(self._make, rng, kind, progress), encoder, length)
+            if images + row.images > max_images:
+                row = fill_row(
+                    partial(self._make, rng, "text", progress), encoder, length
                 )
-            )
+            images += row.images
+            rows.append(row)
         return rows

@@ -56,6 +56,8 @@ class StageSettings:
     clip: float = 1.0
     objective: str = "regions"  # encoder stage: regions, global or reconstruction
     row_length: int = 128  # joint stage
+    images_per_row: float = 2.0  # joint stage: room for pictures, on average
+    targets_per_row: int = 24  # joint stage: room for supervised tokens
     mix: dict = field(
         default_factory=lambda: {"caption": 0.45, "interleaved": 0.45, "text": 0.10}
     )
@@ -148,9 +150,13 @@ class JointStage:
     def host_batch(self, rng: random.Random, count: int, progress: float):
         """Arrays of a step, as NumPy; made beside the previous step's work."""
         s = self.settings
-        rows = self._mixer.rows(rng, count, s.row_length, self._encoder, progress)
-        batch = collate(rows, s.row_length, self._encoder.marks.pad)
-        shots = _pixel_array(batch.images, self._images, multiple=8)
+        room = round(count * s.images_per_row)
+        rows = self._mixer.rows(
+            rng, count, s.row_length, self._encoder, progress, max_images=room
+        )
+        targets = count * s.targets_per_row
+        batch = collate(rows, s.row_length, self._encoder.marks.pad, targets)
+        shots = _pixel_array(batch.images, self._images, room)
         arrays = (
             batch.ids, batch.document, batch.branch, batch.position, shots,
             batch.source, batch.target, batch.weight,
@@ -214,7 +220,7 @@ class EncoderStage:
 
     def host_batch(self, rng: random.Random, count: int, progress: float):
         made = [self._source.region_picture(rng, progress) for _ in range(count)]
-        shots = _pixel_array([image for image, _ in made], self._images)
+        shots = _pixel_array([image for image, _ in made], self._images, count)
         if self.settings.objective == "reconstruction":
             patches = self._grid**2
             prefix = [rng.randint(1, patches // 2) for _ in made]
@@ -235,9 +241,8 @@ class EncoderStage:
         return loss, {"loss": loss, "accuracy": accuracy}
 
 
-def _pixel_array(images: list, settings: ImageSettings, multiple: int = 1):
-    """Pixels of the pictures, padded with blank ones: few shapes mean few compiles."""
-    room = -(-max(len(images), 1) // multiple) * multiple
+def _pixel_array(images: list, settings: ImageSettings, room: int):
+    """Pixels of the pictures, padded with blank ones to `room`."""
     shots = np.zeros((room, settings.size, settings.size, 3), np.float32)
     for i, image in enumerate(images):
         shots[i] = pixels(image, settings)
@@ -362,9 +367,7 @@ class Trainer:
                 if self.step % save_every == 0 or self.step == s.steps or stopping:
                     self.save()
                 seconds = time.perf_counter() - start
-                yield Progress(
-                    self.stage.name, self.step, s.steps, told, seconds, seen
-                )
+                yield Progress(self.stage.name, self.step, s.steps, told, seconds, seen)
                 if stopping:
                     return
 
@@ -402,7 +405,9 @@ class Recipe:
     def from_dict(cls, values: dict) -> "Recipe":
         known = {"model", "images", "data", "stages", "seed"}
         if unknown := sorted(values.keys() - known):
-            raise ConfigError(f"recipe: unknown keys {unknown}. Known: {sorted(known)}.")
+            raise ConfigError(
+                f"recipe: unknown keys {unknown}. Known: {sorted(known)}."
+            )
         if missing := sorted({"model", "images", "data", "stages"} - values.keys()):
             raise ConfigError(f"recipe: missing keys {missing}.")
         stages = {
