@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from parity import TAMM_VARIANT
 
 from mm1_mlx import memory
 from mm1_mlx.config import (
@@ -214,14 +215,12 @@ KINDS = {
 }
 
 
-TAMM = pytest.mark.xfail(
-    strict=True, reason="CAbstractor does not read config.variant yet"
-)
-
-
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=TAMM if k == "c_abstractor_tamm" else ()) for k in KINDS],
+    [
+        pytest.param(k, marks=TAMM_VARIANT if k == "c_abstractor_tamm" else ())
+        for k in KINDS
+    ],
 )
 def test_names_and_shapes_are_those_of_the_modules(kind):
     from mlx.utils import tree_flatten

@@ -11,6 +11,7 @@ from mm1_mlx.config import ConnectorConfig, MoEConfig, VisionConfig
 from mm1_mlx.errors import CheckpointError
 
 from ..rules import (
+    Drop,
     Rule,
     Table,
     flatten_patches,
@@ -27,8 +28,9 @@ from .fields import Fields
 TOKENS = "embedding.convolution_tokens"
 SOURCE, LAYER = "layers.layer_{i}", "layers.{i}"
 
-VISION: Table = [
-    Rule("embedding.class_tokens.weight", "class_embedding", squeeze_first),
+CLASS_TOKENS = "embedding.class_tokens.weight"
+
+_ENCODER: Table = [
     Rule(TOKENS + ".convolution.weight", "patch_embed.weight", flatten_patches),
     Rule(TOKENS + ".positional_encoding.weight", "position_embedding", spatial_to_rows),
     Rule(TOKENS + ".norm.{p}", "norm_in.{p}"),
@@ -42,6 +44,12 @@ VISION: Table = [
     Rule(SOURCE + ".feed_forward.hidden_transform.{p}", LAYER + ".mlp.up_proj.{p}"),
     Rule(SOURCE + ".feed_forward.output_transform.{p}", LAYER + ".mlp.down_proj.{p}"),
     Rule("output_norm.{p}", "norm_out.{p}"),
+]
+
+VISION: Table = [Rule(CLASS_TOKENS, "class_embedding", squeeze_first), *_ENCODER]
+VISION_WITHOUT_CLASS: Table = [
+    Drop(CLASS_TOKENS, why="an empty array: there is no class token"),
+    *_ENCODER,
 ]
 
 
@@ -73,6 +81,7 @@ POOLER: Table = [
     Rule("feed_forward.hidden_transform_{j}.{p}", "readout.0.{p}"),
     Rule("feed_forward.hidden_transform.{p}", "readout.0.{p}"),
     Rule("feed_forward.output_transform.{p}", "readout.1.{p}"),
+    Rule("add_tokens.weight_end", "eos_tokens"),
 ]
 
 
@@ -105,6 +114,14 @@ RULES: Table = [
     *prefixed(VISION, source="vision.", target="vision."),
     *prefixed(POOLER, source="pooler.", target="connector."),
 ]
+
+# tamm's "gelu" is the tanh approximation (layers/activation.py).
+_ACTIVATIONS = {"gelu": "gelu_pytorch_tanh"}
+
+
+def _activation(name: str) -> str:
+    return _ACTIVATIONS.get(name, name)
+
 
 # Defaults of VisionTransformer.create_basic_builder.
 _VISION_DEFAULTS = {
@@ -153,7 +170,7 @@ def config(hub_config: dict) -> VisionConfig:
         image_size=patch * f.square("positional_embedding_shape"),
         patch_size=patch,
         num_channels=f["input_dim"],
-        hidden_act=f.activation("activation"),
+        hidden_act=_activation(f.activation("activation")),
         norm_bias=f["norm_bias"],
         norm_eps=f["norm_eps"],
         class_token=f["num_class_tokens"] == 1,
@@ -178,7 +195,7 @@ def pooler_config(hub_config: dict) -> ConnectorConfig:
         hidden_size=hidden,
         depth=f["blocks_per_regnet_stage"],
         mlp_depth=2,
-        hidden_act=f.activation("regnet_activation"),
+        hidden_act=_activation(f.activation("regnet_activation")),
         position_embedding=f["apply_positional_embedding"],
         pooling="strided",
         norm_bias=f["norm_bias"],
