@@ -18,7 +18,12 @@ from mm1_mlx.errors import CheckpointError
 from mm1_mlx.inputs.ranks import byte_letters
 
 SPACE = "\u2581"  # sentencepiece's visible space
+SENTENCEPIECE_FILE = "tokenizer.model"
+TOKENIZER_FILE = "tokenizer.json"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# A user-defined symbol like <user> in the bytes of a sentencepiece model: its length,
+# text, score, and the type 4. The Python package has no question for it.
+_SYMBOL = re.compile(rb"\x0a(.)(<[^<>\s]+>)(?:\x15.{4})?\x18\x04", re.DOTALL)
 # NormalizerSpec.add_dummy_prefix = false, and remove_extra_whitespaces = false too, as
 # protobuf bytes. Appended to a model they override its own values: of a repeated
 # field the last one counts, and messages are merged. So no protobuf package is needed.
@@ -45,9 +50,8 @@ class JsonBackend:
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         self._places: dict[str, Any] = {"start": tokenizer}
-        self._state: dict | None = None
-        self.size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         added = tokenizer.get_added_tokens_decoder()
+        self.size = max([tokenizer.get_vocab_size() - 1, *added]) + 1
         self._added = {i: token.content for i, token in added.items()}
         self.marks = {t.content: i for i, t in added.items() if t.special}
         self.bos = self.eos = self.pad = self.unk = None
@@ -56,7 +60,7 @@ class JsonBackend:
         if start:
             self.bos = start[0]
         self._spelling = self._find_spelling()
-        self.drops_first_space = self._spelling == "spaces"
+        self.drops_first_space = self._spelling != "bytes"
         self._bytes = {letter: b for b, letter in enumerate(byte_letters())}
 
     @classmethod
@@ -75,11 +79,6 @@ class JsonBackend:
         tokenizer.no_padding()
         return cls(tokenizer)
 
-    def _parsed(self) -> dict:
-        if self._state is None:
-            self._state = json.loads(self._tokenizer.to_str())
-        return self._state  # type: ignore[return-value]
-
     def _find_spelling(self) -> str:
         """How a piece spells bytes: "bytes" (GPT-2), "spaces" (Llama), or "other"."""
         decoder = self._tokenizer.decoder
@@ -89,11 +88,12 @@ class JsonBackend:
         if name == "Metaspace":
             return "spaces"
         if name == "Sequence":
-            state = json.dumps(self._parsed().get("decoder"), ensure_ascii=False)
-            if '"ByteFallback"' in state and SPACE in state:
-                return "spaces"
-            if '"ByteLevel"' in state:
+            state = json.loads(decoder.__getstate__())
+            kinds = [part["type"] for part in state["decoders"]]
+            if "ByteLevel" in kinds:
                 return "bytes"
+            if "ByteFallback" in kinds or "Metaspace" in kinds:
+                return "spaces"
         return "other"
 
     def _at(self, place: str) -> Any:
@@ -130,7 +130,7 @@ class JsonBackend:
         """A piece of a rare decoder (CLIP's, WordPiece), as it reads between others."""
         around = self._tokenizer.decode([i, i], skip_special_tokens=False)
         alone = self._tokenizer.decode([i], skip_special_tokens=False)
-        return around[: len(around) - len(alone)].encode()
+        return around[len(alone) :].encode()
 
     def id_of(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
@@ -144,7 +144,7 @@ class JsonBackend:
             self._added |= {i: mark for mark, i in self.marks.items()}
 
     def save(self, folder: Path) -> None:
-        self._tokenizer.save(str(folder / "tokenizer.json"))
+        self._tokenizer.save(str(folder / TOKENIZER_FILE))
 
 
 def _strip_prefix(state: Any, *, everywhere: bool) -> None:
@@ -177,8 +177,9 @@ def _strip_prefix(state: Any, *, everywhere: bool) -> None:
 class SentencePieceBackend:
     """A sentencepiece .model, and the tokens that a config adds to it.
 
-    legacy: every text after a mark is encoded alone, with a space put in front, as
-    LLaVA and Vicuna were trained; otherwise only the first one is.
+    added: text -> id of tokens beyond the model's. legacy: every text after a mark is
+    encoded alone, with a space put in front, as LLaVA and Vicuna were trained;
+    otherwise only the first one is.
     """
 
     kind = "sentencepiece"
@@ -186,41 +187,39 @@ class SentencePieceBackend:
     def __init__(
         self,
         proto: bytes,
-        added: dict[str, int],
-        marks: Iterable[str] = (),
+        added: dict[str, int] | None = None,
         *,
         legacy: bool = True,
-        name: str = "tokenizer.model",
+        name: str = SENTENCEPIECE_FILE,
     ):
-        self._sentencepiece = _import("sentencepiece", name)
-        self._proto, self._legacy = proto, legacy
-        start = self._load(proto, name)
-        self._places = {"start": start}
-        if legacy:
-            self._places["mark"] = start
-        count = start.vocab_size()
-        self._model, self._count = start, count
+        self._package = _import("sentencepiece", name)
+        self._proto = proto
+        self._model = model = self._load(proto, name)
+        self._places = {"start": model} | ({"mark": model} if legacy else {})
+        self._count = model.vocab_size()
         self.bos, self.eos, self.pad, self.unk = (
             i if i >= 0 else None
-            for i in (start.bos_id(), start.eos_id(), start.pad_id(), start.unk_id())
+            for i in (model.bos_id(), model.eos_id(), model.pad_id(), model.unk_id())
         )
         self.adds_bos = self.bos is not None
-        self.drops_first_space = start.normalize("a").startswith(SPACE)
-        pieces = (
-            (start.id_to_piece(i), i) for i in range(count) if start.is_control(i)
-        )
-        self.marks = dict(pieces)
-        if self.unk is not None:
-            self.marks[start.id_to_piece(self.unk)] = self.unk
-        self._added = {i: text for text, i in added.items() if i >= count}
-        self.size = max([count - 1, *self._added]) + 1
-        # What the model's own encode finds in a text by itself: user-defined symbols
-        self._native: set[str] = set()
-        self.add_marks([*self._added.values(), *marks, *self._user_symbols()])
+        self.drops_first_space = model.normalize("a").startswith(SPACE)
+        self._added = {i: t for t, i in (added or {}).items() if i >= self._count}
+        self.size = max([self._count - 1, *self._added]) + 1
+        symbols = [
+            m[2].decode() for m in _SYMBOL.finditer(proto) if m[1][0] == len(m[2])
+        ]
+        self._native = {
+            t for t in symbols if model.id_to_piece(model.piece_to_id(t)) == t
+        }
+        controls = [i for i in range(self._count) if model.is_control(i)]
+        unknown = [] if self.unk is None else [self.unk]
+        self.marks: dict[str, int] = {}
+        self.add_marks(model.id_to_piece(i) for i in controls + unknown)
+        self.add_marks(self._native)
 
     def _load(self, proto: bytes, name: str) -> Any:
         try:
-            return self._sentencepiece.SentencePieceProcessor(model_proto=proto)
+            return self._package.SentencePieceProcessor(model_proto=proto)
         except Exception as error:
             raise CheckpointError(
                 f"{name} is not a sentencepiece model ({str(error)[-80:].strip()}). "
@@ -228,7 +227,9 @@ class SentencePieceBackend:
             ) from error
 
     @classmethod
-    def read(cls, path: Path, added: dict[str, int], marks: Iterable[str], **settings):
+    def read(
+        cls, path: Path, added: dict[str, int], *, legacy: bool
+    ) -> "SentencePieceBackend":
         try:
             proto = path.read_bytes()
         except OSError as error:
@@ -237,57 +238,35 @@ class SentencePieceBackend:
             ) from error
         if not proto:
             raise CheckpointError(f"{path} is empty (0 bytes). Download it again.")
-        return cls(proto, added, marks, name=path.name, **settings)
-
-    def _user_symbols(self) -> list[str]:
-        """User-defined symbols in angle brackets, such as <user>: taken as marks.
-
-        The package has no question for "user defined". They are the pieces that are
-        found whole where their letters alone would be split.
-        """
-        model = self._model
-        pieces = (model.id_to_piece(i) for i in range(self._count))
-        shaped = [p for p in pieces if re.fullmatch(r"<[^<>\s]+>", p)]
-        found = []
-        for piece in shaped:
-            i = model.piece_to_id(piece)
-            if _BYTE.fullmatch(piece) or model.is_control(i) or model.is_unknown(i):
-                continue
-            if model.encode("a" + piece + "a").count(i) == 1:
-                found.append(piece)
-        return found
+        return cls(proto, added, legacy=legacy, name=path.name)
 
     def _at(self, place: str) -> Any:
         if place not in self._places:
             extra = _NO_PREFIX if place == "mark" else _VERBATIM
-            self._places[place] = self._load(self._proto + extra, "tokenizer.model")
+            self._places[place] = self._load(self._proto + extra, SENTENCEPIECE_FILE)
         return self._places[place]
 
     def add_marks(self, marks: Iterable[str]) -> None:
-        for mark in marks:
-            i = self.id_of(mark)
-            if i is not None:
-                self.marks[mark] = i
-                if i < self._count and self._model.encode("a" + mark + "a").count(i):
-                    self._native.add(mark)
-        cut = sorted(
-            (m for m in self.marks if m not in self._native), key=len, reverse=True
-        )
-        self._cut = re.compile(f"({'|'.join(map(re.escape, cut))})") if cut else None
+        """Treat tokens that the vocabulary has as special marks."""
+        self.marks |= {m: i for m in marks if (i := self.id_of(m)) is not None}
+        # The model finds its user-defined symbols itself; all others are cut out.
+        cut = {*self.marks, *self._added.values()} - self._native
+        pattern = "|".join(map(re.escape, sorted(cut, key=len, reverse=True)))
+        self._cut = re.compile(f"({pattern})") if cut else None
 
     def encode(self, text: str, place: str) -> list[int]:
-        if self._cut is None:
-            return self._at(place).encode(text) if text else []
+        pieces = [text] if self._cut is None else self._cut.split(text)
         ids: list[int] = []
-        for k, piece in enumerate(self._cut.split(text)):
+        for k, piece in enumerate(pieces):
             if k % 2:
-                ids.append(self.marks[piece])
+                ids.append(self.id_of(piece))  # type: ignore[arg-type]
                 place = "mark"
             elif piece:
                 ids += self._at(place).encode(piece)
         return ids
 
     def piece(self, i: int) -> bytes:
+        """The bytes of a token."""
         if (added := self._added.get(i)) is not None:
             return added.encode()
         if not 0 <= i < self._count:
@@ -305,4 +284,4 @@ class SentencePieceBackend:
         return i if self._model.id_to_piece(i) == token else None
 
     def save(self, folder: Path) -> None:
-        (folder / "tokenizer.model").write_bytes(self._proto)
+        (folder / SENTENCEPIECE_FILE).write_bytes(self._proto)

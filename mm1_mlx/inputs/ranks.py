@@ -4,15 +4,16 @@ A rank file has one token a line: its bytes in base64 and its rank, which is its
 It holds no merges. tiktoken joins, again and again, the neighbouring pair whose joined
 bytes have the lowest rank. The tokenizers package wants a list of merges instead.
 
-One merge a token is enough, and exact: the pair that is left when the token's own
-bytes are joined with the ranks below its own. When tiktoken forms a token inside a
-text, nothing has crossed its borders, so inside them the same joins happened in the
-same order, and the same pair is left. (All splits of a token, as some converters list
-them, give the splits of one token different priorities, which tiktoken does not.)
+One merge a token is enough, and exact: the last pair when the token's bytes are joined
+alone. When tiktoken forms a token inside a text, nothing has crossed its borders, so
+inside them the same joins happened in the same order, and the same pair was the last.
+(All splits of a token, as some converters list them, give the splits of one token
+different priorities, which tiktoken does not.)
 """
 
 import base64
 import binascii
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,26 +87,18 @@ def read_ranks(path: str | Path) -> dict[bytes, int]:
 
 
 def _pair_of(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
-    """The two parts that are left of a token when only lower ranks are joined."""
-    limit = ranks[token]
-    splits = [(token[:i], token[i:]) for i in range(1, len(token))]
-    lower = [
-        pair
-        for pair in splits
-        if ranks.get(pair[0], limit) < limit and ranks.get(pair[1], limit) < limit
-    ]
-    if not lower:
-        return None  # never joined from parts, only found whole
+    """The last pair that tiktoken joins to make this token; None if it never does."""
+    splits = range(1, len(token))
+    if not any(token[:i] in ranks and token[i:] in ranks for i in splits):
+        return None  # only ever found whole
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        best, at = limit, -1
-        for i in range(len(parts) - 1):
-            rank = ranks.get(parts[i] + parts[i + 1], limit)
-            if rank < best:
-                best, at = rank, i
-        if at < 0:
+        joined = [a + b for a, b in pairwise(parts)]
+        known = [(ranks[pair], i) for i, pair in enumerate(joined) if pair in ranks]
+        if not known:
             return None
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        i = min(known)[1]
+        parts[i : i + 2] = [joined[i]]
     return parts[0], parts[1]
 
 
@@ -138,7 +131,7 @@ def split_name(path: Path, config: dict) -> str:
 
 
 def known_marks(name: str, config: dict) -> dict[str, int]:
-    """Special marks and ids: those in the config, else those the vocabulary is known by."""
+    """Special marks and their ids: the config's, else those known by the name."""
     listed = config.get("added_tokens_decoder") or {}
     if listed:
         return {token["content"]: int(i) for i, token in listed.items()}
@@ -169,9 +162,9 @@ def build(ranks: dict[bytes, int], name: str, marks: dict[str, int]) -> Any:
     for token in sorted(ranks, key=ranks.__getitem__):
         if len(token) > 1 and (pair := _pair_of(token, ranks)):
             merges.append((spelled[pair[0]], spelled[pair[1]]))
+    taken = {rank for token, rank in vocab.items() if token not in marks}
     for mark, i in marks.items():
-        taken = next((t for t, rank in vocab.items() if rank == i), mark)
-        if taken != mark:
+        if i in taken:
             raise CheckpointError(
                 f"The mark {mark!r} has the id {i}, which the rank file gives to "
                 f"another token."

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from mm1_mlx.errors import CheckpointError, PromptError
+from mm1_mlx.inputs.backends import (
+    SENTENCEPIECE_FILE,
+    TOKENIZER_FILE,
+    JsonBackend,
+    SentencePieceBackend,
+)
 from mm1_mlx.inputs.prompts import GUARD, guard
 
-TOKENIZER_FILE = "tokenizer.json"
-SENTENCEPIECE_FILE = "tokenizer.model"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
@@ -120,8 +124,7 @@ class Tokenizer:
             return b""
         found = self._pieces.get(i)
         if found is None:
-            known = 0 <= i < self.vocab_size
-            found = self._pieces[i] = self._backend.piece(i) if known else b""
+            found = self._pieces[i] = self._backend.piece(i) if i >= 0 else b""
         return found
 
     def token_to_id(self, token: str) -> int | None:
@@ -154,12 +157,8 @@ class Tokenizer:
         """
         folder = Path(folder)
         self._backend.save(folder)
-        config = dict(self._config)
+        config = self.template_tokens() | self._config
         config.pop("chat_template", None)
-        for key, i in (("bos_token", self.bos_token_id),):
-            texts = {i: text for text, i in self.marks.items()}
-            if i in texts:
-                config.setdefault(key, texts[i])
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / TOKENIZER_CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         if self.chat_template is not None:
@@ -243,11 +242,13 @@ def _config_of(folder: Path) -> dict:
 
 
 def _added_tokens(folder: Path, config: dict) -> dict[str, int]:
-    added = {str(k): v for k, v in read_json(folder / ADDED_TOKENS_FILE).items()}
-    for i, token in (config.get("added_tokens_decoder") or {}).items():
-        if text := _text(token):
-            added[text] = int(i)
-    return added
+    """Tokens beyond the model's; those of the older file are put into the config."""
+    listed = dict(config.get("added_tokens_decoder") or {})
+    for text, i in read_json(folder / ADDED_TOKENS_FILE).items():
+        listed.setdefault(str(i), {"content": text, "special": True})
+    if listed:
+        config["added_tokens_decoder"] = listed
+    return {text: int(i) for i, t in listed.items() if (text := _text(t))}
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -263,17 +264,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise CheckpointError(f"The tokenizer folder {folder} does not exist.")
     config = _config_of(folder)
     if (path := folder / TOKENIZER_FILE).is_file():
-        from mm1_mlx.inputs.backends import JsonBackend
-
         return Tokenizer(JsonBackend.read(path), config)
     models = sorted(folder.glob("*.model"), key=lambda p: p.name != SENTENCEPIECE_FILE)
     if models:
-        from mm1_mlx.inputs.backends import SentencePieceBackend
-
         backend = SentencePieceBackend.read(
             models[0],
             _added_tokens(folder, config),
-            (),
             legacy=config.get("legacy") is not False,
         )
         return Tokenizer(backend, config)
@@ -281,21 +277,20 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         return _load_ranks(ranks[0], config)
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
     raise CheckpointError(
-        f"{folder} has no tokenizer: expected {TOKENIZER_FILE}, {SENTENCEPIECE_FILE} or "
-        f"a .tiktoken file, found {found}."
+        f"{folder} has no tokenizer: expected {TOKENIZER_FILE}, {SENTENCEPIECE_FILE} "
+        f"or a .tiktoken file, found {found}."
     )
 
 
 def _load_ranks(path: Path, config: dict) -> Tokenizer:
-    from mm1_mlx.inputs import backends, ranks
+    from mm1_mlx.inputs import ranks
 
     name = ranks.split_name(path, config)
     marks = ranks.known_marks(name, config)
-    backends._import("tokenizers", path.name)
     built = ranks.build(ranks.read_ranks(path), name, marks)
     end = "<|endoftext|>"
     if end in marks:
         config = {"eos_token": end, "pad_token": end} | {
             k: v for k, v in config.items() if v is not None
         }
-    return Tokenizer(backends.JsonBackend(built), config)
+    return Tokenizer(JsonBackend(built), config)
