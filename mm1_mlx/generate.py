@@ -217,6 +217,7 @@ def run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     name = args.model or DEFAULT_MODEL
     model, processor = load(name)
+    processor = _as_asked(processor, args)
     if args.verbose:
         _print_setting(name, time.perf_counter() - start)
 
@@ -242,6 +243,32 @@ def _stream(model: Any, processor: Any, prompt: str, args: argparse.Namespace) -
         print(last.text, end="", flush=True)
     print(flush=True)
     return last
+
+
+class _Limited:
+    """A processor that reads pictures within the limits of the command line."""
+
+    def __init__(self, processor: Any, **limits: Any):
+        self._processor, self._limits = processor, limits
+
+    def __call__(self, prompt: Any, images: Any = None, **settings: Any) -> Any:
+        return self._processor(prompt, images, **self._limits, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
+def _as_asked(processor: Any, args: argparse.Namespace) -> Any:
+    """The processor with --resize-mode, --max-image-pixels and --allow-url."""
+    if args.resize_mode is not None:
+        from dataclasses import replace
+
+        settings = replace(processor.image_settings, resize_mode=args.resize_mode)
+        processor.image_settings = settings
+    limits: dict[str, Any] = {"allow_url": args.allow_url}
+    if args.max_image_pixels is not None:
+        limits["max_pixels"] = args.max_image_pixels
+    return _Limited(processor, **limits)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
