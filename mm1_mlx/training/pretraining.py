@@ -94,8 +94,8 @@ def data_source(name: str) -> Any:
         source = importlib.import_module(name)
     except ImportError as error:
         raise DatasetError(
-            f"The data module {name!r} cannot be imported ({error}). Give an importable "
-            f"module with document(rng, kind, progress), for example "
+            f"The data module {name!r} cannot be imported ({error}). Give an "
+            f"importable module with document(rng, kind, progress), for example "
             f"examples.mm1_tiny.documents in a clone of the repository."
         ) from error
     if not hasattr(source, "document"):
@@ -105,15 +105,22 @@ def data_source(name: str) -> Any:
     return source
 
 
-def initialize(model: MM1, seed: int) -> None:
+def initialize(module: nn.Module, seed: int, keep: str = "") -> None:
     """Fresh weights: truncated normals, residual outputs small, embeddings of std 0.5.
 
     Image tokens leave the connector with unit scale (norm_output); text embeddings of
-    std 0.5 are near that scale, which decided success in small runs.
+    std 0.5 are near that scale, which decided success in small runs. Biases are zero.
+    All is decided by the seed, so several processes start from the same weights.
+
+    keep: parameters whose names start with it stay as they are.
     """
     key = mx.random.key(seed)
     new = []
-    for name, value in tree_flatten(model.parameters()):
+    for name, value in tree_flatten(module.parameters()):
+        if keep and name.startswith(keep):
+            continue
+        if name.endswith("bias"):
+            new.append((name, mx.zeros_like(value)))
         if value.ndim < 2:
             continue
         key, own = mx.random.split(key)
@@ -127,7 +134,7 @@ def initialize(model: MM1, seed: int) -> None:
             std = 0.02
         noise = mx.random.truncated_normal(-2, 2, value.shape, key=own)
         new.append((name, std * noise))
-    model.load_weights(new, strict=False)
+    module.load_weights(new, strict=False)
 
 
 def batch_rng(seed: int, stage: str, step: int, rank: int) -> random.Random:
@@ -451,6 +458,8 @@ def make_trainer(
     source = data_source(recipe.data)
     encoder = document_encoder(recipe.model, encode)
     work = STAGES[stage](model, recipe.stages[stage], source, encoder, recipe.images)
+    if work.module is not model:  # what a stage has beside the encoder
+        initialize(work.module, recipe.seed + 1, keep="vision.")
     facts = {"recipe": {**recipe.source, "stages": recipe.source["stages"][stage]}}
     return Trainer(work, folder, recipe.seed, facts)
 
