@@ -28,14 +28,12 @@ def is_public(address: str) -> bool:
 
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in ipaddress.ip_network(_NAT64) or int(ip) >> 32 == 0:
-            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        for wrapped in inner:
-            if wrapped is not None and not is_public(str(wrapped)):
-                return False
-        if ip.ipv4_mapped is not None:
-            return True
+        if ip in ipaddress.ip_network(_NAT64):
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        elif ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        elif ip.sixtofour is not None and not is_public(str(ip.sixtofour)):
+            return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
@@ -113,7 +111,7 @@ class _DeadlineSocket:
         return io.BufferedReader(_DeadlineReader(self._sock, self._deadline))
 
     def close(self) -> None:
-        self._sock.close()
+        """Nothing: http.client closes its socket before the body is read."""
 
 
 def _remaining(deadline: float) -> float:
@@ -138,7 +136,7 @@ def _connect(host: str, address: str, port: int, deadline: float):
 
 
 def _request(url: str, deadline: float):
-    """The open connection and response for one address, without following anything."""
+    """The open socket and the response of one address, without following anything."""
     import http.client
 
     parts, host, port = _split(url)
@@ -164,9 +162,9 @@ def _request(url: str, deadline: float):
     }
     try:
         connection.request("GET", _quoted(target), headers=headers)
-        return connection, connection.getresponse()
+        return sock, connection.getresponse()
     except BaseException:
-        connection.close()
+        sock.close()
         raise
 
 
@@ -181,7 +179,8 @@ def _body(url: str, response, max_bytes: int) -> bytes:
         f"{shown(url)} has over {max_bytes:,} bytes, the limit for addresses. Download "
         f"the file and give its path."
     )
-    if (response.length or 0) > max_bytes:
+    declared = response.length
+    if (declared or 0) > max_bytes:
         raise ImageError(too_big)
     encoding = response.headers.get("Content-Encoding", "identity").lower()
     if encoding not in ("", "identity"):
@@ -194,6 +193,11 @@ def _body(url: str, response, max_bytes: int) -> bytes:
         data += chunk
         if len(data) > max_bytes:
             raise ImageError(too_big)
+    if declared is not None and len(data) < declared:
+        raise ImageError(
+            f"{shown(url)} was cut off: {len(data):,} of {declared:,} bytes arrived. "
+            f"Try again."
+        )
     return bytes(data)
 
 
@@ -215,7 +219,7 @@ def fetch(
     current = url
     for _ in range(max_redirects + 1):
         try:
-            connection, response = _request(current, deadline)
+            sock, response = _request(current, deadline)
             try:
                 target = response.headers.get("Location")
                 if response.status in (301, 302, 303, 307, 308) and target:
@@ -229,7 +233,8 @@ def fetch(
                     )
                 return _body(current, response, max_bytes)
             finally:
-                connection.close()
+                response.close()
+                sock.close()
         except TimeoutError as error:
             raise ImageError(
                 f"{shown(current)} did not arrive within {timeout:g} seconds. Try "

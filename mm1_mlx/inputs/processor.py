@@ -1,0 +1,327 @@
+"""Processor: prompt and images in, checked model inputs out; ids back to text.
+
+Everything that a user can get wrong about a prompt is checked here, before the model
+runs: counts of images and slots, length, ids. A prompt is never cut.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mm1_mlx.config import MM1Config
+from mm1_mlx.errors import ConfigError, PromptError
+from mm1_mlx.inputs.images import MAX_PIXELS, load_image, pixels
+from mm1_mlx.inputs.prompts import (
+    IMAGE_TOKEN,
+    flatten_messages,
+    guard,
+    image_separator,
+    place_images,
+    plural,
+    render_chat,
+    with_image_slots,
+)
+from mm1_mlx.inputs.settings import ImageSettings
+from mm1_mlx.inputs.tokenizer import Detokenizer, Tokenizer, load_tokenizer
+
+__all__ = ["Inputs", "Processor"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the model reads.
+
+    input_ids: (B, L) int32; an image is tokens_per_image times config.image_token_id.
+    pixel_values: (N, H, W, 3) float32 in reading order (row by row), None without
+    images. left_padding: (B,) int32, how many ids in front of each row are padding.
+    images_per_row: how many of the N images each row has.
+    """
+
+    input_ids: mx.array
+    pixel_values: mx.array | None
+    left_padding: mx.array
+    images_per_row: tuple[int, ...]
+    tokens_per_image: int
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return sum(self.images_per_row)
+
+    @property
+    def attention_mask(self) -> mx.array:
+        """(B, L) bool: False on the left padding."""
+        positions = mx.arange(self.input_ids.shape[1])
+        return positions[None] >= self.left_padding[:, None]
+
+
+class Processor:
+    """Prompts and images to Inputs, and ids to text, for one model.
+
+    chat_template: the name of a built-in template or Jinja text; by default the
+    tokenizer's own, and without one prompts are taken as they are ("plain").
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        image_settings: ImageSettings,
+        config: MM1Config,
+        *,
+        chat_template: str | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.image_settings = image_settings
+        self.config = config
+        self.chat_template = chat_template or tokenizer.chat_template
+        self.eos_token_ids = config.eos_token_ids or tokenizer.eos_token_ids
+        self.pad_token_id = self._find_pad()
+        self.tokens_per_image = self._find_tokens_per_image()
+        # The vocabulary's own <image> is used only if the model means it.
+        own = tokenizer.token_to_id(IMAGE_TOKEN)
+        self._native_slot = (
+            own == config.image_token_id and IMAGE_TOKEN in tokenizer.marks
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, config: MM1Config) -> "Processor":
+        """The processor in a folder: its tokenizer and preprocessor_config.json."""
+        return cls(load_tokenizer(folder), ImageSettings.read(folder), config)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer files, preprocessor_config.json and the chat template."""
+        from mm1_mlx.inputs.prompts import TEMPLATES, jinja_source
+        from mm1_mlx.inputs.tokenizer import CHAT_TEMPLATE_FILE
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(folder)
+        self.image_settings.write(folder)
+        template = self.chat_template
+        if template is not None:
+            # As Jinja text, so that transformers and mlx-lm can read the folder too.
+            text = jinja_source(template) if template in TEMPLATES else template
+            (folder / CHAT_TEMPLATE_FILE).write_text(text, encoding="utf-8")
+
+    def _find_pad(self) -> int:
+        eos = self.eos_token_ids[0] if self.eos_token_ids else None
+        candidates = (self.config.pad_token_id, self.tokenizer.pad_token_id, eos, 0)
+        image = self.config.image_token_id
+        usable = (i for i in candidates if i is not None and i >= 0 and i != image)
+        return next(usable, 1 if image == 0 else 0)
+
+    def _find_tokens_per_image(self) -> int:
+        """Q for pictures of image_settings.size; the encoder's own may differ."""
+        vision, connector = self.config.vision_config, self.config.connector_config
+        if self.image_settings.size < vision.patch_size:
+            raise ConfigError(
+                f"preprocessor: size is {self.image_settings.size}, but must be at "
+                f"least the encoder's patch_size ({vision.patch_size})."
+            )
+        grid = self.image_settings.size // vision.patch_size
+        queries = connector.num_query_tokens or grid**2
+        return queries + connector.num_eos_tokens
+
+    # --- prompts ---------------------------------------------------------------------
+
+    def __call__(
+        self,
+        prompt: Any,
+        images: Any = None,
+        *,
+        system: str | None = None,
+        use_template: bool = True,
+        max_tokens: int = 0,
+        max_pixels: int = MAX_PIXELS,
+        allow_url: bool = False,
+        **variables: Any,
+    ) -> Inputs:
+        """The model's inputs for a prompt or a batch of them.
+
+        prompt: text with one <image> for each image (none: the images come first), or
+        messages [{"role": ..., "content": ...}], or a list of such for a batch, which
+        is padded on the left. images: one image or a list; for a batch a list with an
+        entry for each prompt. An image is whatever load_image takes. system: a system
+        message for text prompts. use_template: False takes text as it is, with the
+        vocabulary's marks in it. max_tokens: room to keep for the answer. variables:
+        for a Jinja chat template.
+
+        Raises PromptError and ImageError before anything is computed.
+        """
+        batch = isinstance(prompt, (list, tuple)) and not _is_messages(prompt)
+        if batch and not prompt:
+            raise PromptError("The batch has no prompts: give at least one.")
+        prompts = list(prompt) if batch else [prompt]
+        given = _images_per_prompt(images, len(prompts), batch)
+        rows, sources = [], []
+        for one, its_images in zip(prompts, given, strict=True):
+            text, its_images = self._text(
+                one, its_images, system=system, use_template=use_template, **variables
+            )
+            row = self._ids(text, len(its_images))
+            self._check_length(row, len(its_images), max_tokens)
+            rows.append(row)
+            sources.append(its_images)
+        loaded = [
+            pixels(
+                load_image(source, max_pixels=max_pixels, allow_url=allow_url),
+                self.image_settings,
+            )
+            for row in sources
+            for source in row
+        ]
+        ids, padding = self._pad(rows)
+        return Inputs(
+            input_ids=mx.array(ids),
+            pixel_values=mx.array(np.stack(loaded)) if loaded else None,
+            left_padding=mx.array(padding),
+            images_per_row=tuple(len(row) for row in sources),
+            tokens_per_image=self.tokens_per_image,
+        )
+
+    def _text(
+        self,
+        prompt: Any,
+        images: list,
+        *,
+        system: str | None,
+        use_template: bool,
+        **variables: Any,
+    ) -> tuple[str, list]:
+        """The whole text for the tokenizer, one slot for each image, and the images."""
+        if isinstance(prompt, str):
+            if not use_template:
+                return with_image_slots(prompt, len(images)), images
+            # Checked here so that the message speaks of a prompt, not of messages.
+            with_image_slots(prompt, len(images))
+            messages = [{"role": "user", "content": prompt}]
+        elif _is_messages(prompt):
+            messages = list(prompt)
+        else:
+            raise PromptError(
+                f"A prompt is of the type {type(prompt).__name__}, but text or a list "
+                f"of messages was expected."
+            )
+        if system:
+            messages = [{"role": "system", "content": system}, *messages]
+        flat, held = flatten_messages(messages)
+        if held and images:
+            raise PromptError(
+                f"The messages hold {plural(len(held), 'image')} and {len(images)} "
+                f"more were given in images=. Give them in one place only."
+            )
+        images = held or images
+        marks = self.tokenizer.marks
+        flat = [{**m, "content": guard(m["content"], marks)} for m in flat]
+        template = self.chat_template
+        flat = place_images(flat, len(images), separator=image_separator(template))
+        tokens = self.tokenizer.template_tokens()
+        text = render_chat(flat, template, **{**tokens, **variables})
+        if (slots := text.count(IMAGE_TOKEN)) != len(images):
+            raise PromptError(
+                f"The chat template made {slots} {IMAGE_TOKEN} of "
+                f"{plural(len(images), 'image')}: it does not fit this model. Name a "
+                f"built-in template instead."
+            )
+        return text, images
+
+    def _ids(self, text: str, num_images: int) -> list[int]:
+        """The ids of a text, each slot as tokens_per_image times the image id."""
+        image = self.config.image_token_id
+        slot = [image] * self.tokens_per_image
+        encode = self.tokenizer.encode
+        if self._native_slot:
+            ids = []
+            for i in encode(text, add_special=True):
+                ids += slot if i == image else [i]
+        else:
+            first, *rest = text.split(IMAGE_TOKEN)
+            ids = encode(first, add_special=True)
+            for piece in rest:
+                ids += slot
+                ids += encode(piece, place="mark") if piece else []
+        found = ids.count(image)
+        if found != num_images * self.tokens_per_image:
+            raise PromptError(
+                f"The prompt has {found} image ids, but {plural(num_images, 'image')} "
+                f"of {self.tokens_per_image} tokens were expected: the text holds the "
+                f"vocabulary's own mark with the id {image}. Take it out."
+            )
+        vocab = self.config.text_config.vocab_size
+        if beyond := [i for i in ids if i >= vocab and i != image]:
+            raise PromptError(
+                f"The tokenizer gives the id {beyond[0]}, but the model knows only "
+                f"{vocab}: the tokenizer files are not this model's."
+            )
+        if not ids:
+            raise PromptError("The prompt is empty: write a question or a text.")
+        return ids
+
+    def _check_length(self, ids: list[int], num_images: int, max_tokens: int) -> None:
+        limit = self.config.text_config.max_position_embeddings
+        total = len(ids) + max_tokens
+        if total <= limit:
+            return
+        image_tokens = num_images * self.tokens_per_image
+        answer = f" + {max_tokens} for the answer" if max_tokens else ""
+        raise PromptError(
+            f"The prompt is too long: {len(ids) - image_tokens} text tokens + "
+            f"{image_tokens} image tokens ({plural(num_images, 'image')} of "
+            f"{self.tokens_per_image}){answer} = {total}, but the model's context is "
+            f"{limit}. Shorten the text, give fewer images"
+            + (", or ask for a shorter answer." if max_tokens else ".")
+        )
+
+    def _pad(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows as one array (B, L), shorter ones padded on the left, and how much."""
+        length = max(map(len, rows))
+        padding = np.array([length - len(row) for row in rows], np.int32)
+        ids = np.full((len(rows), length), self.pad_token_id, np.int32)
+        for out, row, start in zip(ids, rows, padding, strict=True):
+            out[start:] = row
+        return ids, padding
+
+    # --- answers ---------------------------------------------------------------------
+
+    def decode(self, ids: Any, *, skip_special: bool = True) -> str:
+        """The text of ids: a list, an array (L,), or anything that can be listed."""
+        values = ids.tolist() if hasattr(ids, "tolist") else ids
+        return self.tokenizer.decode(values, skip_special=skip_special)
+
+    def detokenizer(self) -> Detokenizer:
+        """A new Detokenizer for one answer that comes id by id."""
+        return self.tokenizer.detokenizer()
+
+
+def _is_messages(prompt: Any) -> bool:
+    """Whether this is one conversation, and not a batch."""
+    return (
+        isinstance(prompt, (list, tuple))
+        and bool(prompt)
+        and all(isinstance(message, dict) for message in prompt)
+    )
+
+
+def _images_per_prompt(images: Any, count: int, batch: bool) -> list[list]:
+    """The list of images of each prompt."""
+    if images is None:
+        return [[] for _ in range(count)]
+    if not batch:
+        return [list(images) if isinstance(images, (list, tuple)) else [images]]
+    if not isinstance(images, (list, tuple)) or len(images) != count:
+        found = len(images) if isinstance(images, Sequence) else 1
+        raise PromptError(
+            f"The batch has {plural(count, 'prompt')} but images= has {found} entries. "
+            f"Give a list with one entry (an image, a list, or None) for each prompt."
+        )
+    return [_listed(entry) for entry in images]
+
+
+def _listed(entry: Any) -> list:
+    if entry is None:
+        return []
+    return list(entry) if isinstance(entry, (list, tuple)) else [entry]
