@@ -155,7 +155,7 @@ WRONG_INPUT = [
     ("slot, no image", ("-p", "<image> what?"), r"<image>"),
     ("empty prompt", ("--image", str(SHAPES), "-p", ""), r"empty"),
     ("blank prompt", ("-p", "  "), r"empty"),
-    ("long prompt", ("-p", "red circle " * 20_000), r"context|tokens"),
+    ("long prompt", ("-p", "red circle " * 3_000), r"context|tokens"),
     ("unknown model", ("--model", "mm1-tinny"), r"mm1-tinny.*mm1-tiny"),
     ("a preset has no weights", ("--model", "mm1-3b"), r"mm1-3b"),
     ("a folder without a model", ("--model", "{}/no_model"), r"config\.json"),
