@@ -6,7 +6,7 @@ from small import DENSE, IMAGE, SPARSE, SmallProcessor, random_array, small_mode
 
 from helpers import assert_close
 from mm1_mlx.inference.generation import batch_generate, generate
-from mm1_mlx.inference.steps import Decoding
+from mm1_mlx.inference.steps import Decoding, padded_history
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,12 @@ def test_rows_of_a_batch_equal_their_solo_runs(processor, text, settings):
         assert found.prompt_tokens == alone.prompt_tokens
         assert found.num_images == alone.num_images == len(images or [])
         assert found.image_tokens == alone.image_tokens == 4 * len(images or [])
+
+
+def test_penalties_see_no_padding():
+    ids = mx.array([[0, 0, 5, 6], [7, 8, 9, 5]])
+    assert padded_history(ids, [2, 0]).tolist() == [[5, 5, 5, 6], [7, 8, 9, 5]]
+    assert padded_history(ids, None) is ids
 
 
 def test_logits_of_a_padded_row_equal_the_row_alone(model):

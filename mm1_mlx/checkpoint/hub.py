@@ -26,6 +26,10 @@ def find_folder(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if text in BUILT_IN:
         return _built_in(text)
+    if not text.strip():
+        raise CheckpointError(
+            f"The model's name is empty. Built in: {', '.join(BUILT_IN)}."
+        )
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
@@ -50,8 +54,6 @@ def _built_in(name: str) -> Path:
 
 def _unknown(text: str) -> str:
     names = ", ".join(BUILT_IN)
-    if not text.strip():
-        return f"The model's name is empty. Built in: {names}."
     close = difflib.get_close_matches(text.lower(), BUILT_IN, n=1, cutoff=0.5)
     guess = f" Did you mean '{close[0]}'?" if close else ""
     return (

@@ -86,7 +86,7 @@ class Decoding:
         self._kv = (kv_bits, kv_group_size, quantized_kv_start)
         self._history = None
         if self._processors:
-            self._history = _history(input_ids, left_padding)
+            self._history = padded_history(input_ids, left_padding)
         self.prompt_seconds = 0.0  # known when the first step has given its tokens
         self._start = time.perf_counter()
         with mx.stream(generation_stream()):
@@ -175,7 +175,7 @@ class Decoding:
             mx.async_eval(*self._pending, *history, state)
 
 
-def _history(input_ids: mx.array, left_padding: Sequence[int] | None) -> mx.array:
+def padded_history(input_ids: mx.array, left_padding: Sequence[int] | None) -> mx.array:
     """What logits processors see of the prompt: a row's padding repeats its first
     token, so that a padded row is penalised as it is alone. (B, L) -> (B, L)."""
     if left_padding is None or not any(left_padding):

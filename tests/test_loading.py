@@ -1,0 +1,235 @@
+"""load and save: the same model comes back, whatever thread uses it."""
+
+import sys
+import threading
+import types
+from dataclasses import replace
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+from small import DENSE, SPARSE, SmallProcessor, random_array, small_config, small_model
+
+from helpers import assert_close, assert_equal, need_tiny, run_python
+from mm1_mlx.checkpoint.folder import read_weights, write_folder
+from mm1_mlx.errors import CheckpointError, MM1Error
+from mm1_mlx.inference.generation import generate
+from mm1_mlx.loading import load, load_model, save
+
+
+class Processor(SmallProcessor):
+    """SmallProcessor, kept in a folder as one file."""
+
+    @classmethod
+    def from_folder(cls, folder, config):
+        if not (folder / "words.txt").is_file():
+            raise CheckpointError(f"{folder} has no tokenizer.")
+        return cls()
+
+    def save(self, folder):
+        (folder / "words.txt").write_text("1 2 3")
+
+
+@pytest.fixture(autouse=True)
+def small_processor(monkeypatch):
+    module = types.ModuleType("mm1_mlx.inputs.processor")
+    module.Processor = Processor
+    monkeypatch.setitem(sys.modules, "mm1_mlx.inputs.processor", module)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(small_model(), Processor(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def named(model) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))
+
+
+@pytest.mark.parametrize("text", [DENSE, SPARSE], ids=["dense", "experts"])
+def test_saved_model_is_loaded_again(tmp_path, text):
+    model = small_model(text)
+    save(model, Processor(), tmp_path / "model")
+    again, processor = load(str(tmp_path / "model"))
+    assert again.config == model.config
+    assert isinstance(processor, Processor)
+    assert not again.training
+    expected = named(model)
+    assert named(again).keys() == expected.keys()
+    for name, array in named(again).items():
+        assert_equal(array, expected[name], what=name)
+    ids, pixels = mx.array([[1, 3, 3, 3, 3, 9]]), random_array(1, 16, 16, 3)
+    assert_equal(again(ids, pixels), model(ids, pixels))
+
+
+def test_unknown_model():
+    with pytest.raises(CheckpointError, match="no model or folder 'mm1-tinny'"):
+        load("mm1-tinny")
+
+
+@pytest.mark.parametrize("stored", [mx.float16, mx.bfloat16], ids=str)
+def test_16_bit_weights_are_float32_on_the_cpu(tmp_path, stored):
+    model = small_model()
+    model.set_dtype(stored)
+    save(model, Processor(), tmp_path / "model")
+    on_disk = read_weights(tmp_path / "model")
+    assert {array.dtype for array in on_disk.values()} == {stored}
+    found, _ = load(tmp_path / "model")
+    on_cpu = mx.default_device().type == mx.cpu
+    expected = mx.float32 if on_cpu else stored
+    assert {array.dtype for array in named(found).values()} == {expected}
+    for name, array in named(found).items():
+        assert_equal(array, on_disk[name].astype(expected), what=name)
+    kept, _ = load(tmp_path / "model", dtype=stored)
+    assert {array.dtype for array in named(kept).values()} == {stored}
+    by_name, _ = load(tmp_path / "model", dtype="float16")
+    assert {array.dtype for array in named(by_name).values()} == {mx.float16}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8", mx.int32, 16])
+def test_unknown_dtype(folder, dtype):
+    with pytest.raises(MM1Error, match="but must be one of float32, float16, bfloat16"):
+        load(folder, dtype=dtype)
+
+
+def test_16_bit_model_answers_on_this_back_end(folder):
+    """On the CPU gather_mm is float32 only: weights of experts are cast there."""
+    expected = generate(*load(folder), "5 6", max_tokens=4)
+    model, processor = load(folder, dtype="bfloat16")
+    found = generate(model, processor, "5 6", max_tokens=4)
+    assert found.generation_tokens == expected.generation_tokens
+
+
+def test_missing_unexpected_and_misshaped_weights_are_named(tmp_path):
+    weights = named(small_model())
+    weights["decoder.norm.weigth"] = weights.pop("decoder.norm.weight")
+    weights["decoder.lm_head.weight"] = weights["decoder.lm_head.weight"].T
+    write_folder(tmp_path / "model", small_config(), weights, Processor().save)
+    with pytest.raises(CheckpointError) as raised:
+        load(tmp_path / "model")
+    message = str(raised.value)
+    assert "1 missing: decoder.norm.weight;" in message
+    assert "1 unexpected: decoder.norm.weigth;" in message
+    assert "decoder.lm_head.weight is (32, 90) but must be (90, 32)" in message
+    assert "\n" not in message
+
+
+def test_truncated_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="was cut off"):
+        load(folder)
+
+
+def test_nothing_is_evaluated_when_lazy(folder):
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    model = load_model(folder, lazy=True)
+    total = sum(array.nbytes for array in named(model).values())
+    # Neither the weights nor the random values that stood there before them.
+    assert mx.get_peak_memory() - before < 0.2 * total
+    mx.eval(model.parameters())
+    assert mx.get_active_memory() - before >= 0.9 * total
+
+
+def test_saving_over_the_folder_that_was_loaded(folder):
+    model, processor = load(folder, lazy=True)
+    expected = named(small_model())
+    with pytest.raises(CheckpointError, match="exists and is not empty"):
+        save(model, processor, folder)
+    save(model, processor, folder, overwrite=True)
+    for name, array in named(load(folder)[0]).items():
+        assert_equal(array, expected[name], what=name)
+
+
+def test_16_bit_weights_stay_16_bit_when_saved_again(tmp_path, folder):
+    model, processor = load(folder, dtype="float16")
+    save(model, processor, tmp_path / "again")
+    kinds = {array.dtype for array in read_weights(tmp_path / "again").values()}
+    assert kinds == {mx.float16}
+
+
+@pytest.mark.parametrize("rope", [None, "llama3"])
+def test_load_in_one_thread_and_generate_in_another(tmp_path, rope):
+    """Apps do that. MLX's streams are per thread: what a thread leaves lazy is lost
+    with it, so load evaluates all weights and constants."""
+    text = SPARSE
+    if rope is not None:
+        scaling = {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }
+        text = replace(SPARSE, rope_scaling=scaling)
+    save(small_model(text), Processor(), tmp_path / "model")
+    expected = generate(*load(tmp_path / "model"), "5 <image> 6", [1], max_tokens=8)
+    kept: dict = {}
+
+    def loads():
+        with mx.stream(mx.new_stream(mx.default_device())):  # as on a GPU
+            kept["loaded"] = load(tmp_path / "model")
+
+    def generates():
+        try:
+            kept["answer"] = generate(*kept["loaded"], "5 <image> 6", [1], max_tokens=8)
+        except Exception as error:
+            kept["answer"] = error
+
+    for work in (loads, generates):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(60)
+    assert str(kept["answer"]) == expected.text
+    again = generate(*kept["loaded"], "5 <image> 6", [1], max_tokens=8)
+    assert again.token_ids == expected.token_ids
+
+
+def test_quantized_folder_is_loaded(tmp_path):
+    """`quantize` writes what nn.quantize makes; config.quantization says how."""
+    settings = {"group_size": 32, "bits": 8}
+    model = small_model(DENSE)
+    whole = model(mx.array([[1, 5, 9]]))
+    nn.quantize(
+        model,
+        **settings,
+        class_predicate=lambda path, module: (
+            path.startswith("decoder.layers")
+            and isinstance(module, nn.Linear)
+            and module.weight.shape[1] % 32 == 0
+        ),
+    )
+    config = replace(small_config(DENSE), quantization=settings)
+    weights = named(model)
+    write_folder(tmp_path / "model", config, weights, Processor().save)
+    found, _ = load(tmp_path / "model", dtype="float32")
+    assert "decoder.layers.0.attn.qkv_proj.scales" in named(found)
+    logits = found(mx.array([[1, 5, 9]]))
+    assert_equal(logits, model(mx.array([[1, 5, 9]])))
+    assert_close(logits, whole, atol=0.2)
+
+
+def test_load_imports_no_heavy_package(folder):
+    """torch, transformers and mlx_lm take seconds; the hub client is for downloads."""
+    code = (
+        "import sys; from mm1_mlx.loading import load_model; "
+        "from mm1_mlx.inference import generation; import pathlib; "
+        "load_model(pathlib.Path(sys.argv[1])); "
+        "print(sorted(m for m in sys.modules if '.' not in m))"
+    )
+    done = run_python("-c", code, folder)
+    assert done.returncode == 0, done.stderr
+    heavy = "torch transformers mlx_lm huggingface_hub requests httpx matplotlib scipy"
+    assert not set(heavy.split()) & set(eval(done.stdout))
+    assert "mlx.optimizers" not in done.stdout
+
+
+def test_the_built_in_model_answers(monkeypatch):
+    need_tiny()
+    monkeypatch.undo()  # its real processor
+    model, processor = load("mm1-tiny")
+    found = generate(model, processor, "What is this?", max_tokens=8)
+    assert found.text
