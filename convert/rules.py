@@ -118,14 +118,13 @@ def plan(names: Iterable[str], rules: Iterable[Rule | Drop]) -> Plan:
     owner: dict[int, Rule] = {}
     for name in names:
         hits = [(m, r, part) for regex, r, part in entries if (m := regex.match(name))]
-        if not hits:
-            unknown.append(name)
-        elif len(hits) > 1:
-            twice.append(name)
-        elif isinstance(hits[0][1], Drop):
-            dropped[name] = hits[0][1].why
+        if len(hits) != 1:
+            (twice if hits else unknown).append(name)
+            continue
+        match, rule, part = hits[0]
+        if isinstance(rule, Drop):
+            dropped[name] = rule.why
         else:
-            match, rule, part = hits[0]
             index = int(match[rule.stack]) if rule.stack else 0
             target = _fill(rule.target, match.groupdict())
             owner[id(rule)] = rule

@@ -289,14 +289,16 @@ def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
     Matrices whose rows divide into groups; the router stays as it is (it is tiny and
     decides which experts run). The encoder and the connector stay at 16 bits.
     """
-    is_matrix = len(shape) >= 2 and not name.endswith("router.weight")
-    return is_matrix and shape[-1] % GROUP_SIZE == 0
+    if len(shape) < 2 or name.endswith("router.weight"):
+        return False
+    *_, columns = shape
+    return columns % GROUP_SIZE == 0
 
 
 def count_parameters(config: MM1Config | VisionConfig | DecoderConfig) -> Parts:
     """Parameters of a model, an encoder or a decoder, without making an array."""
-    counts = dict.fromkeys(("vision", "connector", "decoder"), Part())
-    counts |= dict.fromkeys(("embeddings", "experts"), Part())
+    names = ("vision", "connector", "decoder", "embeddings", "experts")
+    counts: dict[str, Part] = {name: Part() for name in names}
     text = config if isinstance(config, DecoderConfig) else None
     text = config.text_config if isinstance(config, MM1Config) else text
     moe = text.moe_config if text else None

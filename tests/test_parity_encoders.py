@@ -8,11 +8,13 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from parity import bins, build, expected, hub_config, pixels, safetensors
+from parity import bins, build, expected, hub_config, load, pixels, safetensors
 
-from convert.sources import aimv2, hf_clip, open_clip_vit, siglip
-from helpers import assert_close
+from convert.rules import rename
+from convert.sources import aim, aimv2, hf_clip, open_clip_vit, siglip
+from helpers import assert_close, need
 from mm1_mlx.models.vision import VisionEncoder
+from mm1_mlx.presets import ENCODERS
 
 BLOCK = 1e-6  # block outputs: independent codes agree to 9e-8, values around 0.03
 NORMED = 2e-5  # after the last norm, which divides by about 0.03: they agree to 2e-6
@@ -100,3 +102,74 @@ def test_a_wrong_activation_would_be_seen():
     state = model.hidden_states(pixels(values["pixel_values"]))[-1]
     gap = np.abs(np.array(state) - values["hidden_after_block2"]).max()
     assert gap > 100 * BLOCK
+
+
+def test_aim():
+    """Against PyTorch written from the paper; the positions are not in the file."""
+    torch = need("torch")
+    from reference.aim import AIM
+
+    torch.manual_seed(0)
+    reference = AIM(width=48, blocks=3, heads=3, side=5, patch=9)
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight += 0.1 * torch.randn(weight.shape)
+    hub = {
+        "img_size": 45,
+        "patch_size": 9,
+        "embed_dim": 48,
+        "num_blocks": 3,
+        "num_heads": 3,
+    }
+    config = aim.config({"config": hub})
+    assert config == aim.config(hub)
+    weights = {k: v.numpy() for k, v in reference.state_dict().items()}
+    weights = rename(weights, aim.RULES) | aim.additions(config)
+    model = load(VisionEncoder(config), weights)
+    x = np.random.default_rng(0).standard_normal((2, 3, 45, 45), np.float32)
+    with torch.no_grad():
+        states, last = reference(torch.tensor(x))
+
+    for ours, theirs in zip(model.hidden_states(pixels(x))[1:], states, strict=True):
+        assert_close(ours, theirs, atol=2e-5)  # states of order 10
+    assert_close(normed(model, pixels(x)), last, atol=NORMED)
+
+
+def test_aim_presets_are_the_readers():
+    for name, width, heads in (
+        ("aim-600m", 1536, 12),
+        ("aim-1b", 2048, 16),
+        ("aim-3b", 3072, 24),
+    ):
+        hub = {"embed_dim": width, "num_blocks": 24, "num_heads": heads}
+        assert aim.config(hub) == ENCODERS[name]
+
+
+def test_other_presets_are_the_readers():
+    """What public config.json files say (checkpoints.md section 2) gives the preset."""
+    dfn_h = {"image_size": 378, "layers": 32, "width": 1280, "head_width": 80}
+    dfn_h["patch_size"] = 14
+    model_cfg = {"vision_cfg": dfn_h, "quick_gelu": True}
+    preset = ENCODERS["vit-h-14-378"]
+    assert open_clip_vit.config({"model_cfg": model_cfg}) == preset
+    openai = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+    }
+    assert hf_clip.config({"vision_config": openai}) == ENCODERS["vit-l-14-336"]
+    so400m = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    }
+    assert siglip.config({"vision_config": so400m}) == ENCODERS["siglip-so400m"]
+    large = {"hidden_size": 1024, "intermediate_size": 2816, "image_size": 448}
+    large |= {"num_hidden_layers": 24, "num_attention_heads": 8, "patch_size": 14}
+    assert aimv2.config(large | {"use_bias": False}) == ENCODERS["aimv2-l-448"]

@@ -10,7 +10,6 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_pytorch_tanh",
     "gelu_accurate": "gelu_pytorch_tanh",
     "swish": "silu",
-    "relu2": "relu2",
 }
 
 # rope_scaling keys that mean something for the kinds we have.
@@ -63,8 +62,8 @@ class Fields:
             )
 
     def activation(self, key: str = "hidden_act") -> str:
-        name = self[key]
-        return _ACTIVATIONS.get(name, name)
+        name: str = self[key]
+        return _ACTIVATIONS[name] if name in _ACTIVATIONS else name
 
     def square(self, key: str) -> int:
         """A size that may be written as a pair."""
