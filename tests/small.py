@@ -114,8 +114,10 @@ class SmallProcessor:
         self.tokenizer = SimpleNamespace(eos_token_ids=[EOS])
         self.seen: list = []
 
-    def __call__(self, prompt, images=None) -> Inputs:
-        self.seen.append(prompt)
+    def __call__(self, prompt, images=None, *, system=None) -> Inputs:
+        self.seen.append((prompt, system))
+        if system is not None:
+            prompt = f"{system} {prompt}"
         if not isinstance(prompt, str):
             prompt = " ".join(message["content"] for message in prompt)
         ids = [1]

@@ -109,7 +109,7 @@ def test_finished_rows_leave_with_sampling_and_penalties(processor):
 
 
 def test_batch_of_images_of_two_sizes(model, processor):
-    def read(prompt, images=None):
+    def read(prompt, images=None, *, system=None):
         inputs = SmallProcessor.__call__(processor, prompt, images)
         if images == [7]:  # the encoder's positions fit any grid
             inputs.pixel_values = random_array(1, 24, 24, 3, seed=7)

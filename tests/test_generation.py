@@ -313,18 +313,18 @@ def test_end_tokens_of_config_and_tokenizer(model, processor, where):
     assert found.text == "".join(f"{token} " for token in ended[:-1])
 
 
-def test_system_prompt_is_a_message(model, processor):
+def test_system_prompt_goes_to_the_processor(model, processor):
     generate(model, processor, "5", system="8 9", max_tokens=1)
-    assert processor.seen[-1] == [
-        {"role": "system", "content": "8 9"},
-        {"role": "user", "content": "5"},
-    ]
-    messages = [{"role": "user", "content": "5"}]
-    generate(model, processor, messages, system="8", max_tokens=1)
-    assert [m["role"] for m in processor.seen[-1]] == ["system", "user"]
-    assert len(messages) == 1
+    batch_generate(model, processor, ["6"], system="8", max_tokens=1)
+    generate(model, processor, "7", max_tokens=1)
+    assert processor.seen == [("5", "8 9"), ("6", "8"), ("7", None)]
+
+
+def test_one_system_prompt_is_enough(model, processor):
+    messages = [{"role": "system", "content": "8"}, {"role": "user", "content": "5"}]
+    assert generate(model, processor, messages, max_tokens=1).prompt_tokens == 3
     with pytest.raises(PromptError, match="begin with a system message already"):
-        generate(model, processor, processor.seen[-1], system="8", max_tokens=1)
+        generate(model, processor, messages, system="9", max_tokens=1)
 
 
 # --- Stop strings ----------------------------------------------------------------

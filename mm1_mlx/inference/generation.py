@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 Prompt = str | list[dict]
+Images = Any  # one picture, or a list: file, bytes, PIL image or array each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +144,12 @@ def _read(
     model: MM1,
     processor: Any,
     prompt: Prompt,
-    images: Sequence[Any] | None,
+    images: Images,
     settings: _Settings,
 ) -> _Request:
     """Prompt and pictures through the processor; the context is checked here."""
-    if settings.system is not None:
-        prompt = _with_system(prompt, settings.system)
-    inputs = processor(prompt, images=list(images) if images is not None else None)
+    _check_system(prompt, settings.system)
+    inputs = processor(prompt, images=images, system=settings.system)
     ids = inputs.input_ids.tolist()[0]
     context = model.config.text_config.max_position_embeddings
     if len(ids) >= context:
@@ -168,16 +168,14 @@ def _read(
     )
 
 
-def _with_system(prompt: Prompt, system: str) -> list[dict]:
-    messages = (
-        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    )
-    if messages and messages[0].get("role") == "system":
+def _check_system(prompt: Prompt, system: str | None) -> None:
+    if system is None or isinstance(prompt, str) or not prompt:
+        return
+    if prompt[0].get("role") == "system":
         raise PromptError(
             "system was given, but the messages begin with a system message already. "
             "Use one of the two."
         )
-    return [{"role": "system", "content": system}, *messages]
 
 
 def _ends(model: MM1, processor: Any) -> frozenset[int]:
@@ -233,7 +231,7 @@ def stream_generate(
     model: MM1,
     processor: Any,
     prompt: Prompt,
-    images: Sequence[Any] | None = None,
+    images: Images = None,
     **settings: Any,
 ) -> Generator[GenerationResponse, None, None]:
     """The answer to a prompt, piece by piece, as it is made.
@@ -243,8 +241,8 @@ def stream_generate(
     string).
 
     prompt: text with <image> where each picture belongs (else they come first), or a
-    list of messages {"role": ..., "content": ...}. images: files, bytes, PIL images or
-    arrays, in the order of their places.
+    list of messages {"role": ..., "content": ...}. images: one, or a list in the order of
+    their places; each a file, bytes, a PIL image or an array.
 
     Settings (keywords), with their defaults:
         system=None: a system prompt
@@ -281,7 +279,7 @@ def _stream(
     model: MM1,
     processor: Any,
     prompt: Prompt,
-    images: Sequence[Any] | None,
+    images: Images,
     settings: _Settings,
 ) -> Generator[GenerationResponse, None, None]:
     clock = _Clock()
@@ -334,7 +332,7 @@ def generate(
     model: MM1,
     processor: Any,
     prompt: Prompt,
-    images: Sequence[Any] | None = None,
+    images: Images = None,
     **settings: Any,
 ) -> GenerationResponse:
     """The whole answer to a prompt; arguments and errors as stream_generate."""
@@ -350,7 +348,7 @@ def batch_generate(
     model: MM1,
     processor: Any,
     prompts: Sequence[Prompt],
-    images: Sequence[Sequence[Any] | None] | None = None,
+    images: Sequence[Images] | None = None,
     **settings: Any,
 ) -> list[GenerationResponse]:
     """The answers to several prompts, made together; finished ones leave the batch.
@@ -359,7 +357,7 @@ def batch_generate(
     stream_generate, for all rows; a prompt that fails fails the call. The rates of a
     row count its own tokens over the batch's time, so they add up.
 
-    images: for each prompt its list of pictures, or None.
+    images: for each prompt what stream_generate takes.
     """
     chosen = _settings(settings)
     if images is not None and len(images) != len(prompts):
