@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import random
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,6 +34,15 @@ TRICKY = [
     "\u00a0nbsp\u3000wide",
     "\x00\x01\x7f",
 ]
+
+
+ALPHABET = "ab  ceé\n\t'10東🙂\u0301.<>|/_sT"
+
+
+def random_texts(count: int = 300) -> list[str]:
+    """Short texts of letters that are hard for tokenizers; always the same."""
+    rng = random.Random(0)
+    return ["".join(rng.choices(ALPHABET, k=rng.randint(1, 30))) for _ in range(count)]
 
 
 @lru_cache

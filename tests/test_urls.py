@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import threading
 import time
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -38,7 +39,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         type(self).seen.append((self.path, dict(self.headers)))
-        path = self.path.partition("?")[0]
+        path = unquote(self.path.partition("?")[0])
         if path == "/a.png":
             self.answer()
         elif path == "/endless":
@@ -77,7 +78,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
 def net(monkeypatch):
     """Names resolve to PUBLIC; connections go to the stand-in server, without TLS."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     Answers.seen = []
     record = {"addresses": [PUBLIC], "connected": [], "server": server}
 
@@ -292,7 +293,7 @@ def test_a_self_signed_certificate_is_refused(tmp_path, monkeypatch):
     server = http.server.HTTPServer(("127.0.0.1", 0), Answers)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     server.handle_error = lambda *_args: None
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     real = socket.create_connection
     monkeypatch.setattr(
         socket, "create_connection", lambda *_a, **_k: real(server.server_address)
