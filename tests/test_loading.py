@@ -1,5 +1,6 @@
 """load and save: the same model comes back, whatever thread uses it."""
 
+import importlib
 import sys
 import threading
 import types
@@ -11,10 +12,10 @@ import pytest
 from mlx.utils import tree_flatten
 from small import DENSE, SPARSE, SmallProcessor, random_array, small_config, small_model
 
-from helpers import assert_close, assert_equal, need_tiny, run_python
+from helpers import assert_close, assert_equal, need, need_tiny, run_python
 from mm1_mlx.checkpoint.folder import read_weights, write_folder
-from mm1_mlx.errors import CheckpointError, MM1Error
-from mm1_mlx.inference.generation import generate
+from mm1_mlx.errors import CheckpointError, MM1Error, PromptError
+from mm1_mlx.inference.generation import batch_generate, generate
 from mm1_mlx.loading import load, load_model, save
 
 
@@ -225,6 +226,44 @@ def test_load_imports_no_heavy_package(folder):
     heavy = "torch transformers mlx_lm huggingface_hub requests httpx matplotlib scipy"
     assert not set(heavy.split()) & set(eval(done.stdout))
     assert "mlx.optimizers" not in done.stdout
+
+
+def real_processor(folder, config):
+    """A byte-level tokenizer and 16-pixel pictures, in files as the hub has them."""
+    import json
+
+    tokenizers = need("tokenizers")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {word: 10 + i for i, word in enumerate(alphabet)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"size": {"height": 16, "width": 16}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    module = importlib.import_module("mm1_mlx.inputs.processor")
+    return module.Processor.from_folder(folder, config)
+
+
+def test_real_processor_from_question_to_text(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the real one
+    model = small_model(replace(SPARSE, vocab_size=300))
+    picture = need("PIL.Image").new("RGB", (20, 30), (200, 10, 10))
+    processor = real_processor(tmp_path / "tokenizer", model.config)
+    save(model, processor, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    prompts = ["What is <image> this?", "Hi"]
+    batch = batch_generate(*loaded, prompts, [picture, None], max_tokens=12)
+    for prompt, image, row in zip(prompts, [picture, None], batch, strict=True):
+        expected = generate(model, processor, prompt, image, max_tokens=12)
+        found = generate(*loaded, prompt, image, max_tokens=12)
+        assert found.token_ids == row.token_ids == expected.token_ids
+        assert found.text == row.text == processor.decode(found.token_ids)
+    assert (batch[0].num_images, batch[0].image_tokens) == (1, 4)
+    assert batch[0].prompt_tokens == len("What is  this?") + 4
+    with pytest.raises(PromptError, match="has 2 <image> but"):
+        generate(*loaded, "<image><image>", picture)
 
 
 def test_the_built_in_model_answers(monkeypatch):
