@@ -29,8 +29,8 @@ def test_ranks_equal_tiktoken(name):
 
 
 def test_ranks_with_several_splits_of_a_token_equal_tiktoken():
-    # Few letters and many ranks: nearly every token has several splits, and some can
-    # never be made of two others. This is where listing all splits goes wrong.
+    # Few letters and many ranks, in no order that training would give: nearly every
+    # token has several splits, and some are never made of two others.
     tiktoken = need("tiktoken")
     rng = random.Random(1)
     for _ in range(20):

@@ -377,9 +377,9 @@ def render_chat(
     name = builtin_name(template)
     if name is not None:
         return _render_builtin(name, flat, add_generation_prompt)
-    if "{" not in template:
+    if not isinstance(template, str) or "{" not in template:
         raise PromptError(
-            f"There is no chat template {template[:60]!r}. Built in are: "
+            f"There is no chat template {str(template)[:60]!r}. Built in are: "
             f"{', '.join(sorted(TEMPLATES))}; or give Jinja text."
         )
     return _render_jinja(

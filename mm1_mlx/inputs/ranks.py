@@ -4,16 +4,14 @@ A rank file has one token a line: its bytes in base64 and its rank, which is its
 It holds no merges. tiktoken joins, again and again, the neighbouring pair whose joined
 bytes have the lowest rank. The tokenizers package wants a list of merges instead.
 
-One merge a token is enough, and exact: the last pair when the token's bytes are joined
-alone. When tiktoken forms a token inside a text, nothing has crossed its borders, so
-inside them the same joins happened in the same order, and the same pair was the last.
-(All splits of a token, as some converters list them, give the splits of one token
-different priorities, which tiktoken does not.)
+So every split of a token into two others is listed, in the order of the tokens' ranks.
+That is exact. When a token forms inside a text, nothing has crossed its borders, so
+inside them everything was joined as if the token stood alone: the last two parts are
+always the same. The other splits in the list never stand side by side.
 """
 
 import base64
 import binascii
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,22 +84,6 @@ def read_ranks(path: str | Path) -> dict[bytes, int]:
     return ranks
 
 
-def _pair_of(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
-    """The last pair that tiktoken joins to make this token; None if it never does."""
-    splits = range(1, len(token))
-    if not any(token[:i] in ranks and token[i:] in ranks for i in splits):
-        return None  # only ever found whole
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        joined = [a + b for a, b in pairwise(parts)]
-        known = [(ranks[pair], i) for i, pair in enumerate(joined) if pair in ranks]
-        if not known:
-            return None
-        i = min(known)[1]
-        parts[i : i + 2] = [joined[i]]
-    return parts[0], parts[1]
-
-
 def byte_letters() -> list[str]:
     """The letter that stands for each byte in a byte-level vocabulary (GPT-2's table).
 
@@ -158,10 +140,12 @@ def build(ranks: dict[bytes, int], name: str, marks: dict[str, int]) -> Any:
     letters = byte_letters()
     spelled = {token: "".join(letters[b] for b in token) for token in ranks}
     vocab = {spelled[token]: rank for token, rank in ranks.items()}
-    merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        if len(token) > 1 and (pair := _pair_of(token, ranks)):
-            merges.append((spelled[pair[0]], spelled[pair[1]]))
+    merges = [
+        (spelled[token[:i]], spelled[token[i:]])
+        for token in sorted(ranks, key=ranks.__getitem__)
+        for i in range(1, len(token))
+        if token[:i] in ranks and token[i:] in ranks
+    ]
     taken = {rank for token, rank in vocab.items() if token not in marks}
     for mark, i in marks.items():
         if i in taken:

@@ -66,7 +66,7 @@ def _square(key: str, value: Any) -> int:
     side = value
     if isinstance(value, dict) and set(value) == {"height", "width"}:
         side = value["height"] if value["height"] == value["width"] else None
-    if not _is_side(side):
+    if not isinstance(side, int) or not _is_side(side):
         raise _wrong(key, value, "must be one number or an equal height and width")
     return side
 
