@@ -87,6 +87,7 @@ USAGE_ERRORS = [
     ("benchmark", r"required: SUBJECT"),
     ("benchmark strat", r"unknown value 'strat'; did you mean 'start'\?"),
     ("benchmark start -n 0", r"--runs: must be a whole number of 1 or more, not '0'"),
+    ("pretrain --promt x", r"unknown flag '--promt'\. See"),
     ("info --modle x", r"unknown flag '--modle'; did you mean '--model'\?"),
 ]
 

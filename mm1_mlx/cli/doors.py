@@ -6,7 +6,10 @@ from importlib import import_module
 DOORS = {
     "generate": ("mm1_mlx.generate", "answer a prompt about images"),
     "info": ("mm1_mlx.info", "parts, parameters and memory of a model"),
-    "convert": ("mm1_mlx.convert.__main__", "make a model folder from other weights"),
+    "convert": (
+        "mm1_mlx.convert.__main__",
+        "known checkpoints, and what becomes of their names",
+    ),
     "pretrain": ("mm1_mlx.pretrain", "train a model from scratch, MM1's recipe"),
     "benchmark": ("mm1_mlx.benchmark", "measure start-up on this machine"),
 }

@@ -69,8 +69,9 @@ def usage_error(message: str, prog: str) -> str:
 
 def did_you_mean(name: str, known) -> str:
     """What to add to a message about an unknown name; '' when nothing is close."""
-    close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    bare = {str(k).lstrip("-"): str(k) for k in known}  # dashes make all flags alike
+    close = difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.6)
+    return f"; did you mean '{bare[close[0]]}'?" if close else ""
 
 
 def _number(kind: type, found: str, what: str, fits: Callable[[float], bool]):
