@@ -63,7 +63,7 @@ class Fields:
 
     def activation(self, key: str = "hidden_act") -> str:
         name: str = self[key]
-        return _ACTIVATIONS[name] if name in _ACTIVATIONS else name
+        return _ACTIVATIONS.get(name, name)
 
     def square(self, key: str) -> int:
         """A size that may be written as a pair."""

@@ -5,6 +5,7 @@ C-Abstractor with 144 tokens.
 """
 
 import math
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -122,22 +123,23 @@ class BottleneckBlock(nn.Module):
     def __init__(self, dims_in: int, config: ConnectorConfig):
         super().__init__()
         c, dims = config, config.hidden_size
+        inner = c.inner_width(dims_in)
 
-        def layer_norm() -> nn.LayerNorm:
-            return nn.LayerNorm(dims, eps=c.norm_eps, bias=c.norm_bias)
+        def layer_norm(width: int) -> nn.LayerNorm:
+            return nn.LayerNorm(width, eps=c.norm_eps, bias=c.norm_bias)
 
-        self.conv1 = nn.Linear(dims_in, dims, bias=False)
-        self.norm1 = layer_norm()
-        self.conv2 = DepthwiseConv(dims)
-        self.norm2 = layer_norm()
-        reduced = round(c.squeeze_ratio * dims_in)  # of the input's width, as in timm
-        self.se = SqueezeExcite(dims, reduced, c.hidden_act, c.squeeze_bias)
-        self.conv3 = nn.Linear(dims, dims, bias=False)
-        self.norm3 = layer_norm()
+        self.conv1 = nn.Linear(dims_in, inner, bias=False)
+        self.norm1 = layer_norm(inner)
+        self.conv2 = DepthwiseConv(inner)
+        self.norm2 = layer_norm(inner)
+        reduced = c.squeeze_width(dims_in)
+        self.se = SqueezeExcite(inner, reduced, c.hidden_act, c.squeeze_bias)
+        self.conv3 = nn.Linear(inner, dims, bias=False)
+        self.norm3 = layer_norm(dims)
         self._resized = dims_in != dims
         if self._resized:
             self.shortcut = nn.Linear(dims_in, dims, bias=False)
-            self.shortcut_norm = layer_norm()
+            self.shortcut_norm = layer_norm(dims)
         self._act = activation(c.hidden_act)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -214,8 +216,8 @@ class AveragePool(Connector):
 class CAbstractor(Connector):
     """Convolution blocks, a pool to the wanted grid, blocks again, an MLP (Honeybee).
 
-    The variant of Apple's tamm differs by config: hidden_act "relu", norm_bias and
-    squeeze_bias False, pooling "strided".
+    Apple's tamm differs by config: variant "tamm" (widths inside), hidden_act "relu",
+    norm_bias and squeeze_bias False, pooling "strided".
     """
 
     def __init__(self, config: ConnectorConfig, width: int, dims: int, patches: int):
@@ -229,9 +231,9 @@ class CAbstractor(Connector):
         self._pool = GridPool(side, c.pooling)
         after = hidden if c.depth else width
         self.stage2 = [BottleneckBlock(hidden, c) for _ in range(c.depth)]
-        self.readout = [
-            nn.Linear(after if j == 0 else dims, dims) for j in range(c.mlp_depth)
-        ]
+        between = [c.readout_width(dims)] * (c.mlp_depth - 1)
+        rows = [after, *between, dims]
+        self.readout = [nn.Linear(a, b) for a, b in pairwise(rows)]
         self._act = activation(c.hidden_act)
 
     def project(self, x: mx.array) -> mx.array:
