@@ -77,7 +77,8 @@ def _make_lively(decoder: Decoder) -> None:
     embedding = decoder.embed_tokens
     embedding.weight = 0.3 * mx.random.normal(embedding.weight.shape)
     # The image slot is never an answer in training, so never here either.
-    decoder.lm_head.weight[IMAGE] = 0
+    if "lm_head" in decoder:
+        decoder.lm_head.weight[IMAGE] = 0
     for layer in decoder.layers:
         layer.attn.qkv_proj.weight = layer.attn.qkv_proj.weight * 3
         layer.attn.o_proj.weight = layer.attn.o_proj.weight * 3

@@ -1,4 +1,4 @@
-"""The image encoder: patches, positions on any grid, switches, the layer that is read."""
+"""The image encoder: patches, positions on any grid, switches, feature layer."""
 
 from dataclasses import replace
 

@@ -293,7 +293,7 @@ class AttentionPool(Connector):
         c, hidden = config, config.hidden_size
         if c.position_embedding:
             self.position_embedding = mx.random.normal((patches, width)) * 0.02
-        self.queries = mx.random.normal((c.num_query_tokens, hidden)) * 0.02
+        self.queries = mx.random.normal((c.num_query_tokens or 0, hidden)) * 0.02
         self.input_proj = nn.Linear(width, hidden)
         self.input_norm = nn.LayerNorm(hidden, eps=c.norm_eps)
         self.layers = [CrossAttentionLayer(c) for _ in range(c.depth)]
