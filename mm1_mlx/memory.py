@@ -347,30 +347,33 @@ def kv_bytes(config: DecoderConfig, tokens: int, bits: int = 16) -> int:
 def image_bytes(config: VisionConfig, images: int = 1) -> int:
     """Peak bytes while `images` pictures go through the encoder, at 16 bits.
 
-    Per position: the residual, its normed copy, q, k, v and the attention's output,
-    and the MLP's hidden rows before and after the activation. Attention scores are not
-    stored: MLX's fused attention takes all these head widths.
+    Per position: eight rows of the width (the residual, its normed copy, q, k and v,
+    the attention's output and what is added), and the MLP's hidden rows before and
+    after the activation. Attention scores are not stored: MLX's fused attention takes
+    all these head widths on a GPU. On the CPU back end they are, and come on top.
     """
-    width = config.hidden_size
+    pixels = config.patch_size**2 * config.num_channels
     hidden = config.intermediate_size * (3 if config.gated_mlp else 2)
-    return 2 * images * (config.num_patches + 1) * (6 * width + hidden)
+    row = 8 * config.hidden_size + hidden + 2 * pixels
+    return 2 * images * (config.num_patches + 1) * row
 
 
 def prompt_bytes(config: DecoderConfig, tokens: int, chunk: int = 2048) -> int:
     """Peak bytes while a prompt is read in pieces of `chunk` tokens, at 16 bits.
 
-    The same terms as in image_bytes; with experts, each token has top_k hidden rows and
-    outputs. Logits are made for the last position only. An estimate: MLX may reuse or
-    keep a buffer more. The KV cache is not part of it.
+    Per token seven rows of the width and the MLP's hidden rows; with experts, for each
+    of the top_k its hidden rows and three of the width. A test holds these numbers to
+    what MLX allocates. Logits are made for the last position only; the KV cache is not
+    part of it.
     """
-    rows, width, moe = min(tokens, chunk), config.hidden_size, config.moe_config
-    inner = config.intermediate_size * (3 if config.gated_mlp else 2)
-    per_token = 6 * width + inner
+    width, moe = config.hidden_size, config.moe_config
+    copies = 3 if config.gated_mlp else 2
+    row = 7 * width + copies * config.intermediate_size
     if moe:
-        routed = (moe.moe_intermediate_size or config.intermediate_size) * 3
-        routed = moe.num_experts_per_tok * (routed + 2 * width)
-        per_token = 6 * width + max(inner, routed)
-    return 2 * rows * per_token + 4 * config.vocab_size
+        inner = moe.moe_intermediate_size or config.intermediate_size
+        routed = moe.num_experts_per_tok * (copies * inner + 3 * width)
+        row = max(row, 5 * width + routed)
+    return 2 * min(tokens, chunk) * row + 4 * config.vocab_size
 
 
 def needed_bytes(

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
-import pytest
 from mlx.utils import tree_flatten
 
 from convert.rules import rename
@@ -14,10 +13,6 @@ from mm1_mlx.config import DecoderConfig, MM1Config, VisionConfig
 from mm1_mlx.models.decoder import Decoder
 from mm1_mlx.models.mm1 import MM1, place_image_features
 from mm1_mlx.models.vision import VisionEncoder
-
-TAMM_VARIANT = pytest.mark.xfail(
-    strict=True, reason="models/connector.py does not read config.variant yet"
-)
 
 
 def expected(name: str) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from parity import TAMM_VARIANT, build, expected, hub_config, load, pixels, safetensors
+from parity import build, expected, hub_config, load, pixels, safetensors
 
 from convert.rules import rename
 from convert.sources import tamm
@@ -51,7 +51,6 @@ def test_vision_transformer():
     assert_close(model.norm_out(states[-1])[:, :1], values["class_tokens"], atol=ATOL)
 
 
-@TAMM_VARIANT
 @pytest.mark.parametrize(
     "name, source, target",
     [
@@ -141,7 +140,6 @@ def test_vision_transformer_of_the_library(class_tokens):
     assert_close(normed, out.reshape(2, 16, 40), atol=ATOL)
 
 
-@TAMM_VARIANT
 @pytest.mark.parametrize(
     "side, out, width",
     [(7, 3, 40), (5, 5, 48), (9, 2, 24)],  # grids that do and do not divide
