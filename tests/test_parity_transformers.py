@@ -27,7 +27,7 @@ from convert.sources import (
 from helpers import assert_close, need
 
 ENCODER = 2e-5  # states of order 1, float32, sums of up to 300 products
-LOGITS = 1e-4  # of order 3; two codes differ by 2e-5
+LOGITS = 5e-5  # of order 1; the largest difference seen is 5e-6
 
 
 def randomize(module) -> None:
