@@ -128,6 +128,7 @@ def test_gradient_reaches_the_positions_of_another_grid():
 
     gradient = nn.value_and_grad(model, loss)(model)[1]
     assert mx.abs(gradient["position_embedding"]).max().item() > 1e-4
+    assert model._resized == {}, "what a trace made must not be kept"
     flat = dict(tree_flatten(gradient))
     used = {n for n in flat if not n.startswith("norm_out")}  # not applied here
     assert {n for n in used if mx.abs(flat[n]).max().item() > 0} >= used - {
