@@ -6,8 +6,6 @@ before MLX sees a file, and names and shapes must be the model's, all of them.
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,6 +241,9 @@ def _check_target(folder: Path, overwrite: bool) -> None:
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` if all goes well."""
+    import shutil  # here, because reading a model should not wait for it
+    import tempfile
+
     place = Path(os.path.abspath(folder))
     place.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
@@ -263,6 +264,8 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 def _keep_other_files(place: Path, new: Path) -> None:
     """Copy what a user put beside the model; its old weights are not that."""
+    import shutil
+
     for entry in place.iterdir():
         stale = entry.name == INDEX_FILE or entry.match("model*.safetensors")
         if stale or (new / entry.name).exists():

@@ -1,6 +1,5 @@
 """From what a user calls a model to a folder: built in, on disk, or on the hub."""
 
-import difflib
 import re
 from pathlib import Path
 
@@ -53,6 +52,8 @@ def _built_in(name: str) -> Path:
 
 
 def _unknown(text: str) -> str:
+    import difflib
+
     names = ", ".join(BUILT_IN)
     close = difflib.get_close_matches(text.lower(), BUILT_IN, n=1, cutoff=0.5)
     guess = f" Did you mean '{close[0]}'?" if close else ""

@@ -5,7 +5,7 @@ settings carry over. A sampler owns its random state; MLX's global one is not to
 """
 
 import math
-import secrets
+import os
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -92,7 +92,7 @@ class _RandomSampler:
     ):
         self._temp = temp
         self._filters = (top_p, top_k, min_p)
-        start = secrets.randbits(63) if seed is None else seed
+        start = int.from_bytes(os.urandom(8)) if seed is None else seed
         self.state = [mx.random.key(start)]
 
     def __call__(self, logprobs: mx.array) -> mx.array:

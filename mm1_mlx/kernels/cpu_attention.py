@@ -16,14 +16,19 @@ _TERMS = tuple(_LN2**i / f for i, f in enumerate((1, 1, 2, 6, 24, 120, 720)))
 
 @mx.custom_function
 def fast_exp(x: mx.array) -> mx.array:
-    """e^x in float32 for -87 <= x <= 88 (clipped outside), relative error 2e-7."""
+    """e^x in float32 for -60 <= x <= 88, relative error 2e-7; exactly 0 below -60.
+
+    The zero matters: a masked weight of 1e-38 times a gradient is a denormal number,
+    and denormals made a whole training step five times slower (measured).
+    """
     y = mx.clip(x, -87.0, 88.0) * (1 / _LN2)
     whole = mx.round(y)
     part = y - whole
     power = mx.array(_TERMS[-1], mx.float32)
     for term in reversed(_TERMS[:-1]):
         power = term + part * power
-    return power * ((whole.astype(mx.int32) + 127) << 23).view(mx.float32)
+    power = power * ((whole.astype(mx.int32) + 127) << 23).view(mx.float32)
+    return mx.where(x < -60, 0.0, power)
 
 
 @fast_exp.vjp
