@@ -79,12 +79,15 @@ class MM1(nn.Module):
         image_features: (N, Q, D) from encode_images, when they are known already.
         (B, L) -> (B, L, D)
         """
-        embeddings = self.decoder.embed_tokens(input_ids)
-        if image_features is None:
-            if pixel_values is None:
-                return embeddings
+        if image_features is None and pixel_values is not None:
             image_features = self.encode_images(pixel_values)
+        if image_features is None:
+            return self.decoder.embed_tokens(input_ids)
         is_image = input_ids == self.config.image_token_id
+        if self.config.image_token_id >= self.config.text_config.vocab_size:
+            # LLaVA's own files splice images in without an id: no row to read for it.
+            input_ids = mx.where(is_image, 0, input_ids)
+        embeddings = self.decoder.embed_tokens(input_ids)
         return place_image_features(embeddings, image_features, is_image)
 
     @property
