@@ -1,6 +1,7 @@
 """load and save: the same model comes back, whatever thread uses it."""
 
 import importlib
+import math
 import sys
 import threading
 import types
@@ -15,7 +16,7 @@ from small import DENSE, SPARSE, SmallProcessor, random_array, small_config, sma
 from helpers import assert_close, assert_equal, need, need_tiny, run_python
 from mm1_mlx.checkpoint.folder import read_weights, write_folder
 from mm1_mlx.errors import CheckpointError, MM1Error, PromptError
-from mm1_mlx.inference.generation import batch_generate, generate
+from mm1_mlx.inference.generation import batch_generate, generate, generate_step
 from mm1_mlx.loading import load, load_model, save
 
 
@@ -266,9 +267,64 @@ def test_real_processor_from_question_to_text(tmp_path, monkeypatch):
         generate(*loaded, "<image><image>", picture)
 
 
-def test_the_built_in_model_answers(monkeypatch):
+@pytest.fixture
+def tiny(monkeypatch):
     need_tiny()
     monkeypatch.undo()  # its real processor
-    model, processor = load("mm1-tiny")
-    found = generate(model, processor, "What is this?", max_tokens=8)
-    assert found.text
+    return load("mm1-tiny")
+
+
+def drawn_picture():
+    draw = need("PIL.ImageDraw")
+    picture = need("PIL.Image").new("RGB", (160, 120), (255, 255, 255))
+    pen = draw.Draw(picture)
+    pen.ellipse((15, 20, 65, 70), fill=(220, 30, 30))
+    pen.rectangle((95, 55, 140, 100), fill=(30, 60, 220))
+    return picture
+
+
+QUESTIONS = [
+    "What colour is the circle?",
+    "How many shapes are there?",
+    "Is there a blue square?",
+    "Describe the picture.",
+]
+
+
+def test_the_built_in_model_answers(tiny):
+    answers = {
+        str(generate(*tiny, q, drawn_picture(), max_tokens=32)) for q in QUESTIONS
+    }
+    assert len(answers) == len(QUESTIONS)
+    assert all(answer.strip() for answer in answers)
+
+
+def test_a_batch_of_the_built_in_model_equals_its_solo_runs(tiny):
+    pictures = [drawn_picture() for _ in QUESTIONS]
+    batch = batch_generate(*tiny, QUESTIONS, pictures, max_tokens=32)
+    for question, row in zip(QUESTIONS, batch, strict=True):
+        alone = generate(*tiny, question, drawn_picture(), max_tokens=32)
+        assert (row.text, row.token_ids) == (alone.text, alone.token_ids)
+
+
+def test_8_bit_cache_keeps_the_built_in_models_answers(tiny):
+    """Greedy tokens are the same; a log-probability of a token that has one percent or
+    more moves by at most 0.1."""
+    model, processor = tiny
+    for question in QUESTIONS:
+        inputs = processor(question, drawn_picture())
+        steps = [
+            generate_step(
+                model,
+                inputs.input_ids,
+                pixel_values=inputs.pixel_values,
+                max_tokens=12,
+                kv_bits=bits,
+            )
+            for bits in (None, 8)
+        ]
+        for (one, plain), (two, eight) in zip(*steps, strict=True):
+            assert one == two, question
+            likely = plain > math.log(0.01)
+            moved = mx.where(likely, mx.abs(plain - eight), 0).max().item()
+            assert moved < 0.1, question
