@@ -366,6 +366,10 @@ class Trainer:
                 parameters, norm = update(grads, parameters)
                 mx.eval(parameters, self._optimizer.state, norm, metrics)
                 self.module.update(parameters)
+                # In the module's own order: two optimizers give theirs back through a
+                # set, whose order differs between processes, and average_gradients
+                # goes by place, so gradients of other weights would be mixed.
+                parameters = self.module.trainable_parameters()
                 self.step += 1
                 seen += count * self._world.size()
                 told = {name: value.item() for name, value in metrics.items()}
