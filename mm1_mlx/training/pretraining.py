@@ -305,7 +305,8 @@ class Trainer:
         count = sum(
             value.size
             for name, value in parameters
-            if name.startswith("decoder.layers") or not name.startswith("decoder.")
+            if name.startswith(("decoder.layers", "vision.layers"))
+            and name.startswith("decoder" if "decoder" in self.module else "vision")
         )
         return mm1_learning_rate(count)
 
