@@ -212,22 +212,23 @@ def run(args: argparse.Namespace) -> None:
         print(_ABOUT_TINY, file=sys.stderr)
 
     from mm1_mlx.cli.statistics import as_json, statistics
+    from mm1_mlx.inference.generation import generate
+    from mm1_mlx.inference.wired import wired_limit
     from mm1_mlx.loading import load
 
     start = time.perf_counter()
     name = args.model or DEFAULT_MODEL
     model, processor = load(name)
-    processor = _as_asked(processor, args)
+    _resize_as_asked(processor, args)
     if args.verbose:
         _print_setting(name, time.perf_counter() - start)
 
-    if args.json:
-        from mm1_mlx.inference.generation import generate
-
-        last = generate(model, processor, prompt, args.image, **_settings(args))
-        print(as_json(last, model=name))
-    else:
-        last = _stream(model, processor, prompt, args)
+    with wired_limit():
+        if args.json:
+            last = generate(model, processor, prompt, args.image, **_settings(args))
+            print(as_json(last, model=name))
+        else:
+            last = _stream(model, processor, prompt, args)
     if not args.quiet:
         print(statistics(last), file=sys.stderr)
 
@@ -245,38 +246,23 @@ def _stream(model: Any, processor: Any, prompt: str, args: argparse.Namespace) -
     return last
 
 
-class _Limited:
-    """A processor that reads pictures within the limits of the command line."""
-
-    def __init__(self, processor: Any, **limits: Any):
-        self._processor, self._limits = processor, limits
-
-    def __call__(self, prompt: Any, images: Any = None, **settings: Any) -> Any:
-        return self._processor(prompt, images, **self._limits, **settings)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._processor, name)
-
-
-def _as_asked(processor: Any, args: argparse.Namespace) -> Any:
-    """The processor with --resize-mode, --max-image-pixels and --allow-url."""
+def _resize_as_asked(processor: Any, args: argparse.Namespace) -> None:
+    """--resize-mode instead of the model's own."""
     if args.resize_mode is not None:
         from dataclasses import replace
 
         settings = replace(processor.image_settings, resize_mode=args.resize_mode)
         processor.image_settings = settings
-    limits: dict[str, Any] = {"allow_url": args.allow_url}
-    if args.max_image_pixels is not None:
-        limits["max_pixels"] = args.max_image_pixels
-    return _Limited(processor, **limits)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "system max_tokens temp top_p top_k min_p repetition_penalty "
-        "repetition_context_size seed stop kv_bits kv_group_size prefill_step_size"
+        "repetition_context_size seed stop kv_bits kv_group_size prefill_step_size "
+        "allow_url"
     )
-    return {name: getattr(args, name) for name in names.split()}
+    chosen = {name: getattr(args, name) for name in names.split()}
+    return {**chosen, "max_pixels": args.max_image_pixels}
 
 
 def _print_setting(name: str, seconds: float) -> None:

@@ -81,8 +81,12 @@ class _Settings:
     kv_bits: int | None = None
     kv_group_size: int = 64
     prefill_step_size: int = 2048
+    max_pixels: int | None = None
+    allow_url: bool = False
 
     def __post_init__(self):
+        if self.max_pixels is not None:
+            check_number("max_pixels", self.max_pixels, 1, whole=True)
         check_number("max_tokens", self.max_tokens, 1, whole=True)
         check_number("prefill_step_size", self.prefill_step_size, 1, whole=True)
         if self.seed is not None:
@@ -104,6 +108,15 @@ class _Settings:
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    def reading(self) -> dict[str, Any]:
+        """The keyword arguments of the processor."""
+        limits: dict[str, Any] = {"system": self.system}
+        if self.max_pixels is not None:
+            limits["max_pixels"] = self.max_pixels
+        if self.allow_url:
+            limits["allow_url"] = True
+        return limits
 
     def decoding(self) -> dict[str, Any]:
         """The keyword arguments of Decoding."""
@@ -149,7 +162,7 @@ def _read(
 ) -> _Request:
     """Prompt and pictures through the processor; the context is checked here."""
     _check_system(prompt, settings.system)
-    inputs = processor(prompt, images=images, system=settings.system)
+    inputs = processor(prompt, images=images, **settings.reading())
     ids = inputs.input_ids.tolist()[0]
     context = model.config.text_config.max_position_embeddings
     if len(ids) >= context:
@@ -255,6 +268,8 @@ def stream_generate(
         stop=None: a text or texts; the answer ends before the first one
         kv_bits=None: 8 or 4 stores the cache quantized; kv_group_size=64
         prefill_step_size=2048: prompt tokens per step
+        max_pixels=None: a picture's pixels at most; None takes the processor's limit
+        allow_url=False: whether pictures may be https addresses
 
     Raises PromptError and ImageError from the processor, PromptError for a prompt over
     the context, MM1Error for a setting out of range.
