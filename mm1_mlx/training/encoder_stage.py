@@ -13,8 +13,6 @@ from mm1_mlx.models.layers import MLP
 from mm1_mlx.models.vision import VisionEncoder, patchify
 from mm1_mlx.training.documents import Region
 
-OBJECTIVES = ("regions", "global", "reconstruction")
-
 
 def box_weights(
     box: tuple[float, float, float, float], width: int, height: int, grid: int
@@ -59,6 +57,8 @@ def contrast_arrays(
         for r, region in enumerate(regions[:per_picture]):
             if region.text not in known and len(known) == max_texts:
                 continue
+            if not encode(region.text):
+                continue  # no tokens: nothing to be told apart by
             boxes[n, r] = box_weights(region.box, width, height, grid)
             label[n, r] = known.setdefault(region.text, len(known))
     tokens = np.full((max_texts, text_length), -1, np.int32)
@@ -125,11 +125,11 @@ class Reconstruction(nn.Module):
     """AIM's objective: patches in raster order, each predicted from those before.
 
     A prefix of random length sees itself in full (AIM section 3.2), so that the encoder
-    can be used without a mask afterwards. Targets are patches normalised each by itself;
-    the loss is the mean squared error outside the prefix.
+    can be used without a mask afterwards. Targets are patches, each normalised by
+    itself; the loss is the mean squared error outside the prefix.
 
     Shapes:
-        pixel_values: (N, H, W, 3); prefix: (N,) int32
+        pixel_values: (N, H, W, 3); prefix: (N,) int32, at least 1
         returns: loss (), the same again
     """
 
@@ -142,23 +142,34 @@ class Reconstruction(nn.Module):
         self.pixels = nn.Linear(c.hidden_size, c.patch_size**2 * c.num_channels)
 
     def __call__(self, pixel_values, prefix):
-        c: VisionConfig = self.vision.config
-        patches = patchify(pixel_values, c.patch_size)
+        patches = patchify(pixel_values, self.vision.config.patch_size)
         patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])  # (N, P, .)
-        P = patches.shape[1]
         mean = patches.mean(axis=-1, keepdims=True)
         spread = mx.sqrt(patches.var(axis=-1, keepdims=True) + 1e-4)
         target = (patches - mean) / spread
-        column = mx.arange(P)
-        causal = column[None, :] <= column[:, None]  # (P, P)
-        mask = causal[None] | (column[None, None, :] < prefix[:, None, None])
-        skip = int(c.class_token)  # a class token sees and is seen
-        if skip:
-            mask = mx.pad(mask, [(0, 0), (1, 0), (1, 0)], constant_values=True)
-        x = self.vision.hidden_states(pixel_values, mask=mask[:, None])[-1][:, skip:]
-        x = self.norm(x)
-        guess = self.pixels(x + self.head(x))[:, :-1]
+        guess = self.guesses(pixel_values, prefix)[:, :-1]
         error = mx.square(guess - target[:, 1:]).mean(axis=-1)  # (N, P-1)
-        counted = (column[None, 1:] >= prefix[:, None]).astype(error.dtype)
+        column = mx.arange(1, patches.shape[1])
+        counted = (column[None] >= prefix[:, None]).astype(error.dtype)
         loss = (error * counted).sum() / mx.maximum(counted.sum(), 1)
         return loss, loss
+
+    def guesses(self, pixel_values, prefix):
+        """What each patch, and those that it sees, say about the next one.
+
+        Shapes:
+            returns: (N, P, patch_size^2 * 3); the last of an image is about nothing
+        """
+        c: VisionConfig = self.vision.config
+        rows, columns = (side // c.patch_size for side in pixel_values.shape[1:3])
+        column = mx.arange(rows * columns)
+        causal = column[None, :] <= column[:, None]  # (P, P)
+        mask = causal[None] | (column[None, None, :] < prefix[:, None, None])
+        skip = int(c.class_token)
+        if skip:  # all see it, so it may see no more than all do: the prefix
+            row = (column[None, :] < prefix[:, None])[:, None]  # (N, 1, P)
+            mask = mx.concatenate([row, mask], axis=1)
+            mask = mx.pad(mask, [(0, 0), (0, 0), (1, 0)], constant_values=True)
+        x = self.vision.hidden_states(pixel_values, mask=mask[:, None])[-1][:, skip:]
+        x = self.norm(x)
+        return self.pixels(x + self.head(x))

@@ -45,37 +45,43 @@ class Tokens:
 class DocumentEncoder:
     """Text pieces to token ids.
 
-    encode: text -> ids; it knows special marks. An end mark follows every supervised
-    piece that ends a turn: the last of its branch, or one before a `<user>` mark.
+    encode(text, place=...): text -> ids; it knows special marks. place is "start" for
+    a document's first text and "middle" after that, where a vocabulary that puts a
+    space before a text must not. An end mark follows every supervised piece that ends a
+    turn: the last of its branch, or one before a `<user>` mark.
     """
 
-    def __init__(self, encode: Callable[[str], list[int]], marks: Marks):
-        self._encode = encode
+    def __init__(self, encode: Callable[..., list[int]], marks: Marks):
+        self.encode = encode
         self.marks = marks
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[tuple[str, str], list[int]] = {}
 
     @property
     def smallest(self) -> int:
         """Less room than this in a row is not worth another document."""
         return self.marks.tokens_per_image + 8
 
-    def _ids(self, text: str) -> list[int]:
-        if text not in self._known:
+    def _ids(self, text: str, place: str) -> list[int]:
+        if (text, place) not in self._known:
             if len(self._known) > 50_000:
                 self._known.clear()
             ids: list[int] = []
             for i, part in enumerate(text.split(IMAGE_MARK)):
                 if i:
                     ids += [self.marks.image] * self.marks.tokens_per_image
-                ids += self._encode(part) if part else []
-            self._known[text] = ids
-        return self._known[text]
+                if part:
+                    ids += self.encode(part, place="middle" if i else place)
+            self._known[text, place] = ids
+        return self._known[text, place]
 
-    def _pieces(self, pieces: list[Text], *, last: bool) -> tuple[list, list]:
+    def _pieces(
+        self, pieces: list[Text], *, last: bool, place: str = "middle"
+    ) -> tuple[list[int], list[bool]]:
+        """Ids, and which of them are targets. last: a turn ends after these pieces."""
         ids: list[int] = []
         supervised: list[bool] = []
         for i, piece in enumerate(pieces):
-            new = list(self._ids(piece.text))
+            new = list(self._ids(piece.text, "middle" if i else place))
             ends = i + 1 == len(pieces)
             turn_ends = last if ends else pieces[i + 1].text.startswith("<user>")
             if piece.supervised and turn_ends:
@@ -91,7 +97,7 @@ class DocumentEncoder:
         """
         following = document.branches[0][0].text if document.branches else ""
         ids, supervised = self._pieces(
-            document.context, last=following.startswith("<user>")
+            document.context, last=following.startswith("<user>"), place="start"
         )
         ids, supervised = [self.marks.bos, *ids], [False, *supervised]
         start = len(ids)
@@ -119,11 +125,7 @@ class DocumentEncoder:
 def _weights(supervised: list[bool]) -> list[float]:
     # A caption of 30 tokens would outweigh a count of one: by the root of the length.
     total = sum(supervised)
-    return (
-        [total**-0.5 if flag else 0.0 for flag in supervised]
-        if total
-        else ([0.0] * len(supervised))
-    )
+    return [total**-0.5 if flag else 0.0 for flag in supervised]
 
 
 @dataclass
@@ -231,7 +233,8 @@ def collate(rows: list[Row], length: int, pad: int, targets: int = 64) -> Batch:
 
 
 def may_see(document, branch, xp=np):
-    """Which earlier token each token sees: causal, same document, same branch or context.
+    """Which tokens each token sees: itself and earlier ones of its document, if they
+    are in its own branch or in the context.
 
     Shapes:
         document, branch: (R, L)
@@ -251,6 +254,7 @@ class DocumentMixer:
         self._make = make
         self._kinds = list(weights)
         self._weights = list(weights.values())
+        self._has_text = weights.get("text", 0) > 0
 
     def rows(
         self,
@@ -264,7 +268,8 @@ class DocumentMixer:
         """`count` rows of at most `length` tokens and `max_images` pictures in all.
 
         Rows that come when the pictures are used up hold text, so that every batch has
-        one shape: each new shape costs a compile.
+        one shape: each new shape costs a compile. Where the mix has no text, they end
+        before the first document whose pictures do not fit.
         """
         rows: list[Row] = []
         images = 0
@@ -272,9 +277,21 @@ class DocumentMixer:
             kind = rng.choices(self._kinds, self._weights)[0]
             row = fill_row(partial(self._make, rng, kind, progress), encoder, length)
             if images + row.images > max_images:
-                row = fill_row(
-                    partial(self._make, rng, "text", progress), encoder, length
-                )
+                if self._has_text:
+                    draw = partial(self._make, rng, "text", progress)
+                    row = fill_row(draw, encoder, length)
+                else:
+                    row = _cut(row, max_images - images)
             images += row.images
             rows.append(row)
         return rows
+
+
+def _cut(row: Row, max_images: int) -> Row:
+    """The first documents of a row, as many as their pictures allow; maybe none."""
+    kept: list[Tokens] = []
+    for part in row.parts:
+        if Row([*kept, part]).images > max_images:
+            break
+        kept.append(part)
+    return Row(kept)

@@ -3,11 +3,15 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mm1_mlx.checkpoint.folder import check_weights
+from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.models.mm1 import MM1
 
 
 def save_state(path: Path, trees: dict[str, dict], facts: dict) -> None:
@@ -16,7 +20,7 @@ def save_state(path: Path, trees: dict[str, dict], facts: dict) -> None:
     The bytes are on the disk before the old file is replaced, so a run that is cut off
     at any moment leaves the last whole checkpoint.
     """
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{name}:{key}": value
         for name, tree in trees.items()
         for key, value in tree_flatten(tree)
@@ -32,7 +36,8 @@ def save_state(path: Path, trees: dict[str, dict], facts: dict) -> None:
 def load_state(path: Path) -> tuple[dict[str, dict], dict]:
     """The trees and facts of a file that save_state wrote."""
     try:
-        arrays, metadata = mx.load(str(path), return_metadata=True)
+        loaded: Any = mx.load(str(path), return_metadata=True)
+        arrays, metadata = loaded
         facts = json.loads(metadata["facts"])
     except (RuntimeError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(
@@ -44,3 +49,25 @@ def load_state(path: Path) -> tuple[dict[str, dict], dict]:
         name, _, rest = key.partition(":")
         flat.setdefault(name, []).append((rest, value))
     return {name: tree_unflatten(items) for name, items in flat.items()}, facts
+
+
+def load_model_state(path: Path, config: MM1Config) -> MM1:
+    """The model in a checkpoint of a joint stage, ready to answer, in float32.
+
+    CheckpointError if it is another file, or of another model than the config's.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    trees, _ = load_state(path)
+    model = MM1(config)
+    weights = dict(tree_flatten(trees.get("parameters", {})))
+    expected = dict(tree_flatten(model.parameters()))
+    check_weights(
+        {name: array.shape for name, array in weights.items()},
+        {name: array.shape for name, array in expected.items()},
+        str(path),
+    )
+    model.load_weights(list(weights.items()))
+    model.eval()
+    mx.eval(model.parameters())
+    return model

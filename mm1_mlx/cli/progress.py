@@ -1,0 +1,70 @@
+"""A progress bar on a terminal, and nothing elsewhere: there a command writes lines."""
+
+import sys
+from typing import Any, TextIO
+
+
+class _NoBar:
+    """Takes what a bar takes and shows nothing."""
+
+    def update(self, n: int = 1) -> None:
+        """Some steps are done."""
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """What stands behind the bar."""
+
+    def clear(self) -> None:
+        """Make room for a line."""
+
+    def close(self) -> None:
+        """The work has ended."""
+
+
+def progress_bar(
+    total: int,
+    what: str,
+    *,
+    initial: int = 0,
+    unit: str = "it",
+    stream: TextIO | None = None,
+) -> Any:
+    """A tqdm bar on stderr (or `stream`), where that is a terminal and tqdm is there.
+
+    Else something with the same update, set_postfix_str, clear and close that shows
+    nothing; `shows(bar)` tells which.
+    """
+    out = stream if stream is not None else sys.stderr
+    try:
+        visible = out is not None and out.isatty()  # None: without a console
+    except ValueError:  # closed
+        visible = False
+    if not visible:
+        return _NoBar()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(
+        total=total,
+        desc=what,
+        initial=initial,
+        unit=unit,
+        file=out,
+        dynamic_ncols=True,
+        smoothing=0.05,
+    )
+
+
+def shows(bar: Any) -> bool:
+    """Whether this bar can be seen; if not, the command writes lines instead."""
+    return not isinstance(bar, _NoBar)
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "12 min", "3 h 05 min": as long as it takes to say it well enough."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
