@@ -1,0 +1,711 @@
+"""A whole pretraining run in small: it learns, stops, goes on, and hands over."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map
+from training_kit import encode, environment, recipe_with, uncompiled, write_run
+
+from helpers import (
+    ROOT,
+    assert_close,
+    assert_equal,
+    assert_fails,
+    clean_environment,
+    run_cli,
+)
+from mm1_mlx.errors import CheckpointError, ConfigError, DatasetError
+from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.training.model_folder import make_processor
+from mm1_mlx.training.pretraining import initialize, make_trainer
+from mm1_mlx.training.pretraining_run import pretrain
+from mm1_mlx.training.recipe import Recipe, read_recipe
+from mm1_mlx.training.schedules import mm1_learning_rate, warmup_cosine
+from mm1_mlx.training.state import load_model_state, load_state, save_state
+from mm1_mlx.training.trainer import batch_rng
+
+pytestmark = pytest.mark.usefixtures(uncompiled.__name__)
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """The files of a run, importable here too; gives the arguments of pretrain()."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stub_data", raising=False)
+
+    def make(**changes):
+        write_run(tmp_path, **changes)
+        return (
+            tmp_path / "recipe.json",
+            tmp_path / "run",
+            tmp_path / "tokenizer.model",
+        )
+
+    yield make
+    sys.modules.pop("stub_data", None)
+
+
+def arrays_of(path: Path) -> dict[str, mx.array]:
+    """All arrays of a checkpoint by name."""
+    trees, _ = load_state(path)
+    return {
+        f"{tree}.{name}": array
+        for tree, values in trees.items()
+        for name, array in tree_flatten(values)
+    }
+
+
+def assert_same_state(one: Path, two: Path) -> None:
+    """Two checkpoints are equal in every bit."""
+    first, second = arrays_of(one), arrays_of(two)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert_equal(first[name], second[name], name)
+    assert load_state(one)[1] == load_state(two)[1]
+
+
+# --- learning ------------------------------------------------------------------------
+
+
+def losses(files, stage, name, **settings):
+    seen = []
+    pretrain(*files, stage=stage, report=seen.append, **settings)
+    return [progress.metrics[name] for progress in seen]
+
+
+def test_the_joint_stage_learns_to_name_a_colour(stub):
+    found = losses(stub(joint={"steps": 60, "batch": 8}), "joint", "text")
+    assert len(found) == 60
+    assert np.mean(found[-5:]) < 0.35 * np.mean(found[:3])
+
+
+@pytest.mark.parametrize(
+    "objective, part", [("regions", 0.6), ("global", 0.6), ("reconstruction", 0.97)]
+)
+def test_each_objective_of_the_encoder_stage_learns(stub, objective, part):
+    files = stub(encoder={"steps": 25, "batch": 12, "objective": objective})
+    found = losses(files, "encoder", "loss")
+    assert all(np.isfinite(found))
+    assert np.mean(found[-3:]) < part * np.mean(found[:3])
+
+
+def test_what_is_reported(stub):
+    seen, lines = [], []
+    pretrain(*stub(), report=seen.append, tell=lines.append)
+    assert [(p.stage, p.step, p.steps) for p in seen] == [
+        *(("encoder", i, 4) for i in range(1, 5)),
+        *(("joint", i, 6) for i in range(1, 7)),
+    ]
+    assert [p.metrics["rate"] for p in seen[:2]] == pytest.approx([0.005, 0.01])
+    assert {"text", "accuracy", "balance", "z", "max_load", "norm"} <= set(
+        seen[-1].metrics
+    )
+    assert seen[3].examples == 16  # four steps of four pictures
+    assert re.search("encoder from .*encoder_weights", lines[0])
+
+
+def test_the_encoder_learns_at_its_own_rate():
+    recipe = Recipe.from_dict(recipe_with(data="json", joint={"vision_rate": 0.0}))
+    source = type("Source", (), {"document": staticmethod(stub_document)})
+    trainer = make_joint(recipe, source)
+    before = dict(tree_flatten(trainer.module.parameters()))
+    next(iter(trainer.run(save_every=100)))
+    after = dict(tree_flatten(trainer.module.parameters()))
+    for name in before:
+        moved = bool(mx.any(before[name] != after[name]).item())
+        if name.startswith("vision."):
+            assert not moved, name
+    assert any(
+        mx.any(before[name] != after[name]).item()
+        for name in before
+        if name.startswith("connector.")
+    )
+
+
+def stub_document(rng, kind, progress):
+    from PIL import Image
+
+    from mm1_mlx.training.documents import Document, Text
+
+    if kind == "text":
+        return Document("text", [], [Text("a")], [[Text("b", True)]])
+    image = Image.new("RGB", (16, 16), (rng.randrange(256), 0, 0))
+    return Document(kind, [image], [Text("<image>")], [[Text("x", True)]])
+
+
+def make_joint(recipe, source, folder=Path("/nonexistent")):
+    from mm1_mlx.training.pretraining import JointStage, document_encoder
+    from mm1_mlx.training.trainer import Trainer
+
+    model = MM1(recipe.model)
+    initialize(model, recipe.seed)
+    encoder = document_encoder(recipe.model, encode)
+    settings = recipe.stages["joint"]
+    stage = JointStage(model, settings, source, encoder, recipe.images)
+    return Trainer(stage, folder, recipe.seed, {"recipe": {}})
+
+
+def test_the_router_losses_are_weighed_as_the_paper_does():
+    """0.01 for the balance and 0.001 for z, for each sparse layer (MM1 section 4)."""
+    recipe = Recipe.from_dict(recipe_with())
+    source = type("Source", (), {"document": staticmethod(stub_document)})
+    stage = make_joint(recipe, source).stage
+    arrays, _ = stage.host_batch(random.Random(0), 3, 0.0)
+    loss, metrics = stage.loss(*map(mx.array, arrays))
+    values = {name: value.item() for name, value in metrics.items()}
+    assert values["balance"] >= 0.99 and values["z"] > 0
+    expected = values["text"] + 0.01 * values["balance"] + 0.001 * values["z"]
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+# --- what decides a run --------------------------------------------------------------
+
+
+def test_all_first_weights_come_from_the_seed(stub):
+    """Several processes must start from the same weights; MLX seeds itself by clock."""
+    recipe = Recipe.from_dict(recipe_with())
+
+    def first(seed, clock):
+        mx.random.seed(clock)
+        model = MM1(recipe.model)
+        initialize(model, seed)
+        stub()
+        trainer = make_trainer(recipe, "encoder", model, encode, Path("/nonexistent"))
+        return {
+            **dict(tree_flatten(model.parameters())),
+            **dict(tree_flatten(trainer.module.parameters())),
+        }
+
+    one, same, other = first(0, 1), first(0, 2), first(1, 1)
+    for name in one:
+        assert_equal(one[name], same[name], name)
+    parts = [one[f"{name}.weight"] for name in ("image_proj", "vision.patch_embed")]
+    assert mx.any(parts[0][:16, :16] != parts[1][:16, :16])  # not the same draws
+    assert mx.any(one["decoder.lm_head.weight"] != other["decoder.lm_head.weight"])
+
+
+def test_fresh_weights_have_the_stated_spread():
+    model = MM1(Recipe.from_dict(recipe_with()).model)
+    initialize(model, 0)
+    found = {name: np.array(v) for name, v in tree_flatten(model.parameters())}
+    cut = 0.8796  # the spread of a normal that is cut at 2
+    for name, spread in {
+        "decoder.embed_tokens.weight": 0.5,
+        "vision.position_embedding": 0.3,
+        "decoder.layers.0.attn.qkv_proj.weight": 32**-0.5,
+        "decoder.layers.0.attn.o_proj.weight": 0.02,
+        "decoder.layers.1.moe.experts.down_proj": 0.02,
+        "decoder.layers.1.moe.experts.up_proj": 32**-0.5,
+    }.items():
+        assert found[name].std() == pytest.approx(cut * spread, rel=0.15), name
+    for name, value in found.items():
+        if name.endswith("bias"):
+            assert not value.any(), name
+        if "norm" in name and name.endswith("weight"):
+            assert (value == 1).all(), name
+
+
+def test_a_batch_is_decided_by_seed_stage_step_and_rank():
+    draws = {
+        args: batch_rng(*args).random()
+        for args in [(0, "a", 0, 0), (1, "a", 0, 0), (0, "b", 0, 0), (0, "a", 1, 0),
+                     (0, "a", 0, 1)]
+    }  # fmt: skip
+    assert len(set(draws.values())) == 5
+    assert batch_rng(0, "a", 0, 0).random() == draws[0, "a", 0, 0]
+
+
+def test_the_law_counts_the_decoder_without_its_embeddings(stub):
+    recipe = Recipe.from_dict(recipe_with(joint={"learning_rate": "mm1"}))
+    stub()
+    trainer = make_trainer(recipe, "joint", MM1(recipe.model), encode, Path("/x"))
+    D, F, E = 32, 32, 2
+    attention = 4 * D * D
+    layers = 2 * attention + 2 * 2 * D + 2 * D * F + E * 2 * D * F + E * D
+    assert trainer.peak_rate() == pytest.approx(mm1_learning_rate(layers))
+
+
+# --- stop and go on ------------------------------------------------------------------
+
+
+def stop_after(steps):
+    """A stop() that is true when it was asked `steps` times."""
+    left = iter(range(steps - 1, -1, -1))
+    return lambda: next(left) == 0
+
+
+def test_a_run_that_is_stopped_goes_on_exactly(stub, tmp_path):
+    recipe, out, tokenizer = stub()
+    whole = pretrain(recipe, out, tokenizer)
+    assert whole == out / "model"
+    lines = []
+    for steps in (3, 2, 4):  # in the first stage, at its end, in the second
+        stopped = pretrain(
+            recipe, tmp_path / "parts", tokenizer, stop=stop_after(steps)
+        )
+        assert stopped is None and not (tmp_path / "parts" / "model").exists()
+    end = pretrain(recipe, tmp_path / "parts", tokenizer, tell=lines.append)
+
+    assert "joint: going on from step 5" in lines
+    for name in ("encoder.safetensors", "joint.safetensors"):
+        assert_same_state(out / name, tmp_path / "parts" / name)
+    assert (end / "model.safetensors").read_bytes() == (
+        whole / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_finished_run_is_only_written_again(stub):
+    files = stub()
+    pretrain(*files)
+    before = (files[1] / "model" / "model.safetensors").read_bytes()
+    seen = []
+    pretrain(*files, report=seen.append)
+    assert seen == []
+    assert (files[1] / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_the_second_stage_takes_the_first_ones_encoder(stub, tmp_path):
+    recipe, out, tokenizer = stub(joint={"steps": 1, "vision_rate": 0.0})
+    pretrain(recipe, out, tokenizer, stage="encoder")
+    trained = arrays_of(out / "encoder.safetensors")
+    lines = []
+    pretrain(recipe, out, tokenizer, stage="joint", tell=lines.append)
+    joint = arrays_of(out / "joint.safetensors")
+    for name, array in trained.items():
+        if name.startswith("parameters.vision."):
+            assert_equal(joint[name], array, name)
+    assert "encoder from" in lines[0]
+    pretrain(recipe, tmp_path / "fresh", tokenizer, stage="joint", tell=lines.append)
+    assert "the encoder starts fresh" in lines[-1]
+
+
+def test_the_joint_stage_can_start_from_a_model_folder(stub, tmp_path):
+    recipe, out, tokenizer = stub(joint={"steps": 1, "learning_rate": 1e-12})
+    folder = pretrain(recipe, out, tokenizer)
+    again, lines = tmp_path / "again", []
+    pretrain(recipe, again, tokenizer, stage="joint", init=folder, tell=lines.append)
+    assert lines == [f"joint: starts from {folder}"]
+    end, start = (
+        arrays_of(again / "joint.safetensors"),
+        mx.load(str(folder / "model.safetensors")),
+    )
+    for name, array in start.items():
+        found = end[f"parameters.{name}"]
+        assert found.dtype == mx.float32, name  # the folder's 16 bit are for shipping
+        assert_equal(found.astype(mx.float16), array, name)
+    with pytest.raises(CheckpointError, match="There is no model folder"):
+        pretrain(recipe, again, tokenizer, init=tmp_path / "absent")
+
+
+def test_a_checkpoint_of_another_run_is_refused(stub):
+    files = stub()
+    pretrain(*files, stage="encoder")
+    with pytest.raises(ConfigError, match="made with the seed 3, not 4"):
+        pretrain(*files, stage="encoder", seed=4)
+    stub(encoder={"learning_rate": 0.02})
+    with pytest.raises(ConfigError, match=r"another recipe.*another --out folder"):
+        pretrain(*files, stage="encoder")
+    stub(seed=3, joint={"steps": 9})  # the other stage may change
+    pretrain(*files, stage="encoder")
+
+
+def test_a_checkpoint_without_a_seed_goes_on(stub):
+    """As those of the first version are."""
+    files = stub()
+    pretrain(*files, stage="encoder", stop=stop_after(2))
+    path = files[1] / "encoder.safetensors"
+    trees, facts = load_state(path)
+    del facts["seed"]
+    save_state(path, trees, facts)
+    lines = []
+    pretrain(*files, stage="encoder", tell=lines.append)
+    assert lines == ["encoder: going on from step 2"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\0" * 100])
+def test_a_damaged_checkpoint_is_named(stub, content):
+    files = stub()
+    files[1].mkdir()
+    (files[1] / "encoder.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a run, or is da"):
+        pretrain(*files, stage="encoder")
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_state(path, {"tree": {"x": mx.array([1.0])}}, {"step": 1})
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mm1_mlx.training.state.os.fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        save_state(path, {"tree": {"x": mx.array([2.0])}}, {"step": 2})
+    trees, facts = load_state(path)
+    assert trees["tree"]["x"].tolist() == [1.0] and facts == {"step": 1}
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "folder" / "a.safetensors"
+    trees = {"one": {"list": [{"x": mx.array([1, 2])}, {"x": mx.zeros((2, 3))}]}}
+    save_state(path, trees, {"recipe": {"a": [1, None, "ü"]}})
+    back, facts = load_state(path)
+    assert facts == {"recipe": {"a": [1, None, "ü"]}}
+    assert back["one"]["list"][1]["x"].shape == (2, 3)
+    assert back["one"]["list"][0]["x"].tolist() == [1, 2]
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+
+
+# --- what comes out ------------------------------------------------------------------
+
+
+def test_the_model_folder_answers_as_the_trained_model_does(stub):
+    from mm1_mlx import generate, load
+
+    folder = pretrain(*stub(joint={"steps": 60, "batch": 8}))
+    model, processor = load(folder)
+    import stub_data
+
+    for seed in range(4):
+        name, image = stub_data.picture(random.Random(seed))
+        answer = generate(
+            model, processor, "What colour 0?", images=[image], max_tokens=8
+        )
+        assert answer.text == name and answer.finish_reason == "stop"
+    stored = mx.load(str(folder / "model.safetensors"))
+    assert {array.dtype for array in stored.values()} == {mx.float16}
+
+
+def test_the_model_of_a_checkpoint(stub, tmp_path):
+    files = stub()
+    pretrain(*files)
+    config = Recipe.from_dict(recipe_with()).model
+    model = load_model_state(files[1] / "joint.safetensors", config)
+    stored = mx.load(str(files[1] / "model" / "model.safetensors"))
+    for name, array in tree_flatten(model.parameters()):
+        assert_equal(array.astype(mx.float16), stored[name], name)
+    with pytest.raises(CheckpointError, match=r"There is no checkpoint"):
+        load_model_state(tmp_path / "absent", config)
+    with pytest.raises(CheckpointError, match=r"encoder\.safetensors do not fit"):
+        load_model_state(files[1] / "encoder.safetensors", config)
+    text = replace(config.text_config, intermediate_size=48)
+    with pytest.raises(CheckpointError, match=r"misshaped: decoder\.layers\.0\.mlp"):
+        load_model_state(
+            files[1] / "joint.safetensors", replace(config, text_config=text)
+        )
+
+
+# --- through the command line --------------------------------------------------------
+
+
+def command(tmp_path, *more, **changes):
+    """`python -m mm1_mlx.pretrain` on the stub run."""
+    arguments = write_run(tmp_path, **changes)
+    return run_cli("mm1_mlx.pretrain", *arguments, *more, env=environment(tmp_path))
+
+
+def test_the_command_trains_and_tells(tmp_path):
+    done = command(tmp_path, "--report-every", "2", "--seed", "5")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r".*/run/model after \d+ s\n", done.stdout)
+    lines = done.stderr.splitlines()
+    assert [re.match(r"\w+ \d/\d", x)[0] for x in lines if " | " in x] == [
+        *("encoder 2/4", "encoder 4/4", "joint 2/6", "joint 4/6", "joint 6/6")
+    ]
+    pattern = (
+        r"joint 6/6 text \S+ accuracy .* \| \d+ s, 0 s left, \S+ examples/s, \S+ G"
+    )
+    assert re.match(pattern, lines[-1])
+
+
+def broken(tmp_path, name, content=None):
+    """Arguments with a file replaced, or removed."""
+    write_run(tmp_path)
+    path = tmp_path / name
+    path.unlink() if content is None else path.write_bytes(content)
+
+
+WRONG_INPUT = [
+    ("recipe.json", None, r"There is no recipe .*recipe\.json"),
+    ("recipe.json", b"{]", r"recipe\.json is not a JSON recipe"),
+    ("recipe.json", b'{"modle": 1}', r"unknown keys \['modle'\]"),
+    ("tokenizer.model", None, r"There is no sentencepiece model .*tokenizer\.model"),
+    ("tokenizer.model", b"", r"tokenizer\.model is empty"),
+    ("tokenizer.model", b"garbage", r"tokenizer\.model is not a sentencepiece model"),
+    ("stub_data.py", None, r"data module 'stub_data' cannot be imported \(No module"),
+    ("stub_data.py", b"", r"'stub_data' has no document\(rng, kind, progress\)"),
+    (
+        "stub_data.py",
+        b"def document(rng, kind, progress): ...",
+        r"has no region_picture\(rng, progress\)",
+    ),
+]
+
+
+@pytest.mark.parametrize("name, content, message", WRONG_INPUT)
+def test_wrong_input_is_one_line_and_exit_code_1(tmp_path, name, content, message):
+    arguments = write_run(tmp_path)
+    path = tmp_path / name
+    path.unlink() if content is None else path.write_bytes(content)
+    done = run_cli("mm1_mlx.pretrain", *arguments, env=environment(tmp_path))
+    assert_fails(done, message)
+
+
+WRONG_RECIPES = [
+    ({"data": "/absent/folder"}, (), r"data folder /absent/folder does not exist"),
+    ({"chat_template": "mine"}, (), r"'mine', but must be one of chatml"),
+    ({}, ("--init", "/absent"), r"There is no model folder /absent"),
+    (
+        {"stages": {"joint": recipe_with()["stages"]["joint"]}},
+        ("--stage", "encoder"),
+        r"The recipe has no stage 'encoder', only joint",
+    ),
+]
+
+
+@pytest.mark.parametrize("changes, more, message", WRONG_RECIPES)
+def test_recipes_that_cannot_run(tmp_path, changes, more, message):
+    assert_fails(command(tmp_path, *more, **changes), message)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("image_token_id", 9, r"image_token_id is 9, but .* has <image> at 4"),
+        ("eos_token_id", 7, r"eos_token_id is 7, but .* has end of text at 2"),
+        ("bos_token_id", None, r"bos_token_id is None, but .* begin of text at 1"),
+        ("vocab_size", 100, r"has \d+ pieces, but text_config\.vocab_size is 100"),
+    ],
+)
+def test_a_vocabulary_of_other_ids_is_refused(stub, key, value, message):
+    model = recipe_with()["model"]
+    place = model["text_config"] if key == "vocab_size" else model
+    place[key] = value
+    with pytest.raises(ConfigError, match=message):
+        pretrain(*stub(model=model))
+
+
+def test_documents_that_never_fit_are_told(stub):
+    with pytest.raises(DatasetError, match=r"more than 8 tokens.*Raise the row length"):
+        pretrain(*stub(joint={"row_length": 8}), stage="joint")
+
+
+def start(tmp_path, arguments, **more):
+    """The command in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mm1_mlx.pretrain", *arguments],
+        cwd=ROOT,
+        env=clean_environment(**environment(tmp_path, **more)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.005)
+
+
+LONG = {"joint": {"steps": 60, "batch": 2}}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The checkpoint of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = command(folder, "--stage", "joint", **LONG)
+    assert done.returncode == 0, done.stderr
+    return folder / "run" / "joint.safetensors"
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, uninterrupted):
+    arguments = [*write_run(tmp_path, **LONG), "--stage", "joint", "--save-every", "3"]
+    checkpoint = tmp_path / "run" / "joint.safetensors"
+    process = start(tmp_path, arguments)
+    wait_for(checkpoint, process)
+    time.sleep(random.SystemRandom().random() * 0.3)  # any moment will do
+    process.kill()
+    process.communicate()
+    step = load_state(checkpoint)[1]["step"]
+    assert step % 3 == 0
+
+    done = run_cli("mm1_mlx.pretrain", *arguments, env=environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    if step < 60:
+        assert f"joint: going on from step {step}\n" in done.stderr
+    assert_same_state(checkpoint, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, uninterrupted, number):
+    arguments = [*write_run(tmp_path, **LONG), "--stage", "joint", "--save-every", "2"]
+    checkpoint = tmp_path / "run" / "joint.safetensors"
+    process = start(tmp_path, arguments)
+    wait_for(checkpoint, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    if process.returncode == 0:  # the machine was fast: it had ended already
+        pytest.skip("the run ended before the signal")
+    assert process.returncode == 130 and not out
+    assert err.endswith("stopped and saved; the same command goes on from here\n")
+    assert "Traceback" not in err
+
+    done = run_cli("mm1_mlx.pretrain", *arguments, env=environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert_same_state(checkpoint, uninterrupted)
+
+
+# --- two processes -------------------------------------------------------------------
+
+# Runs a stage and writes what this process ends with.
+_ONE_OF_TWO = """
+import sys
+from pathlib import Path
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.training import pretraining as p
+from mm1_mlx.training.model_folder import make_processor
+from mm1_mlx.training.recipe import read_recipe
+
+folder, stage = Path(sys.argv[1]), sys.argv[2]
+recipe = read_recipe(folder / "recipe.json")
+model = MM1(recipe.model)
+p.initialize(model, recipe.seed)
+tokenizer = make_processor(
+    recipe.model, recipe.images, folder / "tokenizer.model"
+).tokenizer
+trainer = p.make_trainer(recipe, stage, model, tokenizer.encode, folder / "run")
+for progress in trainer.run():
+    pass
+rank = mx.distributed.init().rank()
+assert mx.distributed.init().size() == 2
+weights = dict(tree_flatten(trainer.module.parameters()))
+mx.save_safetensors(str(folder / f"rank{rank}.safetensors"), weights)
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def two_processes(tmp_path: Path) -> list[dict[str, str]]:
+    """The environment of each of two processes on MLX's ring back end."""
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
+    # A process's own order of sets once decided which gradients were averaged; with
+    # these two seeds {"vision", "connector", "decoder"} has two orders.
+    return [
+        {"MLX_RANK": rank, "MLX_HOSTFILE": str(hosts), "PYTHONHASHSEED": seed}
+        for rank, seed in (("0", "0"), ("1", "3"))
+    ]
+
+
+@pytest.mark.parametrize("stage", ["encoder", "joint"])
+def test_two_processes_end_with_the_same_weights(tmp_path, stage, monkeypatch):
+    """Equal, and those of steps with the mean of both gradients."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stub_data", raising=False)
+    write_run(tmp_path, encoder={"steps": 3}, joint={"steps": 3})
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ONE_OF_TWO, str(tmp_path), stage],
+            cwd=ROOT,
+            env=clean_environment(**environment(tmp_path, **more)),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for more in two_processes(tmp_path)
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    first, second = (
+        mx.load(str(tmp_path / f"rank{rank}.safetensors")) for rank in (0, 1)
+    )
+    assert first.keys() == second.keys()
+    for name in first:
+        assert_equal(first[name], second[name], name)
+    expected = mean_of_two(tmp_path, stage)
+    for name in first:
+        # float32; the order of two terms, and Adam divides by small numbers
+        assert_close(first[name], expected[name], atol=2e-5, what=name)
+    saved = arrays_of(tmp_path / "run" / f"{stage}.safetensors")
+    for name in first:
+        assert_equal(saved[f"parameters.{name}"], first[name], name)
+
+
+def mean_of_two(folder: Path, stage: str) -> dict[str, mx.array]:
+    """The weights after steps with the mean of both processes' gradients, made here."""
+    recipe = read_recipe(folder / "recipe.json")
+    model = MM1(recipe.model)
+    initialize(model, recipe.seed)
+    processor = make_processor(recipe.model, recipe.images, folder / "tokenizer.model")
+    trainer = make_trainer(recipe, stage, model, processor.tokenizer.encode, folder)
+    settings = recipe.stages[stage]
+    parameters = trainer.module.trainable_parameters()
+    update = trainer._make_update()
+    trainer.module.train()
+    for step in range(settings.steps):
+        gradients = []
+        for rank in (0, 1):
+            share = settings.batch // 2 + (rank < settings.batch % 2)
+            rng = batch_rng(recipe.seed, stage, step, rank)
+            arrays, _ = trainer.stage.host_batch(rng, share, step / settings.steps)
+            gradients.append(trainer._grad(parameters, *map(mx.array, arrays))[1])
+        mean = tree_map(lambda a, b: (a + b) / 2, *gradients)
+        peak, warmup = settings.learning_rate, settings.warmup
+        trainer._set_rates(
+            warmup_cosine(step, settings.steps, peak, warmup, settings.floor)
+        )
+        parameters, _ = update(mean, parameters)
+        trainer.module.update(parameters)
+        mx.eval(trainer.module.parameters())
+    return dict(tree_flatten(trainer.module.parameters()))
+
+
+def test_two_processes_stop_together(tmp_path):
+    """One of them gets the signal; the other would wait for it for ever."""
+    arguments = write_run(tmp_path, joint={"steps": 100_000, "batch": 2})
+    arguments += ["--stage", "joint", "--save-every", "1"]
+    processes = [start(tmp_path, arguments, **m) for m in two_processes(tmp_path)]
+    wait_for(tmp_path / "run" / "joint.safetensors", processes[0])
+    processes[1].send_signal(signal.SIGINT)
+    ends = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [130, 130], ends
+    assert "stopped and saved" in ends[0][1] and not ends[1][1]
+
+
+def test_a_batch_that_is_too_small_for_the_processes(monkeypatch, stub):
+    class Three:
+        def size(self):
+            return 3
+
+    stub()
+    recipe = Recipe.from_dict(recipe_with(joint={"batch": 2}))
+    monkeypatch.setattr("mm1_mlx.training.trainer.mx.distributed.init", Three)
+    with pytest.raises(ConfigError, match=r"batch is 2, but there are 3 processes"):
+        make_trainer(recipe, "joint", MM1(recipe.model), encode, Path("/x"))
+    assert os.environ.get("MLX_RANK") is None

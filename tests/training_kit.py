@@ -1,0 +1,149 @@
+"""A training run that takes a second: a recipe, a data module, a vocabulary."""
+
+import copy
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from small_tokenizers import sentencepiece_model
+
+from helpers import ROOT
+
+RECIPE = {
+    "seed": 3,
+    "data": "stub_data",
+    "images": {"size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    "model": {
+        "vision_config": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "image_size": 16,
+            "patch_size": 4,
+            "hidden_act": "relu2",
+            "norm_type": "rms_norm",
+            "class_token": False,
+            "patch_bias": True,
+            "feature_norm": True,
+        },
+        "connector_config": {
+            "type": "average_pool",
+            "num_query_tokens": 4,
+            "norm_output": True,
+        },
+        "text_config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "vocab_size": 350,
+            "max_position_embeddings": 256,
+            "hidden_act": "relu2",
+            "gated_mlp": False,
+            "moe_config": {"num_local_experts": 2, "num_experts_per_tok": 1},
+        },
+        "image_token_id": 4,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 3,
+    },
+    "stages": {
+        "encoder": {
+            "steps": 4,
+            "batch": 4,
+            "learning_rate": 0.01,
+            "warmup": 2,
+        },
+        "joint": {
+            "steps": 6,
+            "batch": 3,
+            "row_length": 40,
+            "learning_rate": 0.01,
+            "warmup": 2,
+            "vision_rate": 0.5,
+        },
+    },
+}
+
+# The data module: one colour fills a picture, and the question asks for it.
+STUB = """
+from PIL import Image
+
+from mm1_mlx.training.documents import Document, Region, Text
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def picture(rng):
+    name = rng.choice(sorted(COLOURS))
+    return name, Image.new("RGB", (rng.randint(8, 20), 16), COLOURS[name])
+
+
+def document(rng, kind, progress=1.0):
+    if kind == "text":
+        return Document("text", [], [Text("<user>")], [[Text("red", True)]])
+    shown = [picture(rng) for _ in range(1 if kind == "caption" else 2)]
+    marks = "<image>" * len(shown)
+    branches = [
+        [Text(f"What colour {i}?<assistant>"), Text(name, True)]
+        for i, (name, _) in enumerate(shown)
+    ]
+    images = [image for _, image in shown]
+    return Document(kind, images, [Text("<user>" + marks)], branches)
+
+
+def region_picture(rng, progress=1.0):
+    name, image = picture(rng)
+    return image, [Region((0.0, 0.0, 1.0, 1.0), name)]
+"""
+
+
+def recipe_with(**changes) -> dict:
+    """RECIPE with values replaced: recipe_with(joint={"steps": 3}, seed=1)."""
+    values = copy.deepcopy(RECIPE)
+    for key, value in changes.items():
+        if key in ("encoder", "joint"):
+            values["stages"][key] |= value
+        else:
+            values[key] = value
+    return values
+
+
+def write_run(folder: Path, **changes) -> list[str]:
+    """Recipe, data module and vocabulary in a folder; the arguments of pretrain."""
+    (folder / "recipe.json").write_text(json.dumps(recipe_with(**changes)))
+    (folder / "stub_data.py").write_text(STUB)
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    return [
+        str(folder / "recipe.json"),
+        "--out",
+        str(folder / "run"),
+        "--tokenizer",
+        str(folder / "tokenizer.model"),
+    ]
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """For a subprocess: the data module can be imported, and nothing is compiled."""
+    path = f"{ROOT}:{folder}"
+    return {"PYTHONPATH": path, "MLX_DISABLE_COMPILE": "1", **more}
+
+
+@pytest.fixture
+def uncompiled():
+    """MLX's CPU back end compiles by calling a C++ compiler: seconds for each shape."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def encode(text: str, place: str = "start") -> list[int]:
+    """A vocabulary for tests by hand: a letter is 97 to 122, a mark its one id."""
+    ids = []
+    for mark, number in (("<user>", 5), ("<assistant>", 6)):
+        text = text.replace(mark, chr(number))
+    for letter in text:
+        ids.append(ord(letter))
+    return ids
