@@ -1,0 +1,191 @@
+"""Counts of right answers with their intervals, and the tables made of them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# What mm1-tiny must reach; it must also stand MARGIN above the wrong picture.
+GOALS = {
+    **dict.fromkeys(
+        (
+            "count", "count_colour", "count_shape", "count_pair", "colour", "shape",
+            "existence", "position", "relation", "caption",
+        ),
+        0.97,
+    ),
+    "digits": 0.95,
+    "words": 0.95,
+    "compare": 0.95,
+    "held_out": 0.90,
+    "unknown": 0.95,
+    "elsewhere": 0.93,
+}  # fmt: skip
+MARGIN = 0.25
+# What each task asks, for readers of the tables.
+MEANINGS = {
+    "count": "how many things",
+    "count_colour": "how many of a colour",
+    "count_shape": "how many of a shape",
+    "count_pair": "how many of a colour and shape",
+    "colour": "colour of a shape",
+    "shape": "shape of a colour",
+    "existence": "is there such a thing",
+    "position": "where it is, in nine words",
+    "relation": "left, right, above, below another",
+    "caption": "all things, left to right",
+    "digits": "1 to 3 digits, handwritten and rendered",
+    "words": "a short word",
+    "compare": "two pictures compared",
+    "held_out": "colour and shape never seen together in training",
+    "unknown": "photographs: says that it does not know",
+    "elsewhere": "scenes drawn by other programs",
+    "of_two": "a question about one of two pictures",
+    "absent": "asked about a thing that is not there",
+    "many": "asked about one of several",
+}
+Z = 1.959963984540054  # two-sided 95% of the normal distribution
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson's score interval); (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share = right / n
+    middle = share + Z * Z / (2 * n)
+    reach = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    scale = 1 + Z * Z / n
+    # At 0 and 1 rounding must not put the end beyond the share itself.
+    low = 0.0 if right == 0 else (middle - reach) / scale
+    high = 1.0 if right == n else (middle + reach) / scale
+    return low, high
+
+
+def tally(outcomes: Iterable[bool]) -> dict[str, Any]:
+    """n, right, accuracy, and the interval's low and high."""
+    outcomes = list(outcomes)
+    n, right = len(outcomes), sum(outcomes)
+    low, high = wilson(right, n)
+    accuracy = right / n if n else 0.0
+    return {
+        "n": n,
+        "right": right,
+        "accuracy": round(accuracy, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+    }
+
+
+def grouped(
+    outcomes: Sequence[bool], groups: Sequence[dict[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """A tally for each value of each name that the questions are grouped by."""
+    found: dict[str, dict[str, list[bool]]] = {}
+    for outcome, names in zip(outcomes, groups, strict=True):
+        for name, value in names.items():
+            found.setdefault(name, {}).setdefault(value, []).append(outcome)
+    return {
+        name: {value: tally(values[value]) for value in sorted(values)}
+        for name, values in sorted(found.items())
+    }
+
+
+def missed(report: dict[str, Any]) -> list[str]:
+    """One line for each goal that a report does not reach."""
+    lines = []
+    for task, result in report["tasks"].items():
+        goal = GOALS.get(task)
+        if goal is None:
+            continue
+        if result["accuracy"] < goal:
+            lines.append(f"{task}: {percent(result['accuracy'])}, goal {percent(goal)}")
+        wrong = result.get("wrong_image")
+        if wrong and result["accuracy"] - wrong["accuracy"] < MARGIN:
+            lines.append(
+                f"{task}: only {percent(result['accuracy'] - wrong['accuracy'])} above "
+                f"the wrong picture, goal {percent(MARGIN)}"
+            )
+    known = report["says_unknown"]
+    if known["right"]:
+        lines.append(f"unknown: said of {known['right']} pictures that it should know")
+    return lines
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _interval(result: dict[str, Any]) -> str:
+    return f"{100 * result['low']:.1f} to {100 * result['high']:.1f}"
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The tables of a report."""
+    parts = [_main_table(report), _unknown_line(report)]
+    parts += _group_tables(report)
+    if report.get("few_shot"):
+        parts.append(_few_shot_table(report["few_shot"]))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _main_table(report: dict[str, Any]) -> str:
+    lines = [
+        "| task | what is asked | accuracy | 95% interval | wrong picture | goal | n |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task, result in report["tasks"].items():
+        wrong, goal = result.get("wrong_image"), GOALS.get(task)
+        cells = [
+            task,
+            MEANINGS.get(task, ""),
+            percent(result["accuracy"]),
+            _interval(result),
+            percent(wrong["accuracy"]) if wrong else "-",
+            percent(goal) if goal else "none",
+            str(result["n"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _unknown_line(report: dict[str, Any]) -> str:
+    known = report["says_unknown"]
+    if not known["n"]:
+        return ""
+    return (
+        f"Of {known['n']} pictures that it should know, it said of {known['right']} "
+        f"that it does not know this kind (95% interval: at most "
+        f"{100 * known['high']:.2f}%)."
+    )
+
+
+def _group_tables(report: dict[str, Any]) -> list[str]:
+    tables = []
+    for task, result in report["tasks"].items():
+        for name, values in result.get("groups", {}).items():
+            lines = [
+                f"| {task}, by {name} | accuracy | 95% interval | n |",
+                "|---|---|---|---|",
+            ]
+            lines += [
+                f"| {value} | {percent(r['accuracy'])} | {_interval(r)} | {r['n']} |"
+                for value, r in values.items()
+            ]
+            tables.append("\n".join(lines))
+    return tables
+
+
+def _few_shot_table(results: dict[str, Any]) -> str:
+    shots = list(results)
+    named = sorted({name for r in results.values() for name in r["groups"]["named"]})
+    lines = [
+        f"| few-shot, by what is named | {' | '.join(f'{s} shots' for s in shots)} |",
+        f"|---|{'---|' * len(shots)}",
+    ]
+    for name in named:
+        cells = [
+            percent(results[s]["groups"]["named"][name]["accuracy"]) for s in shots
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    cells = [f"{percent(results[s]['accuracy'])}" for s in shots]
+    lines.append(f"| all (n = {results[shots[0]]['n']} each) | {' | '.join(cells)} |")
+    return "\n".join(lines)
