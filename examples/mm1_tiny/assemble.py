@@ -1,67 +1,133 @@
-"""Turns a finished run into the model folder that ships, with its model card.
+"""Turns a run into the model folder that ships, and a result into its model card.
 
-    python -m examples.mm1_tiny.assemble --run runs/mm1-tiny --out mm1_mlx/assets/mm1-tiny
+    python -m examples.mm1_tiny.assemble --run runs/mm1-tiny
+    python -m examples.mm1_tiny.evaluate --wrong-image --json result.json
+    python -m examples.mm1_tiny.assemble --card result.json --trained "..."
+
+The same run, recipe and result always give the same bytes. A run that is still going on
+can be assembled too: its last checkpoint is taken.
 """
 
-import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import mlx.core as mx
-
-from examples.mm1_tiny.evaluate import markdown
-from mm1_mlx.inputs.processor import Processor
-from mm1_mlx.inputs.tokenizer import load_tokenizer
-from mm1_mlx.loading import save
-from mm1_mlx.models.mm1 import MM1
-from mm1_mlx.training.pretraining import float16_weights
-from mm1_mlx.training.pretraining_run import read_recipe
-from mm1_mlx.training.state import load_state
+from mm1_mlx.cli.parser import Parser
+from mm1_mlx.cli.run import run_door
+from mm1_mlx.errors import CheckpointError
 
 HERE = Path(__file__).parent
+CARD = "README.md"
+# The commands of a run; the card repeats them.
+COMMANDS = """\
+    python -m examples.mm1_tiny.vocabulary --out {run}/tokenizer.model
+    python -m mm1_mlx.pretrain {recipe} --out {run} --tokenizer {run}/tokenizer.model
+    python -m examples.mm1_tiny.assemble --run {run} --recipe {recipe} --out {out}"""
 
 
-def assemble(run: Path, out: Path, recipe_file: Path) -> None:
+def assemble(run: Path, out: Path, recipe_file: Path, tokenizer: Path) -> None:
     """Write config, float16 weights, vocabulary and picture settings into `out`."""
+    from mm1_mlx.training.model_folder import make_processor, write_model
+    from mm1_mlx.training.recipe import read_recipe
+    from mm1_mlx.training.state import load_model_state, load_state
+
     recipe = read_recipe(recipe_file)
-    trees, facts = load_state(run / "joint.safetensors")
-    model = MM1(recipe.model)
-    model.update(trees["parameters"])
-    model.load_weights(list(float16_weights(model).items()))
-    mx.eval(model.parameters())
-    made = {"made_by": "python -m mm1_mlx.pretrain", "joint_steps": facts["step"]}
+    checkpoint = run / "joint.safetensors"
+    model = load_model_state(checkpoint, recipe.model)
+    step = load_state(checkpoint)[1]["step"]
+    made = {"made_by": "python -m mm1_mlx.pretrain", "joint_steps": step}
     model.config = replace(recipe.model, extra=made)
-    tokenizer = load_tokenizer(run)
-    processor = Processor(
-        tokenizer, recipe.images, model.config, chat_template="mm1-tiny"
+    processor = make_processor(
+        model.config, recipe.images, tokenizer, recipe.chat_template
     )
-    save(model, processor, out, overwrite=True)
+    write_model(out, model, processor)
 
 
-def write_card(out: Path, result_file: Path) -> None:
-    """The model card: CARD.md with the table of evaluate's result filled in."""
-    results = json.loads(result_file.read_text())
-    text = (HERE / "CARD.md").read_text()
-    text = text.replace("{{table}}", markdown(results))
-    text = text.replace("{{n}}", str(results["n"]))
-    (out / "README.md").write_text(text)
+def write_card(out: Path, result: dict[str, Any], how: str) -> None:
+    """The model card: CARD.md with the tables of evaluate's result filled in.
+
+    how: what the card says about the run, after its commands.
+    """
+    from examples.mm1_tiny.scoring import markdown, missed
+
+    text = (HERE / "CARD.md").read_text(encoding="utf-8")
+    lines = [f"- {line}" for line in missed(result)]
+    below = "\n".join(["Below its goal:", "", *lines]) if lines else ""
+    run = COMMANDS.format(
+        run="runs/mm1-tiny",
+        recipe="examples/mm1_tiny/recipe.json",
+        out="mm1_mlx/assets/mm1-tiny",
+    )
+    values = {
+        "table": "\n".join([markdown(result).rstrip(), "", below]).rstrip(),
+        "n": str(result["n"]),
+        "run": f"{run}\n\n{how}".rstrip(),
+    }
+    for name, value in values.items():
+        text = text.replace("{{" + name + "}}", value)
+    (out / CARD).write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read_result(path: Path) -> dict[str, Any]:
+    """What evaluate --json wrote."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a result of evaluate: {error}."
+        ) from error
+    if not isinstance(result, dict) or not {"n", "tasks", "says_unknown"} <= set(
+        result
+    ):
+        raise CheckpointError(
+            f"{path} is not a result of evaluate. Make one with "
+            f"python -m examples.mm1_tiny.evaluate --json {path}"
+        )
+    return result
+
+
+def parser() -> Parser:
+    """The flags of this command."""
+    parser = Parser(
+        prog="python -m examples.mm1_tiny.assemble",
+        description="Make the model folder of a run, or (with --card) its model card.",
+    )
     add = parser.add_argument
-    add("--run", type=Path, default=Path("runs/mm1-tiny"))
-    add("--out", type=Path, default=Path("mm1_mlx/assets/mm1-tiny"))
-    add("--recipe", type=Path, default=HERE / "recipe.json")
-    add("--card", type=Path, metavar="RESULT.json", help="write the model card only")
-    args = parser.parse_args()
-    if args.card:
-        write_card(args.out, args.card)
+    add("--run", type=Path, default=Path("runs/mm1-tiny"), help="folder of the run")
+    add(
+        "--out",
+        type=Path,
+        default=Path("mm1_mlx/assets/mm1-tiny"),
+        help="the model folder; default: %(default)s",
+    )
+    add("--recipe", type=Path, default=HERE / "recipe.json", help="of the run")
+    add("--tokenizer", type=Path, help="default: tokenizer.model of the run")
+    add("--card", type=Path, metavar="RESULT", help="evaluate's --json; only the card")
+    add("--trained", default="", metavar="TEXT", help="for the card: time and machine")
+    parser.add_debug()
+    return parser
+
+
+def run(args) -> None:
+    """Write the folder, or the card into it."""
+    if args.card is None:
+        tokenizer = args.tokenizer or args.run / "tokenizer.model"
+        assemble(args.run, args.out, args.recipe, tokenizer)
+    elif not (args.out / "config.json").is_file():
+        raise CheckpointError(
+            f"There is no model folder {args.out}. Assemble it first."
+        )
     else:
-        assemble(args.run, args.out, args.recipe)
+        write_card(args.out, read_result(args.card), args.trained)
     print(args.out)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command's exit code."""
+    return run_door(parser(), run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

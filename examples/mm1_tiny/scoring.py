@@ -106,7 +106,7 @@ def missed(report: dict[str, Any]) -> list[str]:
             )
     known = report["says_unknown"]
     if known["right"]:
-        lines.append(f"unknown: said of {known['right']} pictures that it should know")
+        lines.append(f"unknown: said of {known['right']} of {known['n']} scenes")
     return lines
 
 
@@ -152,9 +152,8 @@ def _unknown_line(report: dict[str, Any]) -> str:
     if not known["n"]:
         return ""
     return (
-        f"Of {known['n']} pictures that it should know, it said of {known['right']} "
-        f"that it does not know this kind (95% interval: at most "
-        f"{100 * known['high']:.2f}%)."
+        f"Of {known['n']} scenes, it said of {known['right']} that it does not know "
+        f"this kind of picture (95% interval: at most {100 * known['high']:.2f}%)."
     )
 
 
