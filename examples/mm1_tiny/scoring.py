@@ -69,9 +69,9 @@ def tally(outcomes: Iterable[bool]) -> dict[str, Any]:
     return {
         "n": n,
         "right": right,
-        "accuracy": round(accuracy, 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
+        "accuracy": round(accuracy, 6),
+        "low": round(low, 6),
+        "high": round(high, 6),
     }
 
 
