@@ -3,13 +3,14 @@
 import json
 import random
 import sys
+from dataclasses import MISSING, fields
 
 import pytest
 from training_kit import STUB, recipe_with
 
 from helpers import ROOT
 from mm1_mlx.errors import ConfigError, DatasetError
-from mm1_mlx.training.recipe import Recipe, data_source, read_recipe
+from mm1_mlx.training.recipe import Recipe, StageSettings, data_source, read_recipe
 
 
 def test_the_recipe_of_mm1_tiny_is_a_recipe():
@@ -75,6 +76,24 @@ def test_missing_keys_are_named():
         Recipe.from_dict(recipe_with(stages={"joint": 3}))
     with pytest.raises(ConfigError, match="must be an object of keys"):
         Recipe.from_dict([])
+
+
+def test_the_readme_lists_every_key_with_its_default():
+    text = (ROOT / "mm1_mlx" / "training" / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:4] for line in text.splitlines() if "` |" in line]
+    listed = {row[0].strip(" `"): row[2].strip() for row in rows if len(row) == 3}
+    for field in fields(StageSettings):
+        assert field.name in listed, f"README.md does not list {field.name}"
+        if field.default is MISSING:
+            continue
+        default = field.default
+        told = (
+            json.dumps(default) if isinstance(default, (str, tuple)) else str(default)
+        )
+        told = told if field.name != "objective" else default
+        assert listed[field.name].strip("`") == told, field.name
+    for key in ("model", "images", "data", "stages", "seed", "chat_template"):
+        assert key in listed
 
 
 def test_a_stage_that_is_not_there():
