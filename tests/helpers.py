@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -180,3 +181,8 @@ def assert_fails(
     assert done.stderr.splitlines()[-1] == errors[0], f"lines after the error{report}"
     for pattern in patterns:
         assert re.search(pattern, errors[0]), f"no {pattern!r} in the error{report}"
+
+
+def heed_ctrl_c() -> None:
+    """For Popen(preexec_fn=...): a runner in the background hands down a deaf SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
