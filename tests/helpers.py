@@ -184,5 +184,5 @@ def assert_fails(
 
 
 def heed_ctrl_c() -> None:
-    """For Popen(preexec_fn=...): a runner in the background hands down a deaf SIGINT."""
+    """For Popen(preexec_fn=...): a runner in the background hands SIGINT down deaf."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

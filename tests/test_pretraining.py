@@ -650,8 +650,10 @@ def test_two_processes_end_with_the_same_weights(tmp_path, stage, monkeypatch):
         assert_equal(first[name], second[name], name)
     expected = mean_of_two(tmp_path, stage)
     for name in first:
-        # float32; the order of two terms, and Adam divides by small numbers
-        assert_close(first[name], expected[name], atol=2e-5, what=name)
+        # float32; the order of two terms, and Adam divides by small numbers. A key's
+        # bias cancels in the softmax: its gradient is rounding, its step is the rate.
+        atol = 1e-2 if name.endswith("qkv_proj.bias") else 5e-5
+        assert_close(first[name], expected[name], atol=atol, what=name)
     saved = arrays_of(tmp_path / "run" / f"{stage}.safetensors")
     for name in first:
         assert_equal(saved[f"parameters.{name}"], first[name], name)
