@@ -7,6 +7,7 @@ seed gives the same document.
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 from examples.mm1_tiny import drawing, facts, glyphs, photos
 from examples.mm1_tiny import questions as q
@@ -120,7 +121,10 @@ def _comparison(rng: random.Random, progress: float) -> Document:
         branches = [[Text(asked[0].answer, True)]]
     else:
         start = _USER + rng.choice(_TWO_PICTURES).format(i=IMAGE_MARK)
-        branches = [_answered(question) for question in asked]
+        # A space before a word belongs to the word's token, also across the border.
+        gap = start[len(start.rstrip(" ")) :]
+        start = start.rstrip(" ")
+        branches = [_answered(replace(x, question=gap + x.question)) for x in asked]
     return Document(
         kind="interleaved",
         images=[drawing.draw(scene, rng) for scene in both],

@@ -31,9 +31,9 @@ from examples.mm1_tiny.words import TEST_WORDS, TRAIN_WORDS
 from mm1_mlx.errors import DatasetError
 from mm1_mlx.training.documents import Region
 
-MIN_DIGIT_HEIGHT = 0.22  # of the longer side of the canvas
-MIN_CAPITAL_HEIGHT = 0.18
-MIN_TALL_HEIGHT = 0.24  # of small letters like b and l; an x is about two thirds of it
+MIN_DIGIT_HEIGHT = 0.26  # of the longer side of the canvas
+MIN_CAPITAL_HEIGHT = 0.20
+MIN_TALL_HEIGHT = 0.26  # of small letters like b and l; an x is about two thirds of it
 MAX_TILT = 8.0  # degrees
 MAX_ASPECT = 2.5
 CANVAS = (64, 224)  # longer side, pixels
