@@ -16,6 +16,7 @@ from mm1_mlx.errors import DatasetError
 from mm1_mlx.training.documents import Document, Text
 
 IMAGE_MARK = "<image>"
+_MISSES = 5  # documents tried for the rest of a row: rows are 90% full, with 1: 77%
 PADDING = -1  # the document number of padding
 
 
@@ -30,7 +31,7 @@ class Marks:
     tokens_per_image: int
 
 
-@dataclass
+@dataclass(eq=False)  # two documents are never one
 class Tokens:
     """A document as parallel lists, one entry per token."""
 
@@ -144,14 +145,26 @@ class Row:
 
 
 def fill_row(
-    draw: Callable[[], Document], encoder: DocumentEncoder, length: int
+    draw: Callable[[], Document],
+    encoder: DocumentEncoder,
+    length: int,
+    waiting: list[Tokens] | None = None,
+    misses: int = 1,
 ) -> Row:
-    """Draw documents into a row until one does not fit beside the others.
+    """Draw documents into a row until `misses` of them did not fit beside the others.
 
+    waiting: documents that did not fit into earlier rows; the longest that fit come
+    first, and those that do not fit now are added to it. Without it they are lost.
     A document that would not fit into an empty row is passed over; twenty in a row are
     a DatasetError.
     """
-    row, too_long = Row([]), 0
+    row, too_long, missed = Row([]), 0, 0
+    waiting = [] if waiting is None else waiting
+    waiting.sort(key=lambda tokens: len(tokens.ids), reverse=True)
+    for tokens in list(waiting):
+        if len(tokens.ids) <= length - row.length:
+            row.parts.append(tokens)
+            waiting.remove(tokens)
     while not row.parts or length - row.length >= encoder.smallest:
         try:
             tokens = encoder(draw(), length)
@@ -160,9 +173,13 @@ def fill_row(
             if too_long == 20:
                 raise
             continue
-        if len(tokens.ids) > length - row.length:
+        if len(tokens.ids) <= length - row.length:
+            row.parts.append(tokens)
+            continue
+        waiting.append(tokens)
+        missed += 1
+        if missed == misses:
             break
-        row.parts.append(tokens)
     return row
 
 
@@ -273,9 +290,11 @@ class DocumentMixer:
         """
         rows: list[Row] = []
         images = 0
+        waiting: dict[str, list[Tokens]] = {kind: [] for kind in self._kinds}
         for _ in range(count):
             kind = rng.choices(self._kinds, self._weights)[0]
-            row = fill_row(partial(self._make, rng, kind, progress), encoder, length)
+            draw = partial(self._make, rng, kind, progress)
+            row = fill_row(draw, encoder, length, waiting[kind], _MISSES)
             if images + row.images > max_images:
                 if self._has_text:
                     draw = partial(self._make, rng, "text", progress)
