@@ -71,8 +71,8 @@ setup(
         "cuda12": ["mlx[cuda12]"],
         "cuda13": ["mlx[cuda13]"],
         "heic": ["pillow-heif>=0.18"],
-        # The digits and the photographs that mm1-tiny learns from.
-        "train": ["scikit-learn>=1.5", "scikit-image>=0.24"],
+        # The digits, the photographs and the fonts that mm1-tiny learns from.
+        "train": ["scikit-learn>=1.5", "scikit-image>=0.24", "matplotlib>=3.9"],
         # Enough for the tests; those against a reference skip without `parity`.
         "test": ["pytest>=8"],
         # The references. Install a CPU torch first: on Linux the default one brings
@@ -84,6 +84,9 @@ setup(
             "mlx-lm>=0.32",
             "scikit-learn>=1.5",
             "scikit-image>=0.24",
+            "matplotlib>=3.9",
+            "skia-python>=87",  # draws test pictures that training never saw
+            "tiktoken>=0.7",
         ],
         "dev": ["ruff>=0.15", "pyright[nodejs]>=1.1.400", "pre-commit>=4"],
     },
