@@ -5,12 +5,16 @@ It shares no code with the generator, so that a wrong template or a wrong answer
 
 import re
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black")
-SHAPES = ("circle", "square", "triangle", "star")
+COLOURS = (
+    "red", "green", "blue", "yellow", "purple", "orange", "black", "white", "grey",
+    "pink", "brown",
+)  # fmt: skip
+SHAPES = ("circle", "square", "triangle", "star", "heart", "moon", "ring")
 
 
 def _plain(question: str) -> str:
-    text = question.lower().replace("color", "colour").rstrip("?. ")
+    text = question.lower().replace("color", "colour").replace("gray", "grey")
+    text = text.rstrip("?. ")
     text = re.sub(r"\b(what|where)'s\b", r"\1 is", text)
     place = r"\bin (the|this) ?(first|second)? (picture|image|photo)\b,?"
     return re.sub(rf"{place}|\bhere$", "", text).strip()
@@ -122,7 +126,8 @@ def answer_to(question: str, scene) -> str:
 
 def answer_to_two(question: str, first, second) -> tuple[str, str]:
     """(kind of comparison, answer) for a question about two scenes."""
-    text = question.lower().replace("color", "colour").rstrip("?. ")
+    text = question.lower().replace("color", "colour").replace("gray", "grey")
+    text = text.rstrip("?. ")
     counts = [len(_matching(scene, *_described(text))) for scene in (first, second)]
     a, b = counts
     if re.search(r"\b(more|most|fewer)\b", text):

@@ -60,8 +60,8 @@ def test_scenes_vary(scenes):
     assert min(numbers.values()) > 0.2 * total
     things = [thing for scene in scenes for thing in scene.things]
     for names, least in (
-        (Counter(t.colour for t in things), 0.1),
-        (Counter(t.shape for t in things), 0.18),
+        (Counter(t.colour for t in things), 0.06),
+        (Counter(t.shape for t in things), 0.1),
     ):
         assert min(names.values()) > least * len(things)
     large = [scene for scene in scenes if len(scene.things) > 1]
@@ -109,12 +109,28 @@ def test_corners_by_hand():
 
 def name_of_colour(rgb) -> str:
     """An independent reading of a colour, by borders halfway between the names."""
-    hue, _, value = colorsys.rgb_to_hsv(*(v / 255 for v in rgb))
+    hue, saturation, value = colorsys.rgb_to_hsv(*(v / 255 for v in rgb))
     if value < 0.25:
         return "black"
+    if saturation < 0.15:
+        return "white" if value > 0.8 else "grey"
+    if hue * 360 < 44 and value < 0.69 and (hue * 360 > 11 or saturation < 0.6):
+        return "brown"
+    if 308 < hue * 360 < 351 and value > 0.86 and saturation < 0.75:
+        return "pink"
     borders = [(14, "red"), (44, "orange"), (75, "yellow"), (180, "green")]
     borders += [(256, "blue"), (330, "purple"), (361, "red")]
     return next(name for border, name in borders if hue * 360 < border)
+
+
+def body(thing: Thing) -> tuple[float, float]:
+    """A point inside: a moon and a ring have nothing at their centre."""
+    corners = thing.corners()
+    pair = {"ring": (0, -1), "moon": (12, 32)}.get(thing.shape)
+    if pair is None:
+        return thing.x, thing.y
+    (x0, y0), (x1, y1) = (corners[i] for i in pair)
+    return (x0 + x1) / 2, (y0 + y1) / 2
 
 
 def test_shades_keep_their_names():
@@ -127,7 +143,7 @@ def test_shades_keep_their_names():
 
 
 def test_pictures_show_the_scene():
-    """At each thing's centre stands its colour; its corners and no more are filled."""
+    """Each thing's colour stands in the middle of its body."""
     rng = random.Random(4)
     for _ in range(400):
         scene = sample_scene(rng)
@@ -138,8 +154,9 @@ def test_pictures_show_the_scene():
         assert abs(image.width / longer - scene.width) < 0.01
         pixels = np.asarray(image)
         for thing in scene.things:
-            x, y = thing.x * longer, thing.y * longer
-            reach = max(1, 0.25 * thing.radius * longer)
+            x, y = (at * longer for at in body(thing))
+            wide = 0.1 if thing.shape in ("moon", "ring") else 0.25
+            reach = max(1, wide * thing.radius * longer)
             part = pixels[
                 int(y - reach) : int(y + reach) + 1, int(x - reach) : int(x + reach) + 1
             ]
@@ -160,7 +177,16 @@ def test_area_of_a_drawn_shape(shape, monkeypatch):
         "square": 2.0,
         "triangle": 3 * math.sqrt(3) / 4,
         "star": 10 * 0.5 * 0.42 * math.sin(math.pi / 5),
+        "ring": math.pi * (1 - 0.55**2),
     }
+    level = Thing("black", shape, 0.5, 0.45, 0.3).box()
+    unit = (level[2] - level[0]) / 32  # x = 16 sin^3(t) encloses 180 pi
+    parts["heart"] = 180 * math.pi * (unit / 0.3) ** 2
+    # A disk less its overlap with one of radius 0.8 at 0.45; the disk is as high.
+    a, b = math.acos(0.5625 / 0.9), math.acos(0.45 / 0.8 - 0.5625 / 0.9 / 0.8)
+    wedge = a - math.sin(a) * math.cos(a) + 0.64 * (b - math.sin(b) * math.cos(b))
+    unit = (level[3] - level[1]) / 2
+    parts["moon"] = (math.pi - wedge) * (unit / 0.3) ** 2
     for seed in range(20):
         rng = random.Random(seed)
         thing = Thing("black", shape, 0.5, 0.45, 0.3, rng.uniform(0, 360))
@@ -175,10 +201,10 @@ def test_backgrounds_stand_out():
     for _ in range(500):
         colours = [drawing.shade(name, rng) for name in rng.sample(COLOURS, 3)]
         for end in drawing._background(colours, False, rng):
-            # White is the last resort; light yellow on white is the nearest pair.
+            # Three colours may leave none of the last resorts far from all of them.
             least = min(math.dist(end, colour) for colour in colours)
-            assert least >= drawing.MIN_CONTRAST or end == (255, 255, 255)
-            assert least > 80
+            assert least >= drawing.MIN_CONTRAST or end in drawing._PLAIN
+            assert least > 70
 
 
 def test_drawing_is_determined_by_the_seed():
@@ -275,7 +301,7 @@ def test_blind_answers_are_weak(scenes):
         for task, found in answers.items()
     }
     for task in ("existence", "relation", "compare yes or no"):
-        assert best[task] < 0.54, best
+        assert best[task] < 0.56, best
     limits = {
         "count": 0.30, "count_colour": 0.40, "count_shape": 0.40, "count_pair": 0.45,
         "colour": 0.25, "shape": 0.35, "position": 0.35, "caption": 0.05,

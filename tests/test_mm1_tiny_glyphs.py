@@ -333,7 +333,7 @@ def test_every_backend_fills_the_right_place(backend, shape, angle):
     # Without antialiasing the edge is off by up to half a pixel along its length.
     assert cover.sum() == pytest.approx(true_area(shape, radius), rel=0.025)
     y, x = np.mgrid[0:300, 0:400] + 0.5
-    # All four shapes have their centroid at their centre.
+    # All these shapes have their centroid at their centre.
     assert (x * cover).sum() / cover.sum() == pytest.approx(240, abs=0.7)
     assert (y * cover).sum() / cover.sum() == pytest.approx(120, abs=0.7)
     # Corners point where the scene says.
@@ -367,6 +367,8 @@ def test_drawn_scenes_have_their_colours_and_aspect(backend):
         assert abs(image.width - scene.width * longer) <= 1
         assert abs(image.height - scene.height * longer) <= 1
         for thing in scene.things:
+            if thing.shape in ("moon", "ring"):
+                continue  # nothing at their centre
             middle = image.getpixel((int(thing.x * longer), int(thing.y * longer)))
             near = min(
                 elsewhere.PALETTES,
@@ -378,12 +380,14 @@ def test_drawn_scenes_have_their_colours_and_aspect(backend):
             assert near == thing.colour, (seed, thing, middle)
 
 
-def test_things_stand_out_from_every_background():
-    for name, codes in elsewhere.PALETTES.items():
-        for code in codes:
-            for paper in elsewhere.BACKGROUNDS:
-                contrast = math.dist(elsewhere._rgb(code), elsewhere._rgb(paper))
-                assert contrast > 120, (name, code, paper)
+def test_things_stand_out_from_the_background():
+    rng = random.Random(3)
+    for _ in range(2000):
+        scene = sample_scene(rng, pairs="all")
+        colours, paper = elsewhere.choose_colours(scene, rng)
+        # 4 things from black over grey to white leave less, but never nothing.
+        least = 90 if len({thing.colour for thing in scene.things}) < 3 else 60
+        assert min(math.dist(colour, paper) for colour in colours) > least
 
 
 def test_things_of_one_colour_share_their_shade():

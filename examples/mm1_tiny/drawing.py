@@ -13,7 +13,8 @@ from examples.mm1_tiny.scenes import Scene, Thing
 Colour = tuple[int, int, int]
 
 # Shades people use (CSS, matplotlib, common palettes), by the name all would give them.
-# Shades between two names (magenta, coral, teal, navy, amber) are left out.
+# Shades between two names (magenta, coral, teal, navy, amber) are left out, and those
+# that one palette calls red and another brown.
 SHADES: dict[str, tuple[Colour, ...]] = {
     "red": (
         (255, 0, 0), (255, 0, 0), (214, 39, 40), (220, 20, 60), (178, 34, 34),
@@ -40,6 +41,19 @@ SHADES: dict[str, tuple[Colour, ...]] = {
         (255, 127, 39), (245, 130, 49),
     ),
     "black": ((0, 0, 0), (0, 0, 0), (0, 0, 0), (20, 20, 20), (34, 34, 34)),
+    "white": ((255, 255, 255), (255, 255, 255), (250, 250, 250), (245, 245, 245)),
+    "grey": (
+        (128, 128, 128), (128, 128, 128), (127, 127, 127), (158, 158, 158),
+        (105, 105, 105), (117, 117, 117), (136, 136, 136), (153, 153, 153),
+    ),
+    "pink": (
+        (255, 105, 180), (255, 105, 180), (227, 119, 194), (247, 129, 191),
+        (236, 72, 153), (240, 98, 146), (231, 84, 128),
+    ),
+    "brown": (
+        (139, 69, 19), (139, 69, 19), (140, 86, 75), (121, 85, 72), (160, 82, 45),
+        (150, 75, 0), (101, 67, 33), (166, 86, 40),
+    ),
 }  # fmt: skip
 # Ranges of hue (degrees), saturation and value, with gaps between neighbours.
 HSV_RANGES = {
@@ -50,9 +64,18 @@ HSV_RANGES = {
     "purple": ((268, 300), (0.45, 1.0), (0.45, 0.78)),
     "orange": ((23, 37), (0.82, 1.0), (0.9, 1.0)),
     "black": ((0, 360), (0.0, 0.3), (0.0, 0.13)),
+    "white": ((0, 360), (0.0, 0.03), (0.95, 1.0)),
+    "grey": ((0, 360), (0.0, 0.06), (0.40, 0.65)),
+    "pink": ((322, 342), (0.45, 0.65), (0.9, 1.0)),
+    "brown": ((14, 30), (0.5, 0.95), (0.38, 0.62)),
 }
 PAD = (122, 116, 104)  # what the processor pads with; a background must differ from it
 MIN_CONTRAST = 110  # RGB distance of a thing's colour to every background colour
+# The last resort, when no background that was drawn is far from every colour.
+_PLAIN = (
+    (255, 255, 255), (230, 230, 230), (70, 70, 70), (200, 225, 255), (255, 230, 190),
+    (40, 50, 90), (20, 70, 70), (90, 30, 60), (190, 240, 200),
+)  # fmt: skip
 
 
 def shade(name: str, rng: random.Random) -> Colour:
@@ -112,7 +135,10 @@ def _background(
             for end in (first, second, middle)
         ):
             return first, second
-    return (255, 255, 255), (255, 255, 255)
+    plain = max(
+        _PLAIN, key=lambda one: min(_distance(colour, one) for colour in colours)
+    )
+    return plain, plain
 
 
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
@@ -131,7 +157,7 @@ def draw(scene: Scene, rng: random.Random) -> Image.Image:
     fine = rng.choice((1, 2, 3, 4)) if rng.random() < 0.8 else 1
     outline = rng.random() < 0.12
     for thing, colour in zip(scene.things, colours, strict=True):
-        if outline:
+        if outline and thing.shape in _REACH:
             edge = (0, 0, 0) if rng.random() < 0.7 else tuple(v // 2 for v in colour)
             _stamp(image, thing, longer, edge, fine)
             # A thin star would be all edge, and its colour could not be told.
@@ -184,7 +210,7 @@ def _stamp(
         pen.ellipse(box, fill=255)
     else:
         points = thing.corners()
-        shrink = _inner_scale(thing.shape, inset / thing.radius)
+        shrink = _inner_scale(thing.shape, inset / thing.radius) if inset else 1.0
         points = [
             (
                 ((thing.x + (px - thing.x) * shrink) * longer - left) * fine - 0.5,
@@ -198,11 +224,14 @@ def _stamp(
     image.paste(colour, (left, top), mask)
 
 
+# The distance of the sides from the centre, as part of the radius, where an outline is
+# the shape around itself made smaller.
+_REACH = {"circle": 1.0, "square": 0.707, "triangle": 0.5, "star": 0.36}
+
+
 def _inner_scale(shape: str, line: float) -> float:
     """How much smaller the inside of an outlined shape is; line as part of radius."""
-    # The distance of the sides from the centre, as part of the radius.
-    reach = {"square": 0.707, "triangle": 0.5, "star": 0.36}[shape]
-    return max(0.5, 1 - line / reach)
+    return max(0.5, 1 - line / _REACH[shape])
 
 
 def _spoil(image: Image.Image, rng: random.Random) -> Image.Image:

@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from examples.mm1_tiny.scenes import Scene, Thing
+from examples.mm1_tiny.scenes import RING_HOLE, Scene, Thing
 from mm1_mlx.errors import DatasetError
 
 Colour = tuple[int, int, int]
@@ -40,12 +40,23 @@ PALETTES: dict[str, tuple[str, ...]] = {
     "orange": ("#ffa500", "#ff7f0e", "#ff7f00", "#ff8c00", "#ff9800", "#f57c00",
                "#f97316", "#fd7e14", "#fb8c00"),
     "black": ("#000000", "#000000", "#111111", "#1a1a1a", "#212121", "#212529"),
+    "white": ("#ffffff", "#ffffff", "#fafafa", "#f8f9fa"),
+    "grey": ("#808080", "#7f7f7f", "#999999", "#9e9e9e", "#757575", "#6c757d"),
+    "pink": ("#ff69b4", "#e377c2", "#f781bf", "#ec4899", "#f06292", "#f472b6"),
+    "brown": ("#8b4513", "#8c564b", "#a65628", "#795548", "#6d4c41", "#a0522d",
+              "#5d4037", "#92400e"),
 }  # fmt: skip
 BACKGROUNDS = (
     "#ffffff", "#ffffff", "#ffffff", "#ffffff", "#fafafa", "#f5f5f5", "#eeeeee",
     "#f8f9fa", "#f0f8ff", "#fffff0", "#faebd7", "#f5f5dc", "#e6e6fa", "#e3f2fd",
     "#fce4ec", "#e8f5e9", "#fff3e0", "#fdf6e3", "#d3d3d3", "#dcdcdc", "#eaeaf2",
 )  # fmt: skip
+# Where a light one would hide something white.
+DARK_BACKGROUNDS = (
+    "#000000", "#000000", "#212121", "#263238", "#333333", "#37474f", "#1a237e",
+    "#004d40", "#1e293b", "#3e2723", "#4a148c", "#2f4f4f",
+)  # fmt: skip
+_CONTRAST = 90  # RGB distance of every thing to the background
 
 
 def draw(scene: Scene, rng: random.Random, backend: str | None = None) -> Image.Image:
@@ -74,7 +85,21 @@ def choose_colours(scene: Scene, rng: random.Random) -> tuple[list[Colour], Colo
     names = {thing.colour for thing in scene.things}
     shades = {name: _rgb(rng.choice(PALETTES[name])) for name in sorted(names)}
     colours = [shades[thing.colour] for thing in scene.things]
-    return colours, _rgb(rng.choice(BACKGROUNDS))
+    groups = [DARK_BACKGROUNDS, BACKGROUNDS]
+    if "white" not in names:
+        groups.reverse()
+    for group in groups:
+        clear = [code for code in group if _clearness(code, colours) >= _CONTRAST]
+        if clear:
+            return colours, _rgb(rng.choice(clear))
+    best = max(
+        BACKGROUNDS + DARK_BACKGROUNDS, key=lambda code: _clearness(code, colours)
+    )
+    return colours, _rgb(best)
+
+
+def _clearness(code: str, colours: list[Colour]) -> float:
+    return min(math.dist(_rgb(code), colour) for colour in colours)
 
 
 def _rgb(code: str) -> Colour:
@@ -161,8 +186,11 @@ def _inside(thing: Thing, x: np.ndarray, y: np.ndarray, star: float) -> np.ndarr
     """Which points (any shape) lie in the thing: in each half-plane of a sector."""
     dx, dy = x - thing.x, y - thing.y
     distance = np.hypot(dx, dy) / thing.radius
-    if thing.shape == "circle":
-        return distance <= 1
+    if thing.shape in ("circle", "ring"):
+        hole = RING_HOLE if thing.shape == "ring" else 0.0
+        return (distance <= 1) & (distance >= hole)
+    if thing.shape in ("heart", "moon"):
+        return _in_polygon(thing.corners(), x, y)
     # The angle from "up", clockwise, folded into one sector around a corner.
     angle = np.arctan2(dx, -dy) - math.radians(thing.angle)
     sides = {"triangle": 3, "square": 4, "star": 5}[thing.shape]
@@ -175,6 +203,19 @@ def _inside(thing: Thing, x: np.ndarray, y: np.ndarray, star: float) -> np.ndarr
     end_x, end_y = reach * math.cos(half), reach * math.sin(half)
     along, across = distance * np.cos(folded), distance * np.sin(folded)
     return (along - 1) * end_y + across * (1 - end_x) <= 0
+
+
+def _in_polygon(
+    corners: list[tuple[float, float]], x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
+    """Which points see an odd number of sides to their right."""
+    inside = np.zeros(x.shape, bool)
+    for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
+        if y0 == y1:
+            continue
+        crosses = (y0 > y) != (y1 > y)
+        inside ^= crosses & (x < x0 + (y - y0) * ((x1 - x0) / (y1 - y0)))
+    return inside
 
 
 def _skia(

@@ -20,7 +20,7 @@ MONTHS = (
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = (
     "cat", "dog", "sun", "tree", "fish", "book", "house", "door", "bird", "water",
-    "milk", "bread", "table", "chair", "snow", "rain", "moon", "hand", "shoe", "cup",
+    "milk", "bread", "table", "chair", "snow", "rain", "wind", "hand", "shoe", "cup",
     "box", "car", "key", "map", "pen", "hat", "egg", "leaf", "lamp", "ship",
 )  # fmt: skip
 ANIMALS = ("cat", "dog", "fish", "bird", "horse", "cow", "sheep", "mouse", "duck")
@@ -34,6 +34,10 @@ TYPICAL = {
     "orange": ("a carrot", "a ripe pumpkin"),
     "black": ("coal", "a raven", "the night"),
     "purple": ("a plum", "lavender"),
+    "white": ("fresh snow", "milk", "a swan"),
+    "grey": ("an elephant", "a rain cloud"),
+    "pink": ("a flamingo", "a piglet"),
+    "brown": ("chocolate", "the bark of a tree"),
 }
 MIXED = {("red", "yellow"): "orange", ("blue", "yellow"): "green"}
 MIXED |= {("red", "blue"): "purple"}
@@ -292,11 +296,11 @@ def sentence(rng: random.Random) -> str:
     i, j = rng.randrange(7), rng.randrange(25)
     n = rng.randrange(10)
     (a, b), mixed = rng.choice(list(MIXED.items()))
-    corners = CORNERS[shape]
+    known, corners = rng.choice(list(CORNERS.items()))
     said = "no corners" if corners == 0 else f"{NUMBERS[corners]} corners"
     choices = (
         f"{rng.choice(TYPICAL[colour])} is {colour}.",
-        f"{with_article(shape)} has {said}.",
+        f"{with_article(known)} has {said}.",
         f"{DAYS[i]} comes before {DAYS[(i + 1) % 7]}.",
         f"the letter {LETTERS[j + 1]} follows the letter {LETTERS[j]}.",
         f"{NUMBERS[n + 1]} is one more than {NUMBERS[n]}.",

@@ -9,8 +9,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black")
-SHAPES = ("circle", "square", "triangle", "star")
+COLOURS = (
+    "red", "green", "blue", "yellow", "purple", "orange", "black", "white", "grey",
+    "pink", "brown",
+)  # fmt: skip
+SHAPES = ("circle", "square", "triangle", "star", "heart", "moon", "ring")
 ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 # Never drawn or named in training; each colour and shape is common in other pairs.
 HELD_OUT_PAIRS = (("green", "star"), ("yellow", "triangle"), ("purple", "square"))
@@ -22,7 +25,62 @@ MIN_STEP = 0.05  # between the x of any two centres: left to right is always def
 # The largest radius by number of things.
 _LARGEST = {1: 0.42, 2: 0.30, 3: 0.26, 4: 0.23}
 
+RING_HOLE = 0.55  # radius of a ring's hole over that of the ring
+
 Pair = tuple[str, str]
+Points = list[tuple[float, float]]
+
+
+def _fitted(points: Points) -> Points:
+    """Points moved and scaled so that their box is centred and their radius is 1."""
+    xs, ys = zip(*points, strict=True)
+    x, y = (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2
+    reach = max(math.hypot(px - x, py - y) for px, py in points)
+    return [((px - x) / reach, (py - y) / reach) for px, py in points]
+
+
+def _arc(start: float, stop: float, count: int, radius: float = 1.0) -> Points:
+    """Points on a circle around 0; degrees clockwise from the top, both ends in."""
+    steps = [start + (stop - start) * i / (count - 1) for i in range(count)]
+    return [
+        (radius * math.sin(math.radians(a)), -radius * math.cos(math.radians(a)))
+        for a in steps
+    ]
+
+
+def _heart() -> Points:
+    """Its tip down."""
+    turns = [2 * math.pi * i / 32 for i in range(32)]
+    return _fitted(
+        [
+            (
+                16 * math.sin(t) ** 3,
+                -13 * math.cos(t)
+                + 5 * math.cos(2 * t)
+                + 2 * math.cos(3 * t)
+                + math.cos(4 * t),
+            )
+            for t in turns
+        ]
+    )
+
+
+def _moon() -> Points:
+    """A crescent, its horns to the right: a disk less a smaller one beside it."""
+    bite, aside = 0.8, 0.45
+    horn = math.acos((1 + aside**2 - bite**2) / (2 * aside))  # from the right
+    inner = math.atan2(math.sin(horn), math.cos(horn) - aside)
+    outside = _arc(90 + math.degrees(horn), 450 - math.degrees(horn), 24)
+    hollow = _arc(450 - math.degrees(inner), 90 + math.degrees(inner), 16, bite)
+    return _fitted(outside + [(x + aside, y) for x, y in hollow])
+
+
+def _ring() -> Points:
+    """Around the outside, across, and back around the hole."""
+    return _arc(0, 360, 33) + _arc(360, 0, 33, RING_HOLE)
+
+
+_CURVED = {"heart": _heart(), "moon": _moon(), "ring": _ring()}
 
 
 @dataclass(frozen=True)
@@ -31,8 +89,8 @@ class Thing:
 
     x, y: the centre of its bounding circle, from the top left.
     radius: of the bounding circle, which passes through the corners.
-    angle: degrees, clockwise as seen; at 0 a square lies flat and a triangle or star
-        points up.
+    angle: degrees, clockwise as seen; at 0 a square lies flat, a triangle or star
+        points up, a heart's tip is down and a moon's horns point right.
     """
 
     colour: str
@@ -51,10 +109,17 @@ class Thing:
         return f"{self.colour} {self.shape}"
 
     def corners(self, inner: float = 0.42) -> list[tuple[float, float]]:
-        """Corner points (x, y); empty for a circle.
+        """Points (x, y) of the polygon that it is; empty for a circle.
 
         inner: the radius of a star's inner corners over that of its outer ones.
         """
+        if self.shape in _CURVED:
+            a = math.radians(self.angle)
+            sin, cos = self.radius * math.sin(a), self.radius * math.cos(a)
+            return [
+                (self.x + px * cos - py * sin, self.y + px * sin + py * cos)
+                for px, py in _CURVED[self.shape]
+            ]
         steps = {"circle": [], "square": [45, 135, 225, 315], "triangle": [0, 120, 240]}
         if self.shape == "star":
             turns = [(36 * i, inner if i % 2 else 1.0) for i in range(10)]
@@ -69,7 +134,7 @@ class Thing:
 
     def box(self) -> tuple[float, float, float, float]:
         """(left, top, right, bottom) in the scene's unit."""
-        if self.shape == "circle":
+        if self.shape in ("circle", "ring"):
             r = self.radius
             return self.x - r, self.y - r, self.x + r, self.y + r
         xs, ys = zip(*self.corners(), strict=True)

@@ -9,12 +9,6 @@ import random
 from collections.abc import Sequence
 
 NOUNS = ("thing", "object", "item", "shape")
-PLURALS = {
-    "circle": "circles",
-    "square": "squares",
-    "triangle": "triangles",
-    "star": "stars",
-}
 PICTURE_WORDS = ("picture", "picture", "image", "photo")
 
 COUNT = (
@@ -253,6 +247,8 @@ def fill(
         **words,
     )
     text = text.replace("there here", "here")
+    if rng.random() < 0.4:
+        text = text.replace("grey", "gray")
     return voiced(prefix + text[0].lower() + text[1:] if prefix else text, rng)
 
 

@@ -159,7 +159,7 @@ class EncoderStage:
 
     name = "encoder"
     law_parameters = "vision.layers."
-    per_picture, max_texts, text_length = 6, 64, 8
+    per_picture, max_texts, text_length = 6, 128, 8
 
     def __init__(
         self,

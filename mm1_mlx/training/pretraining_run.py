@@ -8,8 +8,6 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.inputs.backends import SentencePieceBackend
-from mm1_mlx.inputs.tokenizer import Tokenizer
 from mm1_mlx.loading import load_model
 from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.training.model_folder import make_processor, write_model
@@ -78,12 +76,6 @@ def pretrain(
     if main:
         write_model(out / MODEL_FOLDER, model, processor)
     return out / MODEL_FOLDER
-
-
-def sentencepiece_encoder(path: Path) -> Callable[[str], list[int]]:
-    """Text to ids by a sentencepiece model alone; special marks in the text count."""
-    backend = SentencePieceBackend.read(path, {}, legacy=False)
-    return Tokenizer(backend).encode
 
 
 def _ignore(_: object) -> None:
