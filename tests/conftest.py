@@ -57,3 +57,23 @@ def rng():
     import numpy as np
 
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """The files of a run, importable here too; gives the arguments of pretrain()."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stub_data", raising=False)
+
+    def make(**changes):
+        from training_kit import write_run
+
+        write_run(tmp_path, **changes)
+        return (
+            tmp_path / "recipe.json",
+            tmp_path / "run",
+            tmp_path / "tokenizer.model",
+        )
+
+    yield make
+    sys.modules.pop("stub_data", None)

@@ -2,13 +2,18 @@
 
 import copy
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from small_tokenizers import sentencepiece_model
 
-from helpers import ROOT
+from helpers import ROOT, assert_equal, clean_environment, run_cli
+from mm1_mlx.training.state import load_state
 
 RECIPE = {
     "seed": 3,
@@ -147,3 +152,48 @@ def encode(text: str, place: str = "start") -> list[int]:
     for letter in text:
         ids.append(ord(letter))
     return ids
+
+
+def arrays_of(path: Path) -> dict[str, mx.array]:
+    """All arrays of a checkpoint by name."""
+    trees, _ = load_state(path)
+    return {
+        f"{tree}.{name}": array
+        for tree, values in trees.items()
+        for name, array in tree_flatten(values)
+    }
+
+
+def assert_same_state(one: Path, two: Path) -> None:
+    """Two checkpoints are equal in every bit."""
+    first, second = arrays_of(one), arrays_of(two)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert_equal(first[name], second[name], name)
+    assert load_state(one)[1] == load_state(two)[1]
+
+
+def command(tmp_path, *more, **changes):
+    """`python -m mm1_mlx.pretrain` on the stub run."""
+    arguments = write_run(tmp_path, **changes)
+    return run_cli("mm1_mlx.pretrain", *arguments, *more, env=environment(tmp_path))
+
+
+def start(tmp_path, arguments, **more):
+    """The command in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mm1_mlx.pretrain", *arguments],
+        cwd=ROOT,
+        env=clean_environment(**environment(tmp_path, **more)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.005)
