@@ -24,12 +24,13 @@ def fast_exp(x: mx.array) -> mx.array:
     and denormals made a whole training step five times slower (measured).
     """
     y = mx.clip(x, -87.0, 88.0) * (1 / _LN2)
-    whole = mx.round(y)
-    part = y - whole
+    # The exponent's bits; a cut after + 1/2 rounds, and unlike mx.round it is fused.
+    bits = (y + 127.5).astype(mx.int32)
+    part = y - (bits.astype(mx.float32) - 127)
     power = mx.array(_TERMS[-1], mx.float32)
     for term in reversed(_TERMS[:-1]):
         power = term + part * power
-    power = power * ((whole.astype(mx.int32) + 127) << 23).view(mx.float32)
+    power = power * (bits << 23).view(mx.float32)
     return mx.where(x < -60, 0.0, power)
 
 
