@@ -50,8 +50,10 @@ def write_card(out: Path, result: dict[str, Any], how: str) -> None:
 
     how: what the card says about the run, after its commands.
     """
+    from examples.mm1_tiny import scenes
     from examples.mm1_tiny.scoring import markdown, missed
 
+    stages = json.loads((HERE / "recipe.json").read_text(encoding="utf-8"))["stages"]
     text = (HERE / "CARD.md").read_text(encoding="utf-8")
     lines = [f"- {line}" for line in missed(result)]
     below = "\n".join(["Below its goal:", "", *lines]) if lines else ""
@@ -64,10 +66,22 @@ def write_card(out: Path, result: dict[str, Any], how: str) -> None:
         "table": "\n".join([markdown(result).rstrip(), "", below]).rstrip(),
         "n": str(result["n"]),
         "run": f"{run}\n\n{how}".rstrip(),
+        "shapes": ", ".join(scenes.SHAPES),
+        "colours": ", ".join(scenes.COLOURS),
+        "held_out": ", ".join(" ".join(pair) for pair in scenes.HELD_OUT_PAIRS),
+        "backends": _renderers(result),
+        "encoder_rate": str(stages["encoder"]["learning_rate"]),
+        "vision_rate": str(stages["joint"]["vision_rate"]),
     }
     for name, value in values.items():
         text = text.replace("{{" + name + "}}", value)
     (out / CARD).write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def _renderers(result: dict[str, Any]) -> str:
+    """The drawing programs of the task "elsewhere", as they were on that machine."""
+    groups = result["tasks"].get("elsewhere", {}).get("groups", {})
+    return ", ".join(sorted(groups.get("renderer", {}))) or "not in this result"
 
 
 def read_result(path: Path) -> dict[str, Any]:
