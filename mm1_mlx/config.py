@@ -4,9 +4,15 @@ Only plain Python here: importing this module loads neither MLX nor NumPy.
 """
 
 import math
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Self
 
+from mm1_mlx.config_checks import (
+    LARGEST,
+    Strict,
+    check_quantization,
+    check_rope_scaling,
+)
 from mm1_mlx.errors import ConfigError
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "silu", "relu", "relu2")
@@ -14,50 +20,17 @@ NORMS = ("rms_norm", "layer_norm")
 CONNECTORS = ("average_pool", "attention_pool", "c_abstractor", "mlp")
 
 
-def _one_of(owner: str, key: str, value: Any, allowed: tuple) -> None:
-    if value not in allowed:
-        choices = ", ".join(map(repr, allowed))
-        raise ConfigError(f"{owner}.{key} is {value!r}, but must be one of {choices}.")
-
-
-def _positive(owner: str, config: Any, *keys: str) -> None:
-    for key in keys:
-        value = getattr(config, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(
-                f"{owner}.{key} is {value!r}, but must be a whole number of at least 1."
-            )
-
-
-class _Strict:
-    """from_dict and to_dict for a frozen dataclass; `_name` is its name in messages."""
-
-    _name = "config"
-
-    @classmethod
-    def from_dict(cls, values: dict) -> Self:
-        """The config with these values; an unknown or missing key is a ConfigError."""
-        if not isinstance(values, dict):
-            raise ConfigError(
-                f"{cls._name} is {values!r}, but must be an object of keys and values."
-            )
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        if unknown := sorted(values.keys() - known):
-            raise ConfigError(
-                f"{cls._name}: unknown keys {unknown}. Known keys: {sorted(known)}."
-            )
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"{cls._name}: {str(error).split(') ')[-1]}.") from error
-
-    def to_dict(self) -> dict:
-        """A plain dictionary that from_dict turns back into the same config."""
-        return asdict(self)  # type: ignore[call-overload]
+def _check_heads(config: "VisionConfig | DecoderConfig") -> None:
+    width, heads = config.hidden_size, config.num_attention_heads
+    if config.head_dim is None and width % heads:
+        config._refuse(
+            "hidden_size",
+            f"a multiple of num_attention_heads ({heads}), or head_dim must be given",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig(_Strict):
+class VisionConfig(Strict):
     """A ViT: CLIP and DFN, SigLIP, AIM, AIMv2 or tamm, by its switches.
 
     feature_layer: which block's output the connector reads, -1 the last, -2 the one
@@ -91,35 +64,26 @@ class VisionConfig(_Strict):
     feature_norm: bool = False
 
     def __post_init__(self):
-        _positive(
-            self._name,
-            self,
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "image_size",
-            "patch_size",
-            "num_channels",
-        )
-        _one_of(self._name, "hidden_act", self.hidden_act, ACTIVATIONS)
-        _one_of(self._name, "norm_type", self.norm_type, NORMS)
-        _one_of(self._name, "norm_in", self.norm_in, (None, "all", "patches", "embed"))
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"vision_config.hidden_size is {self.hidden_size}, but must be a "
-                f"multiple of num_attention_heads ({self.num_attention_heads}), or "
-                f"head_dim must be given."
-            )
+        super().__post_init__()
+        self._at_least(1, "hidden_size", "num_hidden_layers", "num_attention_heads")
+        self._at_least(1, "intermediate_size", "image_size", "patch_size", "head_dim")
+        self._above_zero("norm_eps")
+        self._one_of("hidden_act", ACTIVATIONS)
+        self._one_of("norm_type", NORMS)
+        self._one_of("norm_in", (None, "all", "patches", "embed"))
+        _check_heads(self)
+        if self.num_channels != 3:
+            self._refuse("num_channels", "3: pictures are read as RGB")
         if self.image_size < self.patch_size:
-            raise ConfigError(
-                f"vision_config.image_size is {self.image_size}, but must be at least "
-                f"patch_size ({self.patch_size})."
-            )
+            self._refuse("image_size", f"at least patch_size ({self.patch_size})")
         if not -self.num_hidden_layers <= self.feature_layer <= -1:
-            raise ConfigError(
-                f"vision_config.feature_layer is {self.feature_layer}, but must be "
-                f"between -{self.num_hidden_layers} and -1 (the last block)."
+            self._refuse(
+                "feature_layer",
+                f"between -{self.num_hidden_layers} and -1 (the last block)",
+            )
+        if self.feature_norm and not self.norm_out:
+            self._refuse(
+                "feature_norm", "false where norm_out is false: no norm exists"
             )
 
     @property
@@ -138,7 +102,7 @@ class VisionConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConnectorConfig(_Strict):
+class ConnectorConfig(Strict):
     """How encoder patches become decoder tokens.
 
     type: "average_pool", "attention_pool", "c_abstractor" or "mlp" (which keeps every
@@ -167,25 +131,41 @@ class ConnectorConfig(_Strict):
     num_eos_tokens: int = 0  # Honeybee's learned tokens after the image
 
     def __post_init__(self):
-        _one_of(self._name, "type", self.type, CONNECTORS)
-        _one_of(self._name, "hidden_act", self.hidden_act, ACTIVATIONS)
-        _one_of(self._name, "pooling", self.pooling, ("adaptive", "strided"))
-        _one_of(self._name, "variant", self.variant, ("honeybee", "tamm"))
-        _positive(self._name, self, "hidden_size", "mlp_depth", "num_attention_heads")
+        super().__post_init__()
+        self._one_of("type", CONNECTORS)
+        self._one_of("hidden_act", ACTIVATIONS)
+        self._one_of("pooling", ("adaptive", "strided"))
+        self._one_of("variant", ("honeybee", "tamm"))
+        self._at_least(1, "hidden_size", "mlp_depth", "num_attention_heads")
+        self._at_least(1, "num_query_tokens")
+        self._at_least(0, "depth", "num_eos_tokens")
+        self._above_zero("squeeze_ratio", "norm_eps")
+        queries = self.num_query_tokens
         if self.type == "mlp":
-            if self.num_query_tokens is not None:
+            if queries is not None:
                 raise ConfigError(
-                    f"connector_config.num_query_tokens is {self.num_query_tokens}, "
-                    f"but an 'mlp' connector keeps every patch: leave it null."
+                    f"connector_config.num_query_tokens is {queries}, but an 'mlp' "
+                    f"connector keeps every patch: leave it null."
                 )
             return
-        _positive(self._name, self, "num_query_tokens")
-        q = self.num_query_tokens or 0
-        if self.type != "attention_pool" and round(q**0.5) ** 2 != q:
+        if queries is None:
+            self._refuse("num_query_tokens", "a whole number of at least 1")
+        if self.type == "attention_pool":
+            self._check_attention_pool()
+        elif math.isqrt(queries) ** 2 != queries:
             raise ConfigError(
-                f"connector_config.num_query_tokens is {q}, but '{self.type}' pools "
-                f"to a square grid: use a perfect square such as 64, 144 or 256."
+                f"connector_config.num_query_tokens is {queries}, but '{self.type}' "
+                f"pools to a square grid: use a perfect square such as 64, 144 or 256."
             )
+
+    def _check_attention_pool(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            self._refuse(
+                "hidden_size",
+                f"a multiple of num_attention_heads ({self.num_attention_heads})",
+            )
+        if self.depth == 0:  # the queries would never read the picture
+            self._refuse("depth", "at least 1 for 'attention_pool'")
 
     def inner_width(self, width_in: int) -> int:
         """Channels inside a C-Abstractor block that reads `width_in` channels.
@@ -206,7 +186,7 @@ class ConnectorConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoEConfig(_Strict):
+class MoEConfig(Strict):
     """Which decoder layers are sparse, and how their router works and is trained."""
 
     _name = "moe_config"
@@ -225,23 +205,16 @@ class MoEConfig(_Strict):
     capacity_factor: float | None = None  # axlearn trains with 2.0; None: dropless
 
     def __post_init__(self):
-        _positive(
-            self._name, self, "num_local_experts", "num_experts_per_tok", "sparse_step"
-        )
+        super().__post_init__()
+        self._at_least(1, "num_local_experts", "num_experts_per_tok", "sparse_step")
+        self._at_least(1, "moe_intermediate_size")
+        self._at_least(0, "first_sparse_layer", "shared_expert_intermediate_size")
+        self._at_least(0, "router_aux_loss_coef", "router_z_loss_coef")
+        self._above_zero("capacity_factor", otherwise=", or null for no limit")
         if self.num_experts_per_tok > self.num_local_experts:
-            raise ConfigError(
-                f"moe_config.num_experts_per_tok is {self.num_experts_per_tok}, but "
-                f"must be between 1 and num_local_experts ({self.num_local_experts})."
-            )
-        if self.first_sparse_layer < 0:
-            raise ConfigError(
-                f"moe_config.first_sparse_layer is {self.first_sparse_layer}, but "
-                f"must be 0 or more."
-            )
-        if self.capacity_factor is not None and self.capacity_factor <= 0:
-            raise ConfigError(
-                f"moe_config.capacity_factor is {self.capacity_factor}, but must be "
-                f"above 0, or null for no limit."
+            self._refuse(
+                "num_experts_per_tok",
+                f"between 1 and num_local_experts ({self.num_local_experts})",
             )
 
     def is_sparse(self, layer: int) -> bool:
@@ -251,7 +224,7 @@ class MoEConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig(_Strict):
+class DecoderConfig(Strict):
     """A decoder-only language model, dense or with experts in some layers."""
 
     _name = "text_config"
@@ -270,7 +243,7 @@ class DecoderConfig(_Strict):
     norm_bias: bool = True  # of LayerNorms
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: dict | None = None  # {"rope_type": "llama3", ...} or "linear"
+    rope_scaling: dict | None = None  # {"rope_type": "llama3" or "linear", ...}
     partial_rotary_factor: float = 1.0
     qkv_bias: bool = False
     attention_out_bias: bool = False
@@ -282,40 +255,37 @@ class DecoderConfig(_Strict):
     moe_config: MoEConfig | None = None
 
     def __post_init__(self):
-        if isinstance(self.moe_config, dict):
-            object.__setattr__(self, "moe_config", MoEConfig.from_dict(self.moe_config))
-        _positive(
-            self._name,
-            self,
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "vocab_size",
-            "max_position_embeddings",
-        )
-        _one_of(self._name, "hidden_act", self.hidden_act, ACTIVATIONS)
-        _one_of(self._name, "norm_type", self.norm_type, NORMS)
-        _one_of(self._name, "qk_norm", self.qk_norm, (None, "head", "full"))
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"text_config.hidden_size is {self.hidden_size}, but must be a "
-                f"multiple of num_attention_heads ({self.num_attention_heads}), or "
-                f"head_dim must be given."
-            )
+        super().__post_init__()
+        self._at_least(1, "hidden_size", "num_hidden_layers", "num_attention_heads")
+        self._at_least(1, "intermediate_size", "vocab_size", "num_key_value_heads")
+        self._at_least(1, "head_dim", "max_position_embeddings")
+        self._above_zero("norm_eps", "rope_theta")
+        self._one_of("hidden_act", ACTIVATIONS)
+        self._one_of("norm_type", NORMS)
+        self._one_of("qk_norm", (None, "head", "full"))
+        _check_heads(self)
         if self.num_attention_heads % self.kv_heads:
-            raise ConfigError(
-                f"text_config.num_attention_heads is {self.num_attention_heads}, but "
-                f"must be a multiple of num_key_value_heads ({self.kv_heads})."
+            self._refuse(
+                "num_attention_heads",
+                f"a multiple of num_key_value_heads ({self.kv_heads})",
             )
+        self._check_rope()
+        if self.lm_head_bias and self.tie_word_embeddings:
+            self._refuse("lm_head_bias", "false where tie_word_embeddings is true")
+
+    def _check_rope(self) -> None:
         if not 0 < self.partial_rotary_factor <= 1:
+            self._refuse("partial_rotary_factor", "above 0 and at most 1")
+        if self.rotary_dims % 2 or not self.rotary_dims:
             raise ConfigError(
-                f"text_config.partial_rotary_factor is {self.partial_rotary_factor}, "
-                f"but must be above 0 and at most 1."
+                f"text_config.partial_rotary_factor ({self.partial_rotary_factor}) of "
+                f"head_dim ({self.size_per_head}) is {self.rotary_dims} rotary "
+                f"dimensions, but must be an even number of at least 2."
             )
         if self.rope_scaling is not None:
-            kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type"))
-            _one_of(self._name, "rope_scaling.rope_type", kind, ("llama3", "linear"))
+            kind = check_rope_scaling("text_config.rope_scaling", self.rope_scaling)
+            if kind == "default":
+                object.__setattr__(self, "rope_scaling", None)
 
     @property
     def kv_heads(self) -> int:
@@ -335,7 +305,7 @@ class DecoderConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MM1Config(_Strict):
+class MM1Config(Strict):
     """An image encoder, a connector and a decoder. The folder's config.json."""
 
     _name = "config"
@@ -351,25 +321,40 @@ class MM1Config(_Strict):
     quantization: dict | None = None  # written by `quantize`
     extra: dict = field(default_factory=dict)  # provenance; never read by the model
 
+    @classmethod
+    def from_dict(cls, values: dict) -> Self:
+        """The config with these values; a key or value not understood: ConfigError."""
+        if isinstance(values, dict):  # before all keys of another family are unknown
+            _check_model_type(values.get("model_type", "mm1"))
+        return super().from_dict(values)
+
     def __post_init__(self):
-        parts = {
-            "vision_config": VisionConfig,
-            "connector_config": ConnectorConfig,
-            "text_config": DecoderConfig,
-        }
-        for key, kind in parts.items():
-            if isinstance(value := getattr(self, key), dict):
-                object.__setattr__(self, key, kind.from_dict(value))
-        if self.model_type != "mm1":
+        super().__post_init__()
+        _check_model_type(self.model_type)
+        self._at_least(0, "image_token_id", "bos_token_id", "pad_token_id")
+        if not all(0 <= i <= LARGEST for i in self.eos_token_ids):
+            self._refuse("eos_token_id", f"between 0 and {LARGEST}")
+        if self.quantization is not None:
+            check_quantization("config.quantization", self.quantization)
+        self._check_connector()
+
+    def _check_connector(self) -> None:
+        """What the connector needs of the encoder's width and grid."""
+        connector, vision = self.connector_config, self.vision_config
+        pools = connector.type in ("average_pool", "c_abstractor")
+        side = math.isqrt(connector.num_query_tokens or 0)
+        if pools and connector.pooling == "strided" and side > vision.grid:
             raise ConfigError(
-                f"config.model_type is {self.model_type!r}, but must be 'mm1'. Other "
-                f"checkpoints must be converted: python -m mm1_mlx.convert --help"
+                f"connector_config.num_query_tokens is {connector.num_query_tokens}, "
+                f"but 'strided' pooling gives at most the encoder's {vision.grid} x "
+                f"{vision.grid} patches: use fewer, or pooling 'adaptive'."
             )
-        if not 0 <= self.image_token_id < 2**31:
-            raise ConfigError(
-                f"config.image_token_id is {self.image_token_id}, but must be 0 or "
-                f"more."
-            )
+        if connector.type == "c_abstractor" and connector.depth:
+            width = min(vision.hidden_size, connector.hidden_size)
+            if connector.squeeze_width(width) < 1:
+                connector._refuse(
+                    "squeeze_ratio", f"large enough to leave a channel of {width}"
+                )
 
     @property
     def tokens_per_image(self) -> int:
@@ -385,3 +370,11 @@ class MM1Config(_Strict):
         if ids is None:
             return ()
         return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def _check_model_type(kind: object) -> None:
+    if kind != "mm1":
+        raise ConfigError(
+            f"config.model_type is {kind!r}, but must be 'mm1'. Other checkpoints must "
+            f"be converted: python -m mm1_mlx.convert --help"
+        )

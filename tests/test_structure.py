@@ -11,6 +11,7 @@ from helpers import ROOT, assert_close, assert_equal
 # Each may import itself and what stands on the lines before it.
 ORDER = [
     ["_version", "errors"],
+    ["config_checks"],
     ["config"],
     ["presets"],  # the sizes, as configs
     ["kernels", "memory"],
@@ -28,7 +29,7 @@ ORDER = [
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 
 # Modules at the root of the library that are not doors.
-LEAVES = {"__init__", "_version", "errors", "config", "presets", "memory", "loading"}
+LEAVES = {"__init__", "_version", "errors", "config", "presets", "config_checks", "memory", "loading"}
 
 # Where a foreign framework may be imported. None: nowhere.
 FOREIGN = {
