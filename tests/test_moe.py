@@ -7,13 +7,14 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from small import SPARSE, random_array
+from small import SPARSE, random_array, small_decoder
 
 from helpers import assert_close, assert_equal
 from mm1_mlx.models import moe as moe_module
 from mm1_mlx.models.moe import (
     MoE,
     Router,
+    expert_capacity,
     expert_load,
     limit_capacity,
     load_balance_loss,
@@ -207,7 +208,9 @@ def capacity_by_loop(weights, experts, E, factor):
     """axlearn's rule, written out: all first choices in token order, then the second
     ones; an expert that is full gives nothing; nothing is scaled up again."""
     T, K = experts.shape
-    capacity = int(T * factor / E)
+    capacity = max(1, int(T * factor / E))
+    while capacity > 1 and capacity % 4:
+        capacity += 1
     used = [0] * E
     out = np.zeros_like(weights)
     for k in range(K):
@@ -238,6 +241,60 @@ def test_capacity_by_hand():
     weights = mx.array([[0.7, 0.3], [0.6, 0.4], [0.9, 0.1]])
     found = limit_capacity(weights, experts, 3, 1.0)
     assert_close(found, [[0.7, 0.0], [0.6, 0.0], [0.0, 0.1]], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "tokens, capacity",
+    [(0, 1), (1, 1), (3, 1), (4, 4), (8, 4), (9, 4), (10, 8), (16, 8), (18, 12)],
+)
+def test_places_by_hand(tokens, capacity):
+    """4 experts, factor 2: half the tokens, up to a multiple of 4, but at least 1."""
+    assert expert_capacity(mx.array(tokens), 4, 2.0).item() == capacity
+
+
+def test_few_tokens_keep_their_experts():
+    """int(2 * 0.5 / 4) is 0: no expert would take a token, and all weights were 0."""
+    experts = mx.array([[1, 0], [1, 3]])
+    weights = mx.array([[0.7, 0.3], [0.6, 0.4]])
+    found = limit_capacity(weights, experts, 4, 0.5)
+    assert_close(found, [[0.7, 0.3], [0.0, 0.4]], atol=1e-7)
+
+
+def test_padding_takes_no_place_by_hand():
+    """One place each for two tokens; with padding counted, all went to padding."""
+    experts = mx.array([[0, 1], [0, 1], [0, 1], [1, 0], [0, 1]])
+    weights = mx.array([[0.5, 0.5], [0.5, 0.5], [0.6, 0.4], [0.8, 0.2], [0.5, 0.5]])
+    is_token = mx.array([False, False, True, True, False])
+    found = limit_capacity(weights, experts, 2, 1.0, is_token)
+    assert_close(found, [[0, 0], [0, 0], [0.6, 0], [0.8, 0], [0, 0]], atol=1e-7)
+
+
+def test_padding_changes_nothing_for_the_tokens():
+    rng = np.random.default_rng(3)
+    experts = np.argsort(-rng.standard_normal((60, 6)) + np.arange(6), -1)[:, :2]
+    weights = rng.random((60, 2)).astype(np.float32)
+    is_token = rng.random(60) < 0.6
+    alone = limit_capacity(
+        mx.array(weights[is_token]), mx.array(experts[is_token]), 6, 1.1
+    )
+    padded = np.array(
+        limit_capacity(mx.array(weights), mx.array(experts), 6, 1.1, mx.array(is_token))
+    )
+    assert (np.array(alone) == 0).any() and (np.array(alone) > 0).any()
+    assert_equal(padded[is_token], alone)
+    assert (padded[~is_token] == 0).all()
+
+
+def test_the_decoder_hands_padding_down():
+    """A row gives what it gives alone, whatever the rest of the batch is padded to."""
+    moe = replace(SPARSE.moe_config, capacity_factor=0.7)
+    decoder = small_decoder(replace(SPARSE, moe_config=moe))
+    decoder.train()
+    ids = mx.array(np.random.default_rng(0).integers(4, 90, (2, 20)))
+    is_token = mx.arange(20) < mx.array([[20], [0]])
+    alone = decoder.hidden(ids[:1])
+    assert_close(decoder.hidden(ids, is_token=is_token)[:1], alone, atol=2e-6)
+    assert np.abs(np.array(decoder.hidden(ids)[:1] - alone)).max() > 1e-3
 
 
 def test_capacity_counts_in_training_only():

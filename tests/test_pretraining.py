@@ -15,6 +15,7 @@ from helpers import (
     assert_equal,
 )
 from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.models import moe
 from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.training.pretraining import initialize, make_trainer
 from mm1_mlx.training.pretraining_run import pretrain
@@ -118,6 +119,28 @@ def test_the_router_losses_are_weighed_as_the_paper_does():
     assert values["balance"] >= 0.99 and values["z"] > 0
     expected = values["text"] + 0.01 * values["balance"] + 0.001 * values["z"]
     assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_padding_takes_no_experts_place(monkeypatch):
+    """A row is rarely full; what fills it must not push tokens out of an expert."""
+    values = recipe_with()
+    values["model"]["text_config"]["moe_config"]["capacity_factor"] = 1.0
+    source = type("Source", (), {"document": staticmethod(stub_document)})
+    stage = make_joint(Recipe.from_dict(values), source).stage
+    stage.module.train()
+    seen, plain = [], moe.limit_capacity
+
+    def watched(weights, experts, num_experts, factor, is_token=None):
+        seen.append(is_token)
+        return plain(weights, experts, num_experts, factor, is_token)
+
+    monkeypatch.setattr(moe, "limit_capacity", watched)
+    arrays, _ = stage.host_batch(random.Random(0), 3, 0.0)
+    stage.loss(*map(mx.array, arrays))
+    (is_token,) = seen  # one sparse layer
+    document = arrays[1].reshape(-1)
+    assert (document < 0).any()
+    assert_equal(is_token, document >= 0)
 
 
 # --- what decides a run --------------------------------------------------------------

@@ -52,16 +52,19 @@ class DecoderLayer(nn.Module):
         cache=None,
         positions: mx.array | None = None,
         router_outputs: list | None = None,
+        is_token: mx.array | None = None,
     ) -> mx.array:
         h = self.norm1(x)
         attention = self.attn(h, mask, cache, positions)
         if self._parallel:
-            return x + attention + self._feed_forward(h, router_outputs)
+            return x + attention + self._feed_forward(h, router_outputs, is_token)
         x = x + attention
-        return x + self._feed_forward(self.norm2(x), router_outputs)
+        return x + self._feed_forward(self.norm2(x), router_outputs, is_token)
 
-    def _feed_forward(self, x: mx.array, router_outputs: list | None) -> mx.array:
-        return self.moe(x, router_outputs) if "moe" in self else self.mlp(x)
+    def _feed_forward(
+        self, x: mx.array, router_outputs: list | None, is_token: mx.array | None
+    ) -> mx.array:
+        return self.moe(x, router_outputs, is_token) if "moe" in self else self.mlp(x)
 
 
 class Decoder(nn.Module):
@@ -77,6 +80,8 @@ class Decoder(nn.Module):
         mask: None for the causal mask, or bool (B, 1, L, L), True where seen
         positions: (B, L) when rows are packed; None counts from the cache's offset
         router_outputs: a list that receives (logits, experts) of each sparse layer
+        is_token: (B, L) bool, False on padding, which then takes no expert's place
+            where moe_config.capacity_factor limits them in training; None: all
         returns: (B, L, V) float32
     """
 
@@ -108,6 +113,7 @@ class Decoder(nn.Module):
         mask: Mask = None,
         positions: mx.array | None = None,
         router_outputs: list | None = None,
+        is_token: mx.array | None = None,
     ) -> mx.array:
         """The states that `head` turns into logits, after the last norm. (B, L, D)."""
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
@@ -115,7 +121,7 @@ class Decoder(nn.Module):
         if mask is None:
             mask = _causal_mask(x.shape[1], caches[0])
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, mask, layer_cache, positions, router_outputs)
+            x = layer(x, mask, layer_cache, positions, router_outputs, is_token)
         return self.norm(x)
 
     def head(self, hidden: mx.array) -> mx.array:

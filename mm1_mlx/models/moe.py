@@ -35,25 +35,46 @@ def top_k(logits: mx.array, k: int) -> mx.array:
     return (E - 1 - best % E).astype(mx.uint32)
 
 
+def expert_capacity(tokens: mx.array, num_experts: int, factor: float) -> mx.array:
+    """How many tokens an expert takes, of so many: axlearn's rule. () int32 -> ().
+
+    int(tokens * factor / E), above 1 rounded up to a multiple of 4, and at least 1.
+    (axlearn: common/mixture_of_experts.py, _compute_expert_capacity.)
+    """
+    share = mx.floor(tokens.astype(mx.float32) * factor / num_experts)
+    rounded = (4 * mx.ceil(share / 4)).astype(mx.int32)
+    return mx.where(share > 1, rounded, 1)
+
+
 def limit_capacity(
-    weights: mx.array, experts: mx.array, num_experts: int, factor: float
+    weights: mx.array,
+    experts: mx.array,
+    num_experts: int,
+    factor: float,
+    is_token: mx.array | None = None,
 ) -> mx.array:
     """Weights with zeros where an expert is full (axlearn's rule, for training).
 
-    Each expert takes int(T * factor / E) tokens. All first choices, in token order,
-    take their places before any second choice does; what overflows loses that expert
-    only. The remaining weights are not scaled up again.
+    Each expert takes as many tokens as expert_capacity says. All first choices, in
+    token order, take their places before any second choice does; what overflows loses
+    that expert only. The remaining weights are not scaled up again. Ours: the whole
+    batch is one group, and padding takes no place, gets no expert and does not count
+    as tokens (axlearn's gating does not know padding).
 
     Shapes:
         weights, experts: (T, K)
+        is_token: (T,) bool, False on padding; None: all are tokens
         returns: (T, K)
     """
     T, K = experts.shape
-    capacity = int(T * factor / num_experts)
+    tokens = mx.array(T) if is_token is None else is_token.sum()
+    capacity = expert_capacity(tokens, num_experts, factor)
     chosen = experts.swapaxes(0, 1).reshape(-1, 1) == mx.arange(num_experts)
+    if is_token is not None:
+        chosen = chosen & mx.tile(is_token, K)[:, None]  # K times the T tokens
     place = mx.cumsum(chosen.astype(mx.int32), axis=0)  # (K*T, E), counts from 1
     own = mx.sum(mx.where(chosen, place, 0), axis=-1).reshape(K, T).swapaxes(0, 1)
-    return mx.where(own <= capacity, weights, 0.0)
+    return mx.where((own > 0) & (own <= capacity), weights, 0.0)  # 0: padding
 
 
 def _over_tokens(values: mx.array, is_token: mx.array | None) -> mx.array:
@@ -100,6 +121,7 @@ class Router(nn.Module):
 
     Shapes:
         x: (T, D)
+        is_token: (T,) bool, False on padding, or None; capacity alone asks for it
         returns: weights (T, K) float32, experts (T, K) uint32, logits (T, E) float32
     """
 
@@ -108,7 +130,9 @@ class Router(nn.Module):
         self.weight = mx.random.normal((config.num_local_experts, dims)) * dims**-0.5
         self._config = config
 
-    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def __call__(
+        self, x: mx.array, is_token: mx.array | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
         c = self._config
         logits = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
         experts = top_k(mx.stop_gradient(logits), c.num_experts_per_tok)
@@ -119,7 +143,7 @@ class Router(nn.Module):
             weights = mx.exp(best - mx.logsumexp(logits, axis=-1, keepdims=True))
         if self.training and c.capacity_factor is not None:
             weights = limit_capacity(
-                weights, experts, c.num_local_experts, c.capacity_factor
+                weights, experts, c.num_local_experts, c.capacity_factor, is_token
             )
         return weights, experts, logits
 
@@ -229,6 +253,7 @@ class MoE(nn.Module):
     Shapes:
         x: (..., D)
         router_outputs: a list that receives (logits (T, E), experts (T, K))
+        is_token: (...) bool, False on padding, or None
         returns: (..., D)
     """
 
@@ -246,9 +271,16 @@ class MoE(nn.Module):
             self.shared_expert = MLP(dims, width, act, gated=gated)
             self.shared_expert_gate = nn.Linear(dims, 1, bias=False)
 
-    def __call__(self, x: mx.array, router_outputs: list | None = None) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        router_outputs: list | None = None,
+        is_token: mx.array | None = None,
+    ) -> mx.array:
         flat = x.reshape(-1, x.shape[-1])  # (T, D)
-        weights, experts, logits = self.router(flat)
+        if is_token is not None:
+            is_token = is_token.reshape(-1)
+        weights, experts, logits = self.router(flat, is_token)
         if router_outputs is not None:
             router_outputs.append((logits, experts))
         out = self.experts(flat, weights, experts)

@@ -107,6 +107,7 @@ class JointStage:
         """The whole loss and what is reported. Shapes as in training.packing.Batch."""
         model: MM1 = self.module
         routed: list = []
+        is_token = document >= 0  # the rest of a row is padding
         hidden = model.decoder.hidden(
             None,
             None,
@@ -114,6 +115,7 @@ class JointStage:
             mask=may_see(document, branch, mx),
             positions=position,
             router_outputs=routed,
+            is_token=is_token,
         )
         states = hidden.reshape(-1, hidden.shape[-1])[source]
         logits = model.decoder.head(states)
@@ -128,7 +130,7 @@ class JointStage:
         loss = text_loss
         moe = model.config.text_config.moe_config
         if routed and moe is not None:
-            tokens = document.reshape(-1) >= 0
+            tokens = is_token.reshape(-1)
             layers = len(routed)
             balance = sum(load_balance_loss(x, tokens) for x, _ in routed) / layers
             z = sum(router_z_loss(x, tokens) for x, _ in routed) / layers
