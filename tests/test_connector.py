@@ -11,6 +11,8 @@ from small import VISION, random_array
 
 from helpers import assert_close, assert_equal, need
 from mm1_mlx.config import ConnectorConfig
+from mm1_mlx.errors import ConfigError
+from mm1_mlx.models import vision
 from mm1_mlx.models.connector import (
     GridPool,
     adaptive_bins,
@@ -68,6 +70,13 @@ def test_strided_pool_is_a_pool_with_stride(grid_in, grid_out):
     )
     found = GridPool(grid_out, "strided")(mx.array(x))
     assert_close(found, expected.permute(0, 2, 3, 1), atol=1e-6)
+
+
+def test_strided_windows_cannot_be_more_than_the_patches():
+    with pytest.raises(ConfigError, match=r"cannot make 3 windows of 2 patches: use"):
+        strided_bins(2, 3)
+    with pytest.raises(ConfigError, match="cannot make 3 windows of 2 patches"):
+        GridPool(3, "strided")(random_array(1, 2, 2, 4))
 
 
 def test_patches_must_be_a_square():
@@ -151,6 +160,43 @@ def test_shapes_and_one_picture_at_a_time(name):
 @pytest.mark.parametrize("name", ["average_pool", "attention_pool", "c_abstractor"])
 def test_another_grid_gives_the_same_number_of_tokens(name):
     assert connector(name)(random_array(1, 36, 16)).shape == (1, TOKENS[name], 24)
+
+
+PLACED = ["attention_pool", "c_abstractor"]
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_positions_of_another_grid_follow_the_table(name, monkeypatch):
+    """Also when it is written in place; the matrices are made once, not per call."""
+    made = []
+    plain = vision.bicubic_matrix
+
+    def counted(*sizes):
+        made.append(sizes)
+        return plain(*sizes)
+
+    monkeypatch.setattr(vision, "bicubic_matrix", counted)
+    vision._resampling.cache_clear()
+    model, x = connector(name), random_array(1, 36, 16)
+    before = model(x)
+    model.position_embedding[:] = random_array(16, 16, seed=5)
+    after = model(x)
+    assert np.abs(np.array(after - before)).max() > 1e-3
+    fresh = connector(name)
+    fresh.update({"position_embedding": random_array(16, 16, seed=5)})
+    assert_equal(fresh(x), after)
+    assert made == [(4, 6)]
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_gradient_reaches_the_positions_of_another_grid(name):
+    model, x = connector(name), random_array(2, 36, 16)
+    model(x)  # what an earlier call kept must not cut the gradient
+    model.train()
+    towards = random_array(2, TOKENS[name], 24, seed=1)
+    loss = nn.value_and_grad(model, lambda model: (model(x) * towards).sum())
+    gradient = loss(model)[1]["position_embedding"]
+    assert mx.abs(gradient).max().item() > 1e-5
 
 
 @pytest.mark.parametrize("name", CONFIGS)

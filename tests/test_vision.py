@@ -1,5 +1,6 @@
 """The image encoder: patches, positions on any grid, switches, feature layer."""
 
+import threading
 from dataclasses import replace
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ from mlx.utils import tree_flatten
 from small import VISION, random_array
 
 from helpers import assert_close, assert_equal, need
+from mm1_mlx.models import vision
 from mm1_mlx.models.vision import (
     VisionEncoder,
     bicubic_matrix,
@@ -109,14 +111,48 @@ def test_class_token_keeps_its_position_on_another_grid():
     assert grown(random_array(1, 24, 20, 3)).shape == (1, 30, 16)
 
 
-def test_resized_positions_are_kept_until_the_table_changes():
+def test_resized_positions_follow_every_change_of_the_table():
+    """A result that was kept went stale when the table was written in place."""
     model = encoder()
-    first = model._positions(6, 6)
-    assert model._positions(6, 6) is first
+    first = mx.array(model._positions(6, 6))
     model.position_embedding = model.position_embedding + 1
-    second = model._positions(6, 6)
-    assert_close(second, first + 1, atol=1e-5)
-    assert all("_resized" not in name for name, _ in tree_flatten(model.parameters()))
+    assert_close(model._positions(6, 6), first + 1, atol=1e-5)
+    model.update({"position_embedding": model.position_embedding + 1})
+    assert_close(model._positions(6, 6), first + 2, atol=1e-5)
+    model.position_embedding[:] = 5.0
+    assert_close(model._positions(6, 6), mx.full((37, 16), 5.0), atol=1e-5)
+
+
+def test_resampling_matrices_are_made_once(monkeypatch):
+    made = []
+    plain = vision.bicubic_matrix
+
+    def counted(*sizes):
+        made.append(sizes)
+        return plain(*sizes)
+
+    monkeypatch.setattr(vision, "bicubic_matrix", counted)
+    vision._resampling.cache_clear()
+    model = encoder()
+    for _ in range(3):
+        model(random_array(2, 24, 20, 3))
+    assert sorted(made) == [(4, 5), (4, 6)]
+
+
+def test_a_grid_resampled_in_one_thread_serves_another():
+    """MLX cannot finish in one thread what another left lazy; matrices are kept."""
+    vision._resampling.cache_clear()
+    table = random_array(16, 3)
+    found = []
+
+    def work():
+        found.append(np.array(resize_grid(table, 6, 6)))
+
+    for _ in range(2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(60)
+    assert_equal(found[0], found[1])
 
 
 def test_gradient_reaches_the_positions_of_another_grid():
@@ -128,7 +164,6 @@ def test_gradient_reaches_the_positions_of_another_grid():
 
     gradient = nn.value_and_grad(model, loss)(model)[1]
     assert mx.abs(gradient["position_embedding"]).max().item() > 1e-4
-    assert model._resized == {}, "what a trace made must not be kept"
     flat = dict(tree_flatten(gradient))
     used = {n for n in flat if not n.startswith("norm_out")}  # not applied here
     assert {n for n in used if mx.abs(flat[n]).max().item() > 0} >= used - {

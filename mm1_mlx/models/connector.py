@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mm1_mlx.config import ConnectorConfig, VisionConfig
+from mm1_mlx.errors import ConfigError
 from mm1_mlx.models.layers import MLP, activation
 from mm1_mlx.models.vision import resize_grid
 
@@ -27,7 +28,15 @@ def adaptive_bins(size_in: int, size_out: int) -> list[tuple[int, int]]:
 
 
 def strided_bins(size_in: int, size_out: int) -> list[tuple[int, int]]:
-    """Windows of Apple's tamm (layers/pooler.py): equal stride and width."""
+    """Windows of Apple's tamm (layers/pooler.py): equal stride and width.
+
+    ConfigError where size_out is larger: the stride would be 0.
+    """
+    if size_out > size_in:
+        raise ConfigError(
+            f"connector_config.pooling is 'strided', which cannot make {size_out} "
+            f"windows of {size_in} patches: use 'adaptive', or fewer query tokens."
+        )
     stride = size_in // size_out
     width = size_in - (size_out - 1) * stride
     return [(i * stride, i * stride + width) for i in range(size_out)]
