@@ -1,6 +1,7 @@
 """What several test files share: comparing arrays, running commands, optional parts."""
 
 import importlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -104,6 +105,16 @@ def need(name: str, reason: str = "") -> types.ModuleType:
     if os.environ.get("MM1_REQUIRE_PARITY") == "1":
         pytest.fail(f"MM1_REQUIRE_PARITY=1, but this test {message}", pytrace=False)
     pytest.skip(message, allow_module_level=True)
+
+
+def needs(*names: str) -> pytest.MarkDecorator:
+    """A mark that skips where a package is missing, without importing it.
+
+    Not where MM1_REQUIRE_PARITY=1: there the test runs, and fails for want of it.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    promised = os.environ.get("MM1_REQUIRE_PARITY") == "1"
+    return pytest.mark.skipif(bool(missing) and not promised, reason=f"needs {missing}")
 
 
 def need_tiny() -> Path:

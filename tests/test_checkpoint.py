@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 from small import small_config, small_model
 
-from helpers import assert_equal
+from helpers import assert_equal, need
 from mm1_mlx.checkpoint import hub
 from mm1_mlx.checkpoint.folder import (
     CONFIG_FILE,
@@ -434,6 +434,6 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, error, message):
 
 
 def test_the_real_hub_package_without_network():
-    pytest.importorskip("huggingface_hub")  # tests run with HF_HUB_OFFLINE=1
+    need("huggingface_hub")  # tests run with HF_HUB_OFFLINE=1
     with pytest.raises(CheckpointError, match="the hub cannot be reached"):
         find_folder("no-such-org-here/no-such-model")

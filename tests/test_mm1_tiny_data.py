@@ -26,6 +26,7 @@ from examples.mm1_tiny.scenes import (
     sample_scene,
     sample_two_scenes,
 )
+from helpers import need
 
 HELD_OUT_NAMES = [f"{colour} {shape}" for colour, shape in HELD_OUT_PAIRS]
 
@@ -367,8 +368,8 @@ def test_facts_are_true():
 
 @pytest.fixture(scope="module")
 def documents():
-    pytest.importorskip("sklearn")
-    pytest.importorskip("skimage")
+    need("sklearn")
+    need("skimage")
     from examples.mm1_tiny.documents import document
 
     rng = random.Random(17)
@@ -454,8 +455,8 @@ def test_vocabulary_text_has_no_test_words():
 
 
 def test_documents_are_determined_by_the_seed():
-    pytest.importorskip("sklearn")
-    pytest.importorskip("skimage")
+    need("sklearn")
+    need("skimage")
     from examples.mm1_tiny.documents import corpus, document
 
     for kind in ("caption", "interleaved", "text"):
@@ -470,8 +471,8 @@ def test_documents_are_determined_by_the_seed():
 
 
 def test_the_curriculum_starts_with_one_or_two_large_things():
-    pytest.importorskip("sklearn")
-    pytest.importorskip("skimage")
+    need("sklearn")
+    need("skimage")
     from examples.mm1_tiny.documents import document
 
     def most(progress):
@@ -496,9 +497,9 @@ def test_unknown_kind_is_refused():
 
 
 def test_every_task_gives_examples():
-    pytest.importorskip("sklearn")
-    pytest.importorskip("skimage")
-    pytest.importorskip("matplotlib")
+    need("sklearn")
+    need("skimage")
+    need("matplotlib")
     from examples.mm1_tiny.documents import TASKS
     from examples.mm1_tiny.photos import UNKNOWN_ANSWER
 

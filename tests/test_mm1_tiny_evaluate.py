@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 from small_tokenizers import sentencepiece_model
 
-from examples.mm1_tiny import assemble, elsewhere, evaluate, glyph_sources, photos
+from examples.mm1_tiny import assemble, elsewhere, evaluate, photos
 from examples.mm1_tiny.scoring import (
     GOALS,
     grouped,
@@ -18,11 +18,8 @@ from examples.mm1_tiny.scoring import (
     wilson,
 )
 from examples.mm1_tiny.tasks import SCENE_TASKS, TASKS
-from helpers import ROOT, assert_equal, assert_fails, run_python
+from helpers import ROOT, assert_equal, assert_fails, needs, run_python
 from mm1_mlx.errors import DatasetError
-
-HAS_PHOTOS = glyph_sources.package_folder("skimage") is not None
-
 
 # --- counting ------------------------------------------------------------------------
 
@@ -90,7 +87,7 @@ def test_wrong_pictures_are_another_questions_of_the_task():
     assert all(a != b for a, b in zip(own, shown, strict=True))
 
 
-@pytest.mark.skipif(not HAS_PHOTOS, reason="needs scikit-image")
+@needs("skimage")
 def test_photographs_are_confused_with_scenes():
     asked = evaluate.make_questions("unknown", 3, 7)
     wrong = evaluate.wrong_pictures("unknown", asked, 8)

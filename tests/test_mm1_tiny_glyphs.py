@@ -9,13 +9,8 @@ import pytest
 from examples.mm1_tiny import elsewhere, glyph_sources, glyphs, photos, textures
 from examples.mm1_tiny.scenes import Scene, Thing, sample_scene
 from examples.mm1_tiny.words import TEST_WORDS, TRAIN_WORDS
-from helpers import run_python
+from helpers import need, needs, run_python
 from mm1_mlx.errors import DatasetError
-
-
-def needs(*packages):
-    missing = [p for p in packages if glyph_sources.package_folder(p) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"needs {missing}")
 
 
 @pytest.fixture
@@ -150,7 +145,7 @@ def test_test_words_come_from_the_test_list():
 
 @needs("sklearn")
 def test_handwriting_is_split_by_sample():
-    sklearn_datasets = pytest.importorskip("sklearn.datasets")
+    sklearn_datasets = need("sklearn.datasets")
     labels = sklearn_datasets.load_digits().target
     test = np.arange(len(labels)) % 5 == 4
     for split, chosen in (("train", labels[~test]), ("test", labels[test])):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import ROOT, assert_close, assert_equal
+from helpers import ROOT, assert_close, assert_equal, need, needs
 
 # Each may import itself and what stands on the lines before it.
 ORDER = [
@@ -29,7 +29,16 @@ ORDER = [
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 
 # Modules at the root of the library that are not doors.
-LEAVES = {"__init__", "_version", "errors", "config", "presets", "config_checks", "memory", "loading"}
+LEAVES = {
+    "__init__",
+    "_version",
+    "errors",
+    "config",
+    "presets",
+    "config_checks",
+    "memory",
+    "loading",
+}
 
 # Where a foreign framework may be imported. None: nowhere.
 FOREIGN = {
@@ -258,3 +267,23 @@ def test_relative_tolerance_is_of_the_expected_value():
     assert_close(np.array([110.0]), np.array([100.0]), atol=0, rtol=0.1)
     with pytest.raises(pytest.fail.Exception):
         assert_close(np.array([100.0]), np.array([110.0]), atol=0, rtol=0.09)
+
+
+def test_no_test_is_skipped_unseen():
+    """helpers.need fails where .ci/run promises a package; importorskip never does."""
+    files = [
+        path for path in (ROOT / "tests").rglob("*.py") if path.name != "helpers.py"
+    ]
+    call = "importorskip" + "("
+    wrong = [p.name for p in files if call in p.read_text(encoding="utf-8")]
+    assert not wrong, f"use helpers.need in {wrong}"
+
+
+@pytest.mark.parametrize("promised", [False, True])
+def test_a_missing_package_is_a_skip_at_home_and_a_failure_in_ci(monkeypatch, promised):
+    monkeypatch.setenv("MM1_REQUIRE_PARITY", str(int(promised)))
+    outcome = pytest.fail.Exception if promised else pytest.skip.Exception
+    with pytest.raises(outcome, match="needs no_such_package"):
+        need("no_such_package")
+    assert needs("no_such_package").args == (not promised,)
+    assert needs("numpy").args == (False,)
