@@ -17,6 +17,7 @@ from ..rules import (
 )
 from .aim import BLOCK, LAYER, TRUNK
 from .fields import Fields
+from .parts import fused_gate_up, fused_qkv
 
 ORIGINAL: Table = [
     *TRUNK,
@@ -38,18 +39,10 @@ HF: Table = [
     Rule("embeddings.position_embedding.weight", "position_embedding"),
     Drop("embeddings.position_ids", why="0, 1, 2, ...: a constant"),
     Rule(HF_LAYER + ".rms_norm1.weight", LAYER + ".norm1.weight"),
-    Rule(
-        tuple(f"{HF_LAYER}.attention.{x}_proj.{{p}}" for x in "qkv"),
-        LAYER + ".attn.qkv_proj.{p}",
-        concatenate,
-    ),
+    fused_qkv(HF_LAYER + ".attention"),
     Rule(HF_LAYER + ".attention.out_proj.{p}", LAYER + ".attn.o_proj.{p}"),
     Rule(HF_LAYER + ".rms_norm2.weight", LAYER + ".norm2.weight"),
-    Rule(
-        (HF_LAYER + ".ffn.gate_proj.{p}", HF_LAYER + ".ffn.up_proj.{p}"),
-        LAYER + ".mlp.gate_up_proj.{p}",
-        concatenate,
-    ),
+    fused_gate_up(HF_LAYER + ".ffn", LAYER + ".mlp"),
     Rule(HF_LAYER + ".ffn.down_proj.{p}", LAYER + ".mlp.down_proj.{p}"),
     Rule("rms_norm.weight", "norm_out.weight"),
 ]
@@ -90,17 +83,9 @@ def config(hub_config: dict) -> VisionConfig:
     original = "use_bias" in f.values  # transformers ties it to qkv_bias
     bias = f["use_bias"] if original else f["qkv_bias"]
     return VisionConfig(
-        hidden_size=f["hidden_size"],
-        num_hidden_layers=f["num_hidden_layers"],
-        num_attention_heads=f["num_attention_heads"],
-        intermediate_size=f["intermediate_size"],
-        image_size=f.square("image_size"),
-        patch_size=f.square("patch_size"),
-        num_channels=f["num_channels"],
-        hidden_act=f.activation(),
+        **f.vision("rms_norm_eps"),
         gated_mlp=True,
         norm_type="rms_norm",
-        norm_eps=f["rms_norm_eps"],
         class_token=False,
         norm_in="embed",
         patch_bias=True,

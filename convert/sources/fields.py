@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mm1_mlx.config_checks import ROPE_SCALING
 from mm1_mlx.errors import CheckpointError
 
 # Names of transformers' ACT2FN that mean one of ours.
@@ -10,17 +11,6 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_pytorch_tanh",
     "gelu_accurate": "gelu_pytorch_tanh",
     "swish": "silu",
-}
-
-# rope_scaling keys that mean something for the kinds we have.
-_SCALING_KEYS = {
-    "linear": ("factor",),
-    "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ),
 }
 
 
@@ -77,6 +67,34 @@ class Fields:
             return int(value[0])
         return int(value)
 
+    def vision(self, eps: str = "layer_norm_eps") -> dict[str, Any]:
+        """What all encoders of transformers write alike, for VisionConfig."""
+        same = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        same += ("intermediate_size", "num_channels")
+        return {key: self[key] for key in same} | {
+            "image_size": self.square("image_size"),
+            "patch_size": self.square("patch_size"),
+            "hidden_act": self.activation(),
+            "norm_eps": self[eps],
+        }
+
+    def decoder(
+        self, eps: str = "rms_norm_eps", *, windowed: bool = False
+    ) -> dict[str, Any]:
+        """What all decoders of transformers write alike, for DecoderConfig.
+
+        windowed: whether its attention sees a sliding window; see `context`.
+        """
+        same = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        same += ("intermediate_size", "vocab_size", "tie_word_embeddings")
+        return {key: self[key] for key in same} | {
+            "num_key_value_heads": self.get("num_key_value_heads"),
+            "max_position_embeddings": self.context(windowed),
+            "hidden_act": self.activation(),
+            "norm_eps": self[eps],
+            **self.rope(),
+        }
+
     def rope(self) -> dict[str, Any]:
         """rope_theta, rope_scaling and partial_rotary_factor for DecoderConfig.
 
@@ -102,17 +120,17 @@ class Fields:
         kind = values.get("rope_type") or values.get("type") or "default"
         if kind == "default":
             return None
-        if kind not in _SCALING_KEYS:
+        if kind not in ROPE_SCALING:
             raise CheckpointError(
                 f"The {self.family} config has RoPE scaling {kind!r}, which is not "
                 f"supported; only 'linear' and 'llama3'."
             )
-        if lacking := [key for key in _SCALING_KEYS[kind] if key not in values]:
+        if lacking := [key for key in ROPE_SCALING[kind] if key not in values]:
             raise CheckpointError(
                 f"The {self.family} config's RoPE scaling {kind!r} has no "
                 f"{lacking[0]!r}."
             )
-        return {"rope_type": kind} | {k: values[k] for k in _SCALING_KEYS[kind]}
+        return {"rope_type": kind} | {k: values[k] for k in ROPE_SCALING[kind]}
 
     def context(self, windowed: bool) -> int:
         """max_position_embeddings, or the attention window where that is smaller.

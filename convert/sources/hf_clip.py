@@ -5,18 +5,15 @@ transformers 4 puts `vision_model.` before the names, transformers 5 nothing.
 
 from mm1_mlx.config import VisionConfig
 
-from ..rules import Drop, Rule, Table, concatenate, flatten_patches, prefixed
+from ..rules import Drop, Rule, Table, flatten_patches, prefixed
 from .fields import Fields
+from .parts import fused_qkv
 
 SOURCE, LAYER = "encoder.layers.{i}", "layers.{i}"
 
 BLOCKS: Table = [
     Rule(SOURCE + ".layer_norm1.{p}", LAYER + ".norm1.{p}"),
-    Rule(
-        tuple(f"{SOURCE}.self_attn.{x}_proj.{{p}}" for x in "qkv"),
-        LAYER + ".attn.qkv_proj.{p}",
-        concatenate,
-    ),
+    fused_qkv(SOURCE + ".self_attn"),
     Rule(SOURCE + ".self_attn.out_proj.{p}", LAYER + ".attn.o_proj.{p}"),
     Rule(SOURCE + ".layer_norm2.{p}", LAYER + ".norm2.{p}"),
     Rule(SOURCE + ".mlp.fc1.{p}", LAYER + ".mlp.up_proj.{p}"),
@@ -64,14 +61,6 @@ def config(hub_config: dict) -> VisionConfig:
     """Of a CLIPVisionModel, or the vision part of a CLIPModel."""
     f = Fields(hub_config.get("vision_config") or hub_config, _DEFAULTS, "CLIP")
     return VisionConfig(
-        hidden_size=f["hidden_size"],
-        num_hidden_layers=f["num_hidden_layers"],
-        num_attention_heads=f["num_attention_heads"],
-        intermediate_size=f["intermediate_size"],
-        image_size=f.square("image_size"),
-        patch_size=f.square("patch_size"),
-        num_channels=f["num_channels"],
-        hidden_act=f.activation(),
-        norm_eps=f["layer_norm_eps"],
+        **f.vision(),
         norm_in="all",
     )

@@ -6,20 +6,17 @@ They share their names; biases (Qwen2) and q_norm, k_norm (Qwen3) are there or n
 from mm1_mlx.config import DecoderConfig
 from mm1_mlx.errors import CheckpointError
 
-from ..rules import Drop, Rule, Table, concatenate
+from ..rules import Drop, Rule, Table
 from .fields import Fields
+from .parts import LAYER, fused_gate_up, fused_qkv
 
-SOURCE, LAYER = "model.layers.{i}", "layers.{i}"
+SOURCE = "model.layers.{i}"
 
 # Without the feed-forward part: the sparse families share this much.
 ATTENTION: Table = [
     Rule("model.embed_tokens.weight", "embed_tokens.weight"),
     Rule(SOURCE + ".input_layernorm.{p}", LAYER + ".norm1.{p}"),
-    Rule(
-        tuple(f"{SOURCE}.self_attn.{x}_proj.{{p}}" for x in "qkv"),
-        LAYER + ".attn.qkv_proj.{p}",
-        concatenate,
-    ),
+    fused_qkv(SOURCE + ".self_attn"),
     Rule(SOURCE + ".self_attn.o_proj.{p}", LAYER + ".attn.o_proj.{p}"),
     Rule(SOURCE + ".self_attn.q_norm.weight", LAYER + ".attn.q_norm.weight"),
     Rule(SOURCE + ".self_attn.k_norm.weight", LAYER + ".attn.k_norm.weight"),
@@ -31,11 +28,7 @@ ATTENTION: Table = [
 ]
 
 MLP: Table = [
-    Rule(
-        (SOURCE + ".mlp.gate_proj.{p}", SOURCE + ".mlp.up_proj.{p}"),
-        LAYER + ".mlp.gate_up_proj.{p}",
-        concatenate,
-    ),
+    fused_gate_up(SOURCE + ".mlp", LAYER + ".mlp"),
     Rule(SOURCE + ".mlp.down_proj.{p}", LAYER + ".mlp.down_proj.{p}"),
 ]
 
@@ -105,20 +98,10 @@ def config(hub_config: dict) -> DecoderConfig:
     f = Fields(hub_config, _DEFAULTS[family], family)
     bias = f["attention_bias"] if family in ("llama", "qwen3") else False
     return DecoderConfig(
-        hidden_size=f["hidden_size"],
-        num_hidden_layers=f["num_hidden_layers"],
-        num_attention_heads=f["num_attention_heads"],
-        intermediate_size=f["intermediate_size"],
-        vocab_size=f["vocab_size"],
-        num_key_value_heads=f.get("num_key_value_heads"),
+        **f.decoder(windowed=bool(f.get("use_sliding_window"))),
         head_dim=f.get("head_dim"),
-        max_position_embeddings=f.context(bool(f.get("use_sliding_window"))),
-        hidden_act=f.activation(),
-        norm_eps=f["rms_norm_eps"],
         qkv_bias=family == "qwen2" or bias,
         attention_out_bias=bias,
         mlp_bias=f["mlp_bias"] if family == "llama" else False,
         qk_norm="head" if family == "qwen3" else None,
-        tie_word_embeddings=f["tie_word_embeddings"],
-        **f.rope(),
     )

@@ -2,27 +2,20 @@
 
 from mm1_mlx.config import DecoderConfig, MoEConfig
 
-from ..rules import Rule, Table, concatenate
+from ..rules import Rule, Table
 from .fields import Fields
 from .llama import ATTENTION, LAYER, SOURCE
+from .parts import expert_rules, experts_in_memory
 
 SPARSE = SOURCE + ".block_sparse_moe"
 EXPERT = SPARSE + ".experts.{e}"
 
 RULES: Table = [
     *ATTENTION,
-    Rule(SPARSE + ".gate.weight", LAYER + ".moe.router.weight"),
-    Rule(
-        (EXPERT + ".w1.weight", EXPERT + ".w3.weight"),  # gate, up
-        LAYER + ".moe.experts.gate_up_proj",
-        concatenate,
-        stack="e",
-    ),
-    Rule(EXPERT + ".w2.weight", LAYER + ".moe.experts.down_proj", stack="e"),
+    *expert_rules(SPARSE + ".gate", EXPERT, gate="w1", up="w3", down="w2"),
     # As transformers 5 holds them in memory.
     Rule(SOURCE + ".mlp.gate.weight", LAYER + ".moe.router.weight"),
-    Rule(SOURCE + ".mlp.experts.gate_up_proj", LAYER + ".moe.experts.gate_up_proj"),
-    Rule(SOURCE + ".mlp.experts.down_proj", LAYER + ".moe.experts.down_proj"),
+    *experts_in_memory(SOURCE + ".mlp"),
 ]
 
 # Class defaults of MixtralConfig; its default theta is not Llama's.
@@ -59,17 +52,7 @@ def config(hub_config: dict) -> DecoderConfig:
         router_aux_loss_coef=f["router_aux_loss_coef"],
     )
     return DecoderConfig(
-        hidden_size=f["hidden_size"],
-        num_hidden_layers=f["num_hidden_layers"],
-        num_attention_heads=f["num_attention_heads"],
-        intermediate_size=f["intermediate_size"],
-        vocab_size=f["vocab_size"],
-        num_key_value_heads=f["num_key_value_heads"],
+        **f.decoder(windowed=True),
         head_dim=f.get("head_dim"),
-        max_position_embeddings=f.context(True),
-        hidden_act=f.activation(),
-        norm_eps=f["rms_norm_eps"],
-        tie_word_embeddings=f["tie_word_embeddings"],
         moe_config=moe,
-        **f.rope(),
     )

@@ -10,25 +10,19 @@ from dataclasses import replace
 from mm1_mlx.config import MM1Config, MoEConfig
 from mm1_mlx.errors import CheckpointError
 
-from ..rules import Rule, Table, concatenate, prefixed
+from ..rules import Rule, Table, prefixed
 from . import stablelm
 from .fields import Fields
-from .llama import LAYER, SOURCE
+from .llama import SOURCE
 from .llava import find_tower, mlp_connector, outside_vocabulary, tower_rules
+from .parts import expert_rules
 
 SPARSE = SOURCE + ".mlp.deepspeed_moe"
 EXPERT = SPARSE + ".experts.deepspeed_experts.{e}"
 
-EXPERTS: Table = [
-    Rule(SPARSE + ".gate.wg.weight", LAYER + ".moe.router.weight"),
-    Rule(
-        (EXPERT + ".gate_proj.weight", EXPERT + ".up_proj.weight"),
-        LAYER + ".moe.experts.gate_up_proj",
-        concatenate,
-        stack="e",
-    ),
-    Rule(EXPERT + ".down_proj.weight", LAYER + ".moe.experts.down_proj", stack="e"),
-]
+EXPERTS: Table = expert_rules(
+    SPARSE + ".gate.wg", EXPERT, gate="gate_proj", up="up_proj", down="down_proj"
+)
 
 RULES: Table = [
     *tower_rules("model.image_tower.image_tower."),

@@ -6,24 +6,22 @@ are not scaled to sum to 1.
 
 from mm1_mlx.config import DecoderConfig, MoEConfig
 
-from ..rules import Rule, Table, concatenate
+from ..rules import Table
 from .fields import Fields
-from .llama import ATTENTION, LAYER, SOURCE
+from .llama import ATTENTION, SOURCE
+from .parts import expert_rules, experts_in_memory
 
-EXPERT = SOURCE + ".mlp.experts.{e}"
+MLP = SOURCE + ".mlp"
 
 EXPERTS: Table = [
-    Rule(SOURCE + ".mlp.gate.weight", LAYER + ".moe.router.weight"),
-    Rule(
-        (EXPERT + ".gate_proj.weight", EXPERT + ".up_proj.weight"),
-        LAYER + ".moe.experts.gate_up_proj",
-        concatenate,
-        stack="e",
+    *expert_rules(
+        MLP + ".gate",
+        MLP + ".experts.{e}",
+        gate="gate_proj",
+        up="up_proj",
+        down="down_proj",
     ),
-    Rule(EXPERT + ".down_proj.weight", LAYER + ".moe.experts.down_proj", stack="e"),
-    # As transformers 5 holds them in memory.
-    Rule(SOURCE + ".mlp.experts.gate_up_proj", LAYER + ".moe.experts.gate_up_proj"),
-    Rule(SOURCE + ".mlp.experts.down_proj", LAYER + ".moe.experts.down_proj"),
+    *experts_in_memory(MLP),
 ]
 
 RULES: Table = [*ATTENTION, *EXPERTS]
@@ -64,19 +62,9 @@ def config(hub_config: dict) -> DecoderConfig:
         router_aux_loss_coef=f["router_aux_loss_coef"],
     )
     return DecoderConfig(
-        hidden_size=f["hidden_size"],
-        num_hidden_layers=f["num_hidden_layers"],
-        num_attention_heads=f["num_attention_heads"],
-        intermediate_size=f["intermediate_size"],
-        vocab_size=f["vocab_size"],
-        num_key_value_heads=f.get("num_key_value_heads"),
-        max_position_embeddings=f["max_position_embeddings"],
-        hidden_act=f.activation(),
-        norm_eps=f["rms_norm_eps"],
+        **f.decoder(),
         qkv_bias=f["attention_bias"],
         attention_out_bias=f["attention_bias"],
         qk_norm="full",
-        tie_word_embeddings=f["tie_word_embeddings"],
         moe_config=moe,
-        **f.rope(),
     )

@@ -5,18 +5,15 @@ One LayerNorm per block, attention beside the MLP, biases everywhere, partial Ro
 
 from mm1_mlx.config import DecoderConfig
 
-from ..rules import Drop, Rule, Table, concatenate
+from ..rules import Drop, Rule, Table
 from .fields import Fields
 from .llama import LAYER, SOURCE
+from .parts import fused_qkv
 
 RULES: Table = [
     Rule("model.embed_tokens.weight", "embed_tokens.weight"),
     Rule(SOURCE + ".input_layernorm.{p}", LAYER + ".norm1.{p}"),
-    Rule(
-        tuple(f"{SOURCE}.self_attn.{x}_proj.{{p}}" for x in "qkv"),
-        LAYER + ".attn.qkv_proj.{p}",
-        concatenate,
-    ),
+    fused_qkv(SOURCE + ".self_attn"),
     Rule(SOURCE + ".self_attn.dense.{p}", LAYER + ".attn.o_proj.{p}"),
     Drop(SOURCE + ".self_attn.rotary_emb.inv_freq", why="computed from rope_theta"),
     Rule(SOURCE + ".mlp.fc1.{p}", LAYER + ".mlp.up_proj.{p}"),
@@ -49,21 +46,12 @@ def config(hub_config: dict) -> DecoderConfig:
     f.refuse("qk_layernorm", False)
     f.refuse("tie_word_embeddings", False)
     return DecoderConfig(
-        hidden_size=f["hidden_size"],
-        num_hidden_layers=f["num_hidden_layers"],
-        num_attention_heads=f["num_attention_heads"],
-        intermediate_size=f["intermediate_size"],
-        vocab_size=f["vocab_size"],
-        num_key_value_heads=f.get("num_key_value_heads"),
-        max_position_embeddings=f["max_position_embeddings"],
-        hidden_act=f.activation(),
+        **f.decoder("layer_norm_eps"),
         gated_mlp=False,
         norm_type="layer_norm",
-        norm_eps=f["layer_norm_eps"],
         qkv_bias=True,
         attention_out_bias=True,
         mlp_bias=True,
         parallel_block=True,
         lm_head_bias=True,
-        **f.rope(),
     )

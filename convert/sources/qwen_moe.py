@@ -7,10 +7,11 @@ Qwen3-MoE normalises queries and keys per head.
 from mm1_mlx.config import DecoderConfig, MoEConfig
 from mm1_mlx.errors import CheckpointError
 
-from ..rules import Rule, Table, concatenate
+from ..rules import Rule, Table
 from .fields import Fields
 from .llama import ATTENTION, LAYER, MLP, SOURCE
 from .olmoe import EXPERTS
+from .parts import fused_gate_up
 
 SHARED = SOURCE + ".mlp.shared_expert"
 
@@ -18,11 +19,7 @@ RULES: Table = [
     *ATTENTION,
     *EXPERTS,
     *MLP,  # of dense layers, where decoder_sparse_step is above 1
-    Rule(
-        (SHARED + ".gate_proj.weight", SHARED + ".up_proj.weight"),
-        LAYER + ".moe.shared_expert.gate_up_proj.weight",
-        concatenate,
-    ),
+    fused_gate_up(SHARED, LAYER + ".moe.shared_expert", "weight"),
     Rule(
         SHARED + ".down_proj.weight",
         LAYER + ".moe.shared_expert.down_proj.weight",
@@ -104,20 +101,10 @@ def config(hub_config: dict) -> DecoderConfig:
         ),
     )
     return DecoderConfig(
-        hidden_size=f["hidden_size"],
-        num_hidden_layers=f["num_hidden_layers"],
-        num_attention_heads=f["num_attention_heads"],
-        intermediate_size=f["intermediate_size"],
-        vocab_size=f["vocab_size"],
-        num_key_value_heads=f["num_key_value_heads"],
+        **f.decoder(windowed=f["use_sliding_window"]),
         head_dim=f.get("head_dim"),
-        max_position_embeddings=f.context(f["use_sliding_window"]),
-        hidden_act=f.activation(),
-        norm_eps=f["rms_norm_eps"],
         qkv_bias=f["attention_bias"] if new else f["qkv_bias"],
         attention_out_bias=f["attention_bias"] if new else False,
         qk_norm="head" if new else None,
-        tie_word_embeddings=f["tie_word_embeddings"],
         moe_config=moe,
-        **f.rope(),
     )

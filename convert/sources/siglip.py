@@ -44,15 +44,7 @@ def config(hub_config: dict) -> VisionConfig:
     """Of a SiglipVisionModel, or the vision part of a SiglipModel."""
     f = Fields(hub_config.get("vision_config") or hub_config, _DEFAULTS, "SigLIP")
     return VisionConfig(
-        hidden_size=f["hidden_size"],
-        num_hidden_layers=f["num_hidden_layers"],
-        num_attention_heads=f["num_attention_heads"],
-        intermediate_size=f["intermediate_size"],
-        image_size=f.square("image_size"),
-        patch_size=f.square("patch_size"),
-        num_channels=f["num_channels"],
-        hidden_act=f.activation(),
-        norm_eps=f["layer_norm_eps"],
+        **f.vision(),
         class_token=False,
         patch_bias=True,
     )

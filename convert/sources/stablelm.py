@@ -43,18 +43,8 @@ def config(hub_config: dict) -> DecoderConfig:
     f = Fields(values, _DEFAULTS, "stablelm")
     f.refuse("qk_layernorm", False)
     return DecoderConfig(
-        hidden_size=f["hidden_size"],
-        num_hidden_layers=f["num_hidden_layers"],
-        num_attention_heads=f["num_attention_heads"],
-        intermediate_size=f["intermediate_size"],
-        vocab_size=f["vocab_size"],
-        num_key_value_heads=f["num_key_value_heads"],
-        max_position_embeddings=f["max_position_embeddings"],
-        hidden_act=f.activation(),
+        **f.decoder("layer_norm_eps"),
         norm_type="layer_norm",
-        norm_eps=f["layer_norm_eps"],
         qkv_bias=f["use_qkv_bias"],
         parallel_block=f["use_parallel_residual"],
-        tie_word_embeddings=f["tie_word_embeddings"],
-        **f.rope(),
     )
