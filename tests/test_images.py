@@ -326,17 +326,30 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch):
 def test_the_limit_can_be_raised_over_pillows_own(tmp_path, monkeypatch):
     # Pillow would refuse from twice its MAX_IMAGE_PIXELS on, whatever we allow.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    for kind in ("PNG", "JPEG", "BMP", "PPM", "GIF"):
+    # WebP and TIFF check that global themselves, before we see the size.
+    for kind in ("PNG", "JPEG", "BMP", "PPM", "GIF", "WEBP", "TIFF"):
         data = encoded(Image.new("RGB", (30, 30)), kind)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert load_image(data, max_pixels=900).size == (30, 30)
         with pytest.raises(ImageError, match="at most 899 are decoded"):
             load_image(data, max_pixels=899)
-    for kind in ("WEBP", "TIFF"):  # these plugins have a check of their own
-        data = encoded(Image.new("RGB", (30, 30)), kind)
-        with pytest.raises(ImageError, match=r"over Pillow's own limit.*as PNG or JP"):
-            load_image(data, max_pixels=900)
+        assert Image.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
+def test_pillows_own_limit_holds_until_another_is_asked_for(kind, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    data = encoded(Image.new("RGB", (30, 30)), kind)
+    with pytest.raises(ImageError, match=r"Pillow's own.*--max-image-pixels \d+ "):
+        load_image(data)
+    with pytest.raises(ImageError, match=r"--max-image-pixels 900 \(max_pixels=") as e:
+        load_image(data, max_pixels=400)  # Pillow refuses from twice it on
+    assert "\n" not in str(e.value)
+    with pytest.raises(ImageError, match="damaged or cut off"):
+        load_image(data[: len(data) // 2], max_pixels=900)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    assert load_image(data, max_pixels=900).size == (30, 30)
 
 
 @pytest.mark.filterwarnings("ignore")

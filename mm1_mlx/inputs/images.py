@@ -6,6 +6,10 @@ Colour profiles are ignored, as the processors of the checkpoints ignore them.
 """
 
 import io
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +35,7 @@ MAX_PIXELS = 64_000_000
 # No step of a resize makes more pixels than this at once (4 bytes each in Pillow).
 _MAX_STEP = 100_000_000
 _STRIP = 16_000_000  # pixels of a padded strip
+_PILLOW_LIMIT = threading.Lock()  # held while Pillow's global limit is another
 
 # Pillow's plugins, by what the file starts with: only these formats are ever opened.
 _PLUGINS = {
@@ -157,6 +162,36 @@ def _open(kind: str, data: bytes) -> Image.Image:
     return Image.OPEN[kind][0](io.BytesIO(data), "")
 
 
+@contextmanager
+def _pillow_allows(max_pixels: int) -> Iterator[None]:
+    """Let Pillow's own limit be `max_pixels`, where the caller asked for more than it.
+
+    The plugins of WebP and TIFF check a global of Pillow, which no argument reaches.
+    It is raised for one picture, and never where nobody gave a limit: MAX_PIXELS.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if max_pixels == MAX_PIXELS or limit is None or max_pixels <= limit:
+        yield
+        return
+    with _PILLOW_LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _over_pillows_limit(error: Exception, name: str) -> ImageError:
+    count = re.search(r"\((\d+) pixels\)", str(error))
+    pixels = f"{int(count[1]):,} pixels" if count else "too many pixels"
+    asked = count[1] if count else "N"
+    return ImageError(
+        f"{name} has {pixels}, over Pillow's own limit (PIL.Image.MAX_IMAGE_PIXELS). "
+        f"Make it smaller, or allow it with --max-image-pixels {asked} "
+        f"(max_pixels=...)."
+    )
+
+
 def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
     """The first frame of a picture file, upright, in the mode it is stored in."""
     kind = _format(data)
@@ -173,16 +208,14 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
                     f"{name} is an AVIF picture, which this Pillow cannot read: "
                     f"pip install --upgrade pillow"
                 )
-        image = _open(kind, data)
-        _check_size(image.size, max_pixels, name)
-        image.load()
+        with _pillow_allows(max_pixels):
+            image = _open(kind, data)
+            _check_size(image.size, max_pixels, name)
+            image.load()
     except (ImageError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:  # WebP, TIFF and AVIF check too
-        raise ImageError(
-            f"{name} is over Pillow's own limit for {kind} files (PIL.Image."
-            f"MAX_IMAGE_PIXELS): save it smaller, or as PNG or JPEG."
-        ) from error
+    except Image.DecompressionBombError as error:  # WebP and TIFF check before us
+        raise _over_pillows_limit(error, name) from error
     # Broken files make decoders raise nearly anything: OSError, SyntaxError, EOFError,
     # struct.error, zlib.error, IndexError, OverflowError, ...
     except Exception as error:

@@ -20,6 +20,15 @@ from mm1_mlx.inputs.sources import shown
 MAX_URL_BYTES = 20_000_000
 _CHUNK = 65536
 _NAT64 = "64:ff9b::/96"
+# Not the open internet, but some versions of Python take them for it: protocol
+# assignments, site-local, NAT64 inside a network, documentation, segment routing.
+_NEVER = (
+    "192.0.0.0/24",
+    "fec0::/10",
+    "64:ff9b:1::/48",
+    "3fff::/20",
+    "5f00::/16",
+)
 
 
 def is_public(address: str) -> bool:
@@ -34,6 +43,9 @@ def is_public(address: str) -> bool:
             ip = ip.ipv4_mapped
         elif ip.sixtofour is not None and not is_public(str(ip.sixtofour)):
             return False
+    networks = map(ipaddress.ip_network, _NEVER)
+    if any(ip.version == net.version and ip in net for net in networks):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
