@@ -8,6 +8,7 @@ from mlx.utils import tree_flatten
 from small import DENSE, IMAGE, SPARSE, random_array, small_model
 
 from helpers import assert_close, assert_equal
+from mm1_mlx.errors import MM1Error
 from mm1_mlx.models.mm1 import place_image_features
 
 # --- place_image_features --------------------------------------------------------
@@ -105,6 +106,39 @@ def test_rows_of_a_batch_see_their_own_images(model):
     together = model(mx.array(rows), pixels)
     assert_close(together[:1], model(mx.array(rows[:1]), pixels[:2]), atol=2e-5)
     assert_close(together[1:], model(mx.array(rows[1:]), pixels[2:]), atol=2e-5)
+
+
+@pytest.mark.parametrize("text", [DENSE, SPARSE], ids=["dense", "experts"])
+@pytest.mark.parametrize("kind", [list, mx.array])
+def test_padded_rows_equal_their_solo_runs(text, kind):
+    """As Processor pads them. Without left_padding the padding is read as text."""
+    model = small_model(text)
+    rows = [row(1, "image", 5, "image", 8), row(1, 7, "image"), row(1, 40, 41)]
+    pixels = random_array(3, 16, 16, 3)
+    pictures = [pixels[:2], pixels[2:], None]
+    padding = [len(rows[0]) - len(ids) for ids in rows]
+    batch = mx.array([[0] * p + ids for p, ids in zip(padding, rows, strict=True)])
+    together = model(batch, pixels, left_padding=kind(padding))
+    assert mx.isfinite(together).all().item()
+    blind = model(batch, pixels)
+    for i, (ids, picture, start) in enumerate(
+        zip(rows, pictures, padding, strict=True)
+    ):
+        alone = model(mx.array([ids]), picture)
+        assert_close(together[i : i + 1, start:], alone, atol=5e-5)  # order of sums
+        if start:
+            assert mx.abs(blind[i : i + 1, start:] - alone).max().item() > 1e-2
+    nothing = model(batch[:1], pixels[:2], left_padding=kind([0]))
+    assert_equal(nothing, model(batch[:1], pixels[:2]))
+
+
+def test_left_padding_that_does_not_fit(model):
+    ids = mx.array([[0, 1, 5], [1, 5, 9]])
+    for wrong in ([1], [1, 0, 0], [3, 0], [-1, 0]):
+        with pytest.raises(MM1Error, match=r"must be 2 numbers from 0 to 2: one for"):
+            model(ids, left_padding=wrong)
+    with pytest.raises(MM1Error, match="cache knows its own padding: give left_padd"):
+        model(ids, None, model.make_cache(left_padding=[1, 0]), left_padding=[1, 0])
 
 
 def test_order_of_images_matters(model):

@@ -1,9 +1,13 @@
 """MM1: image encoder, connector and decoder as one model (arXiv 2403.09611)."""
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from mm1_mlx.config import MM1Config
+from mm1_mlx.errors import MM1Error
+from mm1_mlx.models.cache import KVCache
 from mm1_mlx.models.connector import make_connector
 from mm1_mlx.models.decoder import Decoder
 from mm1_mlx.models.vision import VisionEncoder
@@ -37,9 +41,14 @@ def place_image_features(
 class MM1(nn.Module):
     """Pictures and text to next-token logits.
 
+    Rows of unequal length are padded on the left (Processor does so), and their
+    left_padding must be given: then each row gives what it gives alone, and the logits
+    of the padding mean nothing. A cache has its own, from make_cache(left_padding=...).
+
     Shapes:
         input_ids: (B, L), config.image_token_id once per image token
         pixel_values: (N, H, W, 3), all pictures of the batch in reading order, or None
+        left_padding: (B,) ids in front of each row that are padding, or None for none
         returns: (B, L, V) float32
     """
 
@@ -59,8 +68,17 @@ class MM1(nn.Module):
         input_ids: mx.array,
         pixel_values: mx.array | None = None,
         cache: list | None = None,
+        *,
+        left_padding: mx.array | Sequence[int] | None = None,
         **settings,
     ) -> mx.array:
+        if left_padding is not None:
+            if cache is not None:
+                raise MM1Error(
+                    "A cache knows its own padding: give left_padding to make_cache, "
+                    "not to the call."
+                )
+            settings |= _padded(left_padding, *input_ids.shape)
         embeddings = self.embed(input_ids, pixel_values)
         return self.decoder(None, cache, embeddings, **settings)
 
@@ -97,3 +115,25 @@ class MM1(nn.Module):
     def make_cache(self, **settings) -> list:
         """An empty cache entry per decoder layer; settings as cache.make_cache."""
         return self.decoder.make_cache(**settings)
+
+
+def _padded(
+    left_padding: mx.array | Sequence[int], rows: int, length: int
+) -> dict[str, mx.array]:
+    """Mask (B, 1, L, L) and positions (B, L) of padded rows, for the decoder.
+
+    They are those of a cache that read nothing yet, so that the model and generation
+    cannot disagree. Nothing when no row is padded.
+    """
+    starts = [int(start) for start in mx.array(left_padding).tolist()]  # type: ignore
+    if len(starts) != rows or not all(0 <= start < length for start in starts):
+        raise MM1Error(
+            f"left_padding is {starts}, but must be {rows} numbers from 0 to "
+            f"{length - 1}: one for each row of {length} ids."
+        )
+    cache = KVCache(starts)
+    if cache.left_padding is None:
+        return {}
+    mask = cache.make_mask(length, return_array=True)
+    positions = cache.positions[:, None] + mx.arange(length)  # type: ignore[index]
+    return {"mask": mask, "positions": positions}
