@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import fields, replace
+from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from small import DENSE, EOS, IMAGE, SPARSE, SmallProcessor, random_array, small_model
 
@@ -234,10 +236,28 @@ def test_kv_bits_quantizes_the_cache_on_the_way(model):
 
 
 def test_8_bit_cache_keeps_greedy_tokens(model, processor):
+    """Of random weights; mm1-tiny's are in test_tiny_quantized_cache.py."""
     for prompt in ("5 17 33 8", "40 41 42", "9 9 9 9 9"):
         plain = generate(model, processor, prompt, max_tokens=16)
         eight = generate(model, processor, prompt, max_tokens=16, kv_bits=8)
         assert eight.token_ids == plain.token_ids
+
+
+def test_quantized_kv_start_reaches_the_cache(model, processor, monkeypatch):
+    starts = []
+    make = Decoding.__init__
+
+    def watched(self, *args, **settings):
+        starts.append((settings["kv_bits"], settings["quantized_kv_start"]))
+        make(self, *args, **settings)
+
+    monkeypatch.setattr(Decoding, "__init__", watched)
+    settings = {"max_tokens": 2, "kv_bits": 4, "quantized_kv_start": 1000}
+    late = generate(model, processor, "5 17", **settings)
+    batch_generate(model, processor, ["5 17"], **settings)
+    generate(model, processor, "5 17", max_tokens=2, kv_bits=4)
+    assert starts == [(4, 1000), (4, 1000), (4, 0)]
+    assert late.token_ids == generate(model, processor, "5 17", max_tokens=2).token_ids
 
 
 # --- Text and responses ----------------------------------------------------------
@@ -458,6 +478,11 @@ def test_prompt_over_the_context(processor):
         ({"seed": -1}, "seed is -1, but must be a whole number from 0"),
         ({"temp": -1}, "temp is -1, but must be"),
         ({"repetition_penalty": -2}, "repetition_penalty is -2, but must be"),
+        ({"max_tokens": None}, "max_tokens is None, but must be a whole number"),
+        ({"max_tokens": True}, "max_tokens is True, but must be a whole number"),
+        ({"quantized_kv_start": -1}, "quantized_kv_start is -1, but must be"),
+        ({"chat_template_config": "x"}, "chat_template_config is 'x', but must be a d"),
+        ({"chat_template_config": {1: 2}}, r"is \{1: 2\}, but must be a dict"),
         ({"kv_bits": 3}, "kv_bits is 3, but must be 4, 8 or None"),
         ({"kv_group_size": 48}, "kv_group_size is 48, but must be 32, 64 or 128"),
         ({"stop": ""}, "stop is '', but must be a text of at least one character"),
@@ -477,6 +502,82 @@ def test_unknown_settings_are_named(model, processor):
         generate(model, processor, "5", tempo=1)
 
 
-def test_as_many_lists_of_images_as_prompts(model, processor):
-    with pytest.raises(PromptError, match="2 prompts but 1 lists of images"):
-        batch_generate(model, processor, ["5", "6"], [[1]])
+def test_numbers_may_be_numpys(model, processor):
+    plain = {"max_tokens": 3, "temp": 1.0, "seed": 5, "top_k": 20, "kv_bits": 8}
+    numpys = {
+        "max_tokens": np.int64(3),
+        "temp": np.float32(1),
+        "seed": np.uint32(5),
+        "top_k": np.int32(20),
+        "kv_bits": np.int64(8),
+        "kv_group_size": np.int64(64),
+        "prefill_step_size": np.int16(2048),
+        "repetition_penalty": np.float32(1),
+    }
+    expected = generate(model, processor, "5 17", **plain).token_ids
+    assert generate(model, processor, "5 17", **numpys).token_ids == expected
+    (row,) = batch_generate(model, processor, ["5 17"], **numpys)
+    assert row.token_ids == expected
+
+
+def test_settings_of_the_prompt_reach_the_processor(model):
+    seen = []
+
+    class Watched(SmallProcessor):
+        def __call__(self, prompt, images=None, **settings):
+            seen.append(settings)
+            return super().__call__(prompt, images)
+
+    settings = {"use_template": False, "chat_template_config": {"word": "x"}}
+    generate(model, Watched(), "5", max_tokens=1, **settings)
+    batch_generate(model, Watched(), ["5"], max_tokens=1, **settings)
+    generate(model, Watched(), "5", max_tokens=1)
+    assert seen == [{"system": None, **settings}] * 2 + [{"system": None}]
+
+
+# --- One prompt or many ----------------------------------------------------------
+
+TALK = [{"role": "user", "content": "5 6"}]
+
+
+@pytest.mark.parametrize("verb", [generate, stream_generate])
+@pytest.mark.parametrize("prompts", [["5", "6"], ("5",), [], [TALK, TALK], [TALK, "6"]])
+def test_a_list_of_prompts_is_for_batch_generate(model, processor, verb, prompts):
+    """Only the first one was answered, without a word about the others."""
+    with pytest.raises(PromptError, match=r"list of \d .*use batch_generate\."):
+        verb(model, processor, prompts, max_tokens=1)
+    if prompts:
+        with pytest.raises(PromptError, match="For several prompts use"):
+            batch_generate(model, processor, ["5", prompts], max_tokens=1)
+    assert not [prompt for prompt, _ in processor.seen if prompt != "5"]
+
+
+@pytest.mark.parametrize("talk", [TALK, tuple(TALK)])
+def test_one_conversation_is_one_prompt(model, processor, talk):
+    alone = generate(model, processor, "5 6", max_tokens=3).token_ids
+    assert generate(model, processor, talk, max_tokens=3).token_ids == alone
+    (row,) = batch_generate(model, processor, [talk], max_tokens=3)
+    assert row.token_ids == alone
+
+
+@pytest.mark.parametrize(
+    "prompts, images, message",
+    [
+        ("hi", None, "prompts are one text, but .* Put it into a list, or use gen"),
+        (b"hi", None, "prompts are one text"),
+        (TALK, None, "prompts are one conversation, but batch_generate takes"),
+        (TALK[0], None, "prompts are one conversation"),
+        (["5"], "a.png", "images are one str, but batch_generate takes a list with"),
+        (["5"], b"abc", "images are one bytes"),
+        (["5"], Path("a.png"), r"images are one \w*Path"),
+        (["5"], np.zeros((1, 8, 8, 3), np.uint8), "images are one ndarray"),
+        (["5", "6"], [[1]], "are 2 prompts but 1 entry of images. Give one entry"),
+        (["5"], [[1], []], "are 1 prompt but 2 entries of images"),
+    ],
+)
+def test_a_batch_is_a_list(model, processor, prompts, images, message):
+    """A text was taken for as many prompts as it has letters."""
+    with pytest.raises(PromptError, match=message) as caught:
+        batch_generate(model, processor, prompts, images, max_tokens=1)
+    assert "\n" not in str(caught.value)
+    assert not processor.seen

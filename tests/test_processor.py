@@ -145,6 +145,13 @@ def test_marks_typed_by_a_user_stay_text(processor):
     assert 2 in raw.input_ids[0].tolist()
 
 
+def test_without_the_template_nothing_is_lost(processor):
+    with pytest.raises(PromptError, match="no place for a system message"):
+        processor("Hi", system="S", use_template=False)
+    with pytest.raises(PromptError, match="must be text, but it is of the type list"):
+        processor([{"role": "user", "content": "Hi"}], use_template=False)
+
+
 def test_marks_typed_by_a_user_stay_text_in_jinja(tmp_path):
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}"
@@ -197,8 +204,14 @@ def test_template_variables_and_dropped_images(tmp_path):
     tokenizer = load_tokenizer(write_byte_level(tmp_path))
     config = config_of(image_token_id=3)
     processor = Processor(tokenizer, SETTINGS, config, chat_template=source)
-    assert processor.decode(processor("Hi", word="Oh ").input_ids[0]) == "Oh Hi"
-    processor = Processor(tokenizer, SETTINGS, config, chat_template="{{ 'x' }}")
+    inputs = processor("Hi", chat_template_config={"word": "Oh "})
+    assert processor.decode(inputs.input_ids[0]) == "Oh Hi"
+    with pytest.raises(PromptError, match="sets 'messages', which the prompt itself"):
+        processor("Hi", chat_template_config={"messages": []})
+    with pytest.raises(TypeError, match="imges"):  # not one more variable
+        processor("Hi", imges=[CAT])
+    source = "{{ messages[0].content | replace('<image>', '') }}"
+    processor = Processor(tokenizer, SETTINGS, config, chat_template=source)
     with pytest.raises(
         PromptError, match=r"made 0 <image> of 1 image: it does not fit"
     ):
@@ -221,6 +234,8 @@ def test_a_prompt_is_never_cut(tmp_path):
         match=r"4 text tokens \+ 20 image tokens \(5 images of 4\) = 24, but .* is 20",
     ):
         processor("abc", images=[CAT] * 5)
+    with pytest.raises(PromptError, match=r"Shorten the text or give fewer images\.$"):
+        processor("abc", images=[CAT] * 5)
     with pytest.raises(PromptError, match=r"\+ 5 for the answer = 21.*shorter answer"):
         processor("abc", images=[CAT] * 3, max_tokens=5)
 
@@ -235,8 +250,8 @@ def test_a_prompt_is_never_cut(tmp_path):
         ("<image>", None, "has 1 <image> but no image was given"),
         (7, None, "type int, but text or a list of messages"),
         ([], None, "batch has no prompts"),
-        (["a", "b"], [CAT], "2 prompts but images= has 1 entries"),
-        (["a", "b"], CAT, "2 prompts but images= has 1 entries"),
+        (["a", "b"], [CAT], "2 prompts but images= has 1 entry"),
+        (["a", "b"], CAT, "2 prompts but images= has 1 entry"),
         (["a", 3], None, "type int, but text"),
         (["a", ""], None, "prompt is empty"),
         ("a\ud800", None, "broken character"),

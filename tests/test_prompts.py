@@ -213,7 +213,7 @@ def test_text_is_one_user_message_and_none_is_plain():
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_jinja_text_of_the_builtin_templates_agrees(name):
-    pytest.importorskip("jinja2")
+    need("jinja2")
     source = jinja_source(name)
     talks = [TALK, TALK[:1], [user("a\n 'b' \"c\" {{ d }} <image>"), answer("</s>")]]
     if TEMPLATES[name].system is not None:
@@ -291,17 +291,110 @@ def test_templates_that_loop_over_parts():
     assert render_chat([user("a <image> b")], source) == "a [I] b"
     selected = (
         "{%- for message in messages -%}{%- for content in message.content | "
-        "selectattr('type', 'equalto', 'image') -%}<image>{%- endfor -%}{%- endfor -%}"
+        "selectattr('type', 'equalto', 'image') -%}<image>{%- endfor -%}"
+        "{%- for content in message.content | selectattr('type', 'equalto', 'text') -%}"
+        "{{ content['text'] }}{%- endfor -%}{%- endfor -%}"
     )
-    assert render_chat([user("a <image> b<image>")], selected) == "<image><image>"
+    text = render_chat([user("a <image> b<image>")], selected)
+    assert text == "<image><image>a  b"
     assert not prompts._wants_parts(
         "{% for m in messages %}{{ m.content }}{% endfor %}"
     )
 
 
+# Templates that loop over parts in ways that no look at the source finds.
+LOOPS = [
+    "{% for m in messages %}{% set c = m['content'] %}"
+    "{% for x in c %}{{ x['text'] }}{% endfor %}{% endfor %}",
+    "{% for m in messages %}{% for x in m.get('content') %}{{ x.text }}{% endfor %}"
+    "{% endfor %}",
+    "{% for m in messages %}{{ m['content'] | map(attribute='text') | join }}"
+    "{% endfor %}",
+    "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("source", LOOPS)
+@pytest.mark.parametrize("text", ["Hi", "x", " a red star? ", "'q' \"q\" \n \\ é"])
+def test_no_template_loses_the_users_text(source, text):
+    assert render_chat([user(text)], source) == text
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("{% for m in messages %}{{ m.content | trim | upper }};{% endfor %}", "A B;"),
+        (
+            "{% for m in messages %}{{ m | tojson(ensure_ascii=True) }}{% endfor %}",
+            None,
+        ),
+        (
+            "{% for m in messages %}{{ m.content.split() | join('_') }}{% endfor %}",
+            "a_b",
+        ),
+        (
+            "{% for m in messages %}{% for c in m.content %}{{ c }}{% endfor %}"
+            "{% endfor %}",
+            "a b",
+        ),
+        (
+            "{% for m in messages %}{% if m.content is string %}{{ m.content }}"
+            "{% else %}{{ m.content[0].text }}{% endif %}{% endfor %}",
+            "a b",
+        ),
+    ],
+)
+def test_a_template_may_change_the_text_it_holds(source, expected):
+    text = render_chat([user("a b")], source)
+    assert text == (expected or '{"role": "user", "content": "a b"}')
+
+
+@pytest.mark.parametrize(
+    "source, messages, role",
+    [
+        ("{{ 'a user' }}", [user("user")], "user"),  # the word is there, not the text
+        ("{{ messages[-1].content }}", [user("Hi"), answer("Yo"), user("Bye")], "user"),
+        ("{{ messages[1].content }}", [system("S"), user("Hi")], "system"),
+        (
+            "{% for m in messages %}{% for x in m.content %}{{ x.txt }}{% endfor %}"
+            "{% endfor %}",
+            [user("Hi")],
+            "user",
+        ),
+        (
+            "{% for m in messages %}{% for x in m.content if x.type == 'image' %}"
+            "<image>{% endfor %}{% endfor %}",
+            [user("<image> What?")],
+            "user",
+        ),
+        # Given parts it would print Python's spelling of a list.
+        (
+            "{% if messages[0].content is not string %}{{ messages }}{% endif %}",
+            [user("Hi")],
+            "user",
+        ),
+    ],
+)
+def test_a_template_that_drops_text_is_refused(source, messages, role):
+    with pytest.raises(PromptError, match=f"drops the text of the {role}. Name a b"):
+        render_chat(messages, source)
+
+
+def test_what_has_no_text_cannot_be_dropped():
+    source = "{% for m in messages %}{{ m.content | trim }}|{% endfor %}"
+    talk = [system(" "), user("<image>"), answer("</think>")]
+    assert render_chat(talk, source) == "|<image>|</think>|"
+    assert render_chat(talk[1:], "{{ 7 }}") == "7"
+
+
 def test_dates():
-    text = render_chat("x", "{{ strftime_now('%Y') }}")
-    assert len(text) == 4 and text.isdigit()
+    text = render_chat("x", "{{ strftime_now('%Y') }}{{ messages[0].content }}")
+    assert len(text) == 5 and text[:4].isdigit()
+
+
+def test_variables_may_have_any_name():
+    source = "{{ tools }} {{ source }} {{ messages[0].content }}"
+    assert render_chat("x", source, tools="t", source="s") == "t s x"
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,37 @@ def test_repetition_penalty_by_hand():
     assert penalise(mx.zeros((2, 0), mx.int32), logits).tolist() == logits.tolist()
 
 
+@pytest.mark.parametrize("odd", [4, 5, 7, 1000, -1, -200])
+def test_ids_without_a_logit_change_nothing(odd):
+    """Image slots may have an id beyond the vocabulary: MLX would write to whatever
+    stands there, in a batch another row's logits."""
+    (penalise,) = make_logits_processors(2.0, 3)
+    logits = mx.array([[1.0, -1.0, 4.0, 6.0], [1.0, -1.0, 4.0, 6.0]])
+    tokens = mx.array([[0, 3, odd, odd], [odd, odd, odd, 1]])
+    expected = [[1.0, -1.0, 4.0, 3.0], [1.0, -2.0, 4.0, 6.0]]  # they count as recent
+    assert penalise(tokens, logits).tolist() == expected
+    for row in range(2):
+        alone = penalise(tokens[row : row + 1], logits[row : row + 1])
+        assert alone.tolist() == expected[row : row + 1]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_numbers_may_be_numpys(kind):
+    settings = {"top_p": kind(1), "top_k": np.int32(3), "min_p": kind(0), "seed": 3}
+    logprobs = random_array(2, 9) * 3
+    plain = make_sampler(2.0, 1.0, 3, 0.0, 3)
+    assert make_sampler(kind(2), **settings)(logprobs).tolist() == (
+        plain(logprobs).tolist()
+    )
+    tokens = mx.array([[1, 2, 3], [4, 5, 6]])
+    (ours,) = make_logits_processors(kind(2), np.int64(2))
+    (same,) = make_logits_processors(2.0, 2)
+    assert_equal(ours(tokens, logprobs), same(tokens, logprobs))
+    for value in (True, np.bool_(True), None, 2 + 0j, np.array([1, 2])):
+        with pytest.raises(MM1Error, match=r"top_k is .* but must be a whole number"):
+            make_sampler(top_k=value)
+
+
 @pytest.mark.parametrize("penalty, context", [(1.3, 20), (1.3, 4), (0.8, 20)])
 def test_repetition_penalty_equals_mlx_lm(penalty, context):
     theirs = need("mlx_lm.sample_utils")

@@ -7,15 +7,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.errors import MM1Error, PromptError
-from mm1_mlx.inference.sampling import (
-    check_number,
-    make_logits_processors,
-    make_sampler,
-)
+from mm1_mlx.errors import PromptError
+from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inference.steps import Decoding, encode_images, generate_step
 from mm1_mlx.inference.text import AnswerText
-from mm1_mlx.models.cache import QUANTIZED_BITS
+from mm1_mlx.inputs.prompts import is_conversation, plural
 from mm1_mlx.models.mm1 import MM1
 
 __all__ = [
@@ -64,75 +60,6 @@ class GenerationResponse:
         return self.text
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """The settings that all three verbs take; checked when made."""
-
-    system: str | None = None
-    max_tokens: int = 256
-    temp: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float | None = None
-    repetition_context_size: int = 20
-    seed: int | None = None
-    stop: str | Sequence[str] | None = None
-    kv_bits: int | None = None
-    kv_group_size: int = 64
-    prefill_step_size: int = 2048
-    max_pixels: int | None = None
-    allow_url: bool = False
-
-    def __post_init__(self):
-        if self.max_pixels is not None:
-            check_number("max_pixels", self.max_pixels, 1, whole=True)
-        check_number("max_tokens", self.max_tokens, 1, whole=True)
-        check_number("prefill_step_size", self.prefill_step_size, 1, whole=True)
-        if self.seed is not None:
-            check_number("seed", self.seed, 0, 2**64 - 1, whole=True)
-        if self.kv_bits is not None and self.kv_bits not in QUANTIZED_BITS:
-            raise MM1Error(f"kv_bits is {self.kv_bits!r}, but must be 4, 8 or None.")
-        if self.kv_group_size not in (32, 64, 128):
-            raise MM1Error(
-                f"kv_group_size is {self.kv_group_size!r}, but must be 32, 64 or 128."
-            )
-        if not all(isinstance(stop, str) and stop for stop in self.stops):
-            raise MM1Error(
-                f"stop is {self.stop!r}, but must be a text of at least one character, "
-                f"or a list of such texts."
-            )
-
-    @property
-    def stops(self) -> list[str]:
-        if self.stop is None:
-            return []
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
-
-    def reading(self) -> dict[str, Any]:
-        """The keyword arguments of the processor."""
-        limits: dict[str, Any] = {"system": self.system}
-        if self.max_pixels is not None:
-            limits["max_pixels"] = self.max_pixels
-        if self.allow_url:
-            limits["allow_url"] = True
-        return limits
-
-    def decoding(self) -> dict[str, Any]:
-        """The keyword arguments of Decoding."""
-        return {
-            "sampler": make_sampler(
-                self.temp, self.top_p, self.top_k, self.min_p, self.seed
-            ),
-            "logits_processors": make_logits_processors(
-                self.repetition_penalty, self.repetition_context_size
-            ),
-            "prefill_step_size": self.prefill_step_size,
-            "kv_bits": self.kv_bits,
-            "kv_group_size": self.kv_group_size,
-        }
-
-
 @dataclass
 class _Request:
     """One prompt, read: its tokens, pictures, and how long its answer may be."""
@@ -158,9 +85,10 @@ def _read(
     processor: Any,
     prompt: Prompt,
     images: Images,
-    settings: _Settings,
+    settings: Settings,
 ) -> _Request:
     """Prompt and pictures through the processor; the context is checked here."""
+    _check_one(prompt)
     _check_system(prompt, settings.system)
     inputs = processor(prompt, images=images, **settings.reading())
     ids = inputs.input_ids.tolist()[0]
@@ -179,6 +107,41 @@ def _read(
         image_tokens=ids.count(model.config.image_token_id),
         max_tokens=min(settings.max_tokens, context - len(ids)),
     )
+
+
+def _check_one(prompt: Any) -> None:
+    """Refuse a list that is not one conversation: only its first would be answered."""
+    if not isinstance(prompt, (list, tuple)) or is_conversation(prompt):
+        return
+    raise PromptError(
+        f"The prompt is a list of {plural(len(prompt), 'entry', 'entries')}, but one "
+        f"text or one conversation (a list of "
+        f'{{"role": ..., "content": ...}}) was expected. For several prompts use '
+        f"batch_generate."
+    )
+
+
+def _check_batch(prompts: Any, images: Any) -> None:
+    """Refuse one prompt, or its pictures, where a list for each prompt belongs."""
+    one = "text" if isinstance(prompts, (str, bytes)) else "conversation"
+    if one == "text" or isinstance(prompts, dict) or is_conversation(prompts):
+        raise PromptError(
+            f"The prompts are one {one}, but batch_generate takes a list of prompts. "
+            f"Put it into a list, or use generate."
+        )
+    if images is None:
+        return
+    if not isinstance(images, (list, tuple)):
+        raise PromptError(
+            f"The images are one {type(images).__name__}, but batch_generate takes a "
+            f"list with an entry for each prompt: an image, a list of images, or None."
+        )
+    if len(images) != len(prompts):
+        raise PromptError(
+            f"There are {plural(len(prompts), 'prompt')} but "
+            f"{plural(len(images), 'entry', 'entries')} of images. Give one entry for "
+            f"each prompt: an image, a list of images, or None."
+        )
 
 
 def _check_system(prompt: Prompt, system: str | None) -> None:
@@ -267,27 +230,18 @@ def stream_generate(
         seed=None: the same seed gives the same answer
         stop=None: a text or texts; the answer ends before the first one
         kv_bits=None: 8 or 4 stores the cache quantized; kv_group_size=64
+        quantized_kv_start=0: tokens from which on kv_bits holds
+        use_template=True: False takes the prompt's text without the chat template
+        chat_template_config=None: variables for the template, {"name": value}
         prefill_step_size=2048: prompt tokens per step
         max_pixels=None: a picture's pixels at most; None takes the processor's limit
         allow_url=False: whether pictures may be https addresses
 
     Raises PromptError and ImageError from the processor, PromptError for a prompt over
-    the context, MM1Error for a setting out of range.
+    the context or a list of prompts, MM1Error for a setting out of range.
     """
-    return _stream(model, processor, prompt, images, _settings(settings))
-
-
-def _settings(given: dict[str, Any]) -> _Settings:
-    try:
-        settings = _Settings(**given)
-    except TypeError:
-        known = sorted(_Settings.__dataclass_fields__)
-        unknown = sorted(set(given) - set(known))
-        raise TypeError(
-            f"unknown settings {unknown}; the settings are {', '.join(known)}"
-        ) from None
-    settings.decoding()  # checks the sampling settings before anything runs
-    return settings
+    _check_one(prompt)
+    return _stream(model, processor, prompt, images, Settings.of(settings))
 
 
 def _stream(
@@ -295,7 +249,7 @@ def _stream(
     processor: Any,
     prompt: Prompt,
     images: Images,
-    settings: _Settings,
+    settings: Settings,
 ) -> Generator[GenerationResponse, None, None]:
     clock = _Clock()
     request = _read(model, processor, prompt, images, settings)
@@ -351,7 +305,11 @@ def generate(
     **settings: Any,
 ) -> GenerationResponse:
     """The whole answer to a prompt; arguments and errors as stream_generate."""
-    pieces = list(stream_generate(model, processor, prompt, images, **settings))
+    return joined(list(stream_generate(model, processor, prompt, images, **settings)))
+
+
+def joined(pieces: Sequence[GenerationResponse]) -> GenerationResponse:
+    """The whole answer from all the pieces of stream_generate."""
     return replace(
         pieces[-1],
         text="".join(piece.text for piece in pieces),
@@ -372,15 +330,12 @@ def batch_generate(
     stream_generate, for all rows; a prompt that fails fails the call. The rates of a
     row count its own tokens over the batch's time, so they add up.
 
-    images: for each prompt what stream_generate takes.
+    prompts: a list of what stream_generate takes. images: a list with an entry for each
+    prompt: one image, a list of images, or None.
     """
-    chosen = _settings(settings)
-    if images is not None and len(images) != len(prompts):
-        raise PromptError(
-            f"There are {len(prompts)} prompts but {len(images)} lists of images. Give "
-            f"one list for each prompt; it may be empty."
-        )
-    if not prompts:
+    chosen = Settings.of(settings)
+    _check_batch(prompts, images)
+    if not len(prompts):
         return []
     clock = _Clock()
     lists = images if images is not None else [None] * len(prompts)
@@ -402,7 +357,7 @@ def _run_batch(
     requests: list[_Request],
     answers: list[AnswerText],
     features: mx.array | None,
-    settings: _Settings,
+    settings: Settings,
     clock: _Clock,
 ) -> list[GenerationResponse]:
     longest = max(len(request.input_ids) for request in requests)

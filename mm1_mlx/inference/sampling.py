@@ -7,6 +7,8 @@ settings carry over. A sampler owns its random state; MLX's global one is not to
 import math
 import os
 from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
 
 import mlx.core as mx
 
@@ -75,7 +77,10 @@ def make_sampler(
     same seed gives the same tokens; None gives others each time. Its random state is in
     `sampler.state`, a list with one key, so that who samples can evaluate it.
     """
-    _check_sampling(temp, top_p, top_k, min_p)
+    temp = check_number("temp", temp, 0)
+    top_p = check_number("top_p", top_p, 0, 1)
+    top_k = check_number("top_k", top_k, 0, whole=True)
+    min_p = check_number("min_p", min_p, 0, 1)
     if temp == 0:
         return greedy
     return _RandomSampler(temp, top_p, top_k, min_p, seed)
@@ -108,48 +113,51 @@ def make_logits_processors(
 
     repetition_penalty: the logits of the last repetition_context_size tokens are
     divided by it where positive and multiplied where negative (arXiv 1909.05858);
-    above 1 they become less likely. None, 0 and 1 are off.
+    above 1 they become less likely. None, 0 and 1 are off. An id that has no logit, as
+    image slots may have, counts among the recent ones and changes nothing.
     """
     if repetition_penalty is None:
         return []
-    context = repetition_context_size
-    check_number("repetition_penalty", repetition_penalty, 0)
-    check_number("repetition_context_size", context, 1, whole=True)
-    if repetition_penalty in (0, 1):
+    penalty = check_number("repetition_penalty", repetition_penalty, 0)
+    context = check_number(
+        "repetition_context_size", repetition_context_size, 1, whole=True
+    )
+    if penalty in (0, 1):
         return []
 
     def penalise(tokens: mx.array, logits: mx.array) -> mx.array:
         recent = tokens[:, -context:]
         if not recent.size:
             return logits
-        chosen = mx.take_along_axis(logits, recent, axis=-1)
-        penalty = repetition_penalty
+        size = logits.shape[-1]
+        # MLX checks no index: one beyond the vocabulary is the next row of the batch.
+        # So ids without a logit are sent to a spare column, which is cut off again.
+        recent = mx.where((recent >= 0) & (recent < size), recent, size)
+        spare = mx.zeros((logits.shape[0], 1), logits.dtype)
+        padded = mx.concatenate([logits, spare], axis=-1)
+        chosen = mx.take_along_axis(padded, recent, axis=-1)
         chosen = mx.where(chosen < 0, chosen * penalty, chosen / penalty)
-        return mx.put_along_axis(logits, recent, chosen, axis=-1)
+        return mx.put_along_axis(padded, recent, chosen, axis=-1)[:, :size]
 
     return [penalise]
 
 
-def _check_sampling(temp: float, top_p: float, top_k: int, min_p: float) -> None:
-    check_number("temp", temp, 0)
-    check_number("top_p", top_p, 0, 1)
-    check_number("top_k", top_k, 0, whole=True)
-    check_number("min_p", min_p, 0, 1)
-
-
 def check_number(
     name: str,
-    value: float,
+    value: Any,
     least: float,
     most: float = math.inf,
     *,
     whole: bool = False,
-) -> None:
-    """MM1Error unless `value` is a finite number in [least, most], whole if asked."""
-    kinds = int if whole else (int, float)
-    fits = isinstance(value, kinds) and not isinstance(value, bool)
-    if fits and math.isfinite(value) and least <= value <= most:
-        return
+) -> Any:
+    """The value as Python's int (if `whole`) or float, also where NumPy gave it.
+
+    MM1Error unless it is a finite number in [least, most]. bool is no number.
+    """
+    if isinstance(value, Integral if whole else Real) and not isinstance(value, bool):
+        number = int(value) if whole else float(value)
+        if (whole or math.isfinite(number)) and least <= number <= most:
+            return number
     kind = "a whole number" if whole else "a number"
     limits = f"from {least} to {most}" if most < math.inf else f"of {least} or more"
     raise MM1Error(f"{name} is {value!r}, but must be {kind} {limits}.")

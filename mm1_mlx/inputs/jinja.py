@@ -59,7 +59,7 @@ def _compile(source: str):
         ) from error
 
 
-def render(source: str, **variables: Any) -> str:
+def render(source: str, /, **variables: Any) -> str:
     """The text that a Jinja chat template makes of its variables.
 
     Variables as transformers passes them: messages, add_generation_prompt, bos_token,
@@ -67,7 +67,7 @@ def render(source: str, **variables: Any) -> str:
     """
     template = _compile(source)
     try:
-        return template.render(tools=None, documents=None, **variables)
+        return template.render({"tools": None, "documents": None, **variables})
     except PromptError:
         raise
     except Exception as error:  # a template can fail in any way Python can

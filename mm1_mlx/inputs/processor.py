@@ -4,7 +4,7 @@ Everything that a user can get wrong about a prompt is checked here, before the 
 runs: counts of images and slots, length, ids. A prompt is never cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mm1_mlx.inputs.prompts import (
     flatten_messages,
     guard,
     image_separator,
+    is_conversation,
     place_images,
     plural,
     render_chat,
@@ -37,7 +38,9 @@ class Inputs:
 
     input_ids: (B, L) int32; an image is tokens_per_image times config.image_token_id.
     pixel_values: (N, H, W, 3) float32 in reading order (row by row), None without
-    images. left_padding: (B,) int32, how many ids in front of each row are padding.
+    images. left_padding: (B,) int32, how many ids in front of each row are padding;
+    a model that is called with a padded batch must be given it (model(input_ids,
+    pixel_values, left_padding=left_padding)), or it reads the padding as text.
     images_per_row: how many of the N images each row has.
     """
 
@@ -138,7 +141,7 @@ class Processor:
         max_tokens: int = 0,
         max_pixels: int = MAX_PIXELS,
         allow_url: bool = False,
-        **variables: Any,
+        chat_template_config: Mapping[str, Any] | None = None,
     ) -> Inputs:
         """The model's inputs for a prompt or a batch of them.
 
@@ -147,21 +150,24 @@ class Processor:
         is padded on the left. images: one image or a list; for a batch a list with an
         entry for each prompt. An image is whatever load_image takes. system: a system
         message for text prompts. use_template: False takes text as it is, with the
-        vocabulary's marks in it. max_tokens: room to keep for the answer. variables:
-        for a Jinja chat template.
+        vocabulary's marks in it. max_tokens: room to keep for the answer.
+        chat_template_config: names and values of a Jinja template's own variables.
 
         Raises PromptError and ImageError before anything is computed.
         """
-        batch = isinstance(prompt, (list, tuple)) and not _is_messages(prompt)
+        batch = isinstance(prompt, (list, tuple)) and not is_conversation(prompt)
         if batch and not prompt:
             raise PromptError("The batch has no prompts: give at least one.")
         prompts = list(prompt) if batch else [prompt]
         given = _images_per_prompt(images, len(prompts), batch)
         rows, sources = [], []
         for one, its_images in zip(prompts, given, strict=True):
-            text, its_images = self._text(
-                one, its_images, system=system, use_template=use_template, **variables
-            )
+            if use_template:
+                text, its_images = self._text(
+                    one, its_images, system, chat_template_config or {}
+                )
+            else:
+                text = _raw_text(one, len(its_images), system)
             row = self._ids(text, len(its_images))
             self._check_length(row, len(its_images), max_tokens)
             rows.append(row)
@@ -187,19 +193,15 @@ class Processor:
         self,
         prompt: Any,
         images: list,
-        *,
         system: str | None,
-        use_template: bool,
-        **variables: Any,
+        variables: Mapping[str, Any],
     ) -> tuple[str, list]:
         """The whole text for the tokenizer, one slot for each image, and the images."""
         if isinstance(prompt, str):
-            if not use_template:
-                return with_image_slots(prompt, len(images)), images
             # Checked here so that the message speaks of a prompt, not of messages.
             with_image_slots(prompt, len(images))
             messages = [{"role": "user", "content": prompt}]
-        elif _is_messages(prompt):
+        elif is_conversation(prompt):
             messages = list(prompt)
         else:
             raise PromptError(
@@ -220,6 +222,11 @@ class Processor:
         template = self.chat_template
         flat = place_images(flat, len(images), separator=image_separator(template))
         tokens = self.tokenizer.template_tokens()
+        if taken := sorted({"messages", "template"} & set(variables)):
+            raise PromptError(
+                f"chat_template_config sets {taken[0]!r}, which the prompt itself is "
+                f"for. Take it out."
+            )
         text = render_chat(flat, template, **{**tokens, **variables})
         if (slots := text.count(IMAGE_TOKEN)) != len(images):
             raise PromptError(
@@ -272,8 +279,12 @@ class Processor:
             f"The prompt is too long: {len(ids) - image_tokens} text tokens + "
             f"{image_tokens} image tokens ({plural(num_images, 'image')} of "
             f"{self.tokens_per_image}){answer} = {total}, but the model's context is "
-            f"{limit}. Shorten the text, give fewer images"
-            + (", or ask for a shorter answer." if max_tokens else ".")
+            f"{limit}. Shorten the text"
+            + (
+                ", give fewer images, or ask for a shorter answer."
+                if max_tokens
+                else " or give fewer images."
+            )
         )
 
     def _pad(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -297,13 +308,19 @@ class Processor:
         return self.tokenizer.detokenizer()
 
 
-def _is_messages(prompt: Any) -> bool:
-    """Whether this is one conversation, and not a batch."""
-    return (
-        isinstance(prompt, (list, tuple))
-        and bool(prompt)
-        and all(isinstance(message, dict) for message in prompt)
-    )
+def _raw_text(prompt: Any, num_images: int, system: str | None) -> str:
+    """A prompt without a chat template: text, and no place for a system message."""
+    if not isinstance(prompt, str):
+        raise PromptError(
+            f"Without the chat template a prompt must be text, but it is of the type "
+            f"{type(prompt).__name__}. Write the whole text, or use the template."
+        )
+    if system:
+        raise PromptError(
+            "Without the chat template there is no place for a system message: write "
+            "it into the prompt, or use the template."
+        )
+    return with_image_slots(prompt, num_images)
 
 
 def _images_per_prompt(images: Any, count: int, batch: bool) -> list[list]:
@@ -315,7 +332,8 @@ def _images_per_prompt(images: Any, count: int, batch: bool) -> list[list]:
     if not isinstance(images, (list, tuple)) or len(images) != count:
         found = len(images) if isinstance(images, Sequence) else 1
         raise PromptError(
-            f"The batch has {plural(count, 'prompt')} but images= has {found} entries. "
+            f"The batch has {plural(count, 'prompt')} but images= has "
+            f"{plural(found, 'entry', 'entries')}. "
             f"Give a list with one entry (an image, a list, or None) for each prompt."
         )
     return [_listed(entry) for entry in images]

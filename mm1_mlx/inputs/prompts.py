@@ -19,12 +19,22 @@ from mm1_mlx.errors import PromptError
 
 IMAGE_TOKEN = "<image>"
 GUARD = "\ufdd0"  # a noncharacter: no text or vocabulary has it
+_TRACER = "\ufdd1"  # another one
 ROLES = ("system", "user", "assistant")
 
 
-def plural(count: int, noun: str) -> str:
-    """'1 image', '2 images'."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """'1 image', '2 images', and '2 entries' where an s is not enough."""
+    return f"{count} {noun if count == 1 else many or noun + 's'}"
+
+
+def is_conversation(prompt: Any) -> bool:
+    """Whether this is one list of messages, and not a batch of prompts."""
+    return (
+        isinstance(prompt, (list, tuple))
+        and bool(prompt)
+        and all(isinstance(message, dict) for message in prompt)
+    )
 
 
 def guard(text: str, marks: Iterable[str]) -> str:
@@ -333,22 +343,73 @@ def _as_parts(text: str) -> list[dict]:
 
 
 def _wants_parts(source: str) -> bool:
-    """Whether a Jinja template loops over the parts of a content.
-
-    Given text, such a template loops over letters and silently drops all of it.
-    """
+    """Whether a Jinja template seems to loop over the parts of a content."""
     content = r"(?:\.content|\[\s*['\"]content['\"]\s*\])"
     return (
         re.search(rf"{{%-?\s*for\s+\w+\s+in\s+[\w\[\]]+{content}", source) is not None
     )
 
 
-def _render_jinja(source: str, messages: list[dict], **variables: Any) -> str:
+def _with_tracers(messages: list[dict]) -> tuple[list[dict], list[tuple[str, str]]]:
+    """The messages with a tracer in each text of a user or system; role and tracer.
+
+    A tracer stands after the first letter, so that trimming and tests of the beginning
+    do what they do without it.
+    """
+    traced, tracers = [], []
+    for message in messages:
+        pieces = message["content"].split(IMAGE_TOKEN)
+        if message["role"] in ("user", "system"):
+            for i, piece in enumerate(pieces):
+                if not piece.strip():
+                    continue
+                at = len(piece) - len(piece.lstrip()) + 1
+                tracer = f"{_TRACER}{len(tracers)}{_TRACER}"
+                tracers.append((message["role"], tracer))
+                pieces[i] = piece[:at] + tracer + piece[at:]
+        traced.append({**message, "content": IMAGE_TOKEN.join(pieces)})
+    return traced, tracers
+
+
+def _dropped(text: str, tracers: list[tuple[str, str]]) -> str | None:
+    """The role whose text is not in a rendered text, or None."""
+    text = text.replace("\\ufdd1", _TRACER)  # as JSON may spell it
+    return next((role for role, tracer in tracers if tracer not in text), None)
+
+
+def _render_jinja(source: str, messages: list[dict], /, **variables: Any) -> str:
+    """What a Jinja template makes of flat messages, with nobody's words lost.
+
+    Some templates take a content as text, others as a list of parts. Given the wrong
+    one they loop over letters, or find no 'text', and silently drop all of it; and no
+    look at the source can tell in all cases. So each is tried on a copy with tracers.
+    """
     from mm1_mlx.inputs.jinja import render
 
-    if _wants_parts(source):
-        messages = [{**m, "content": _as_parts(m["content"])} for m in messages]
-    return render(source, messages=messages, **variables)
+    def given(messages: list[dict], as_parts: bool) -> list[dict]:
+        if not as_parts:
+            return messages
+        return [{**m, "content": _as_parts(m["content"])} for m in messages]
+
+    traced, tracers = _with_tracers(messages)
+    first = _wants_parts(source)
+    lost = None
+    for as_parts in (first, not first):
+        try:
+            found = render(source, messages=given(traced, as_parts), **variables)
+        except PromptError:
+            if as_parts == first:
+                raise
+            break
+        dropped = _dropped(found, tracers)
+        # A list that is printed as Python spells it is no text either.
+        if dropped is None and not (as_parts and "{'type': 'text', 'text': " in found):
+            return render(source, messages=given(messages, as_parts), **variables)
+        lost = lost or dropped
+    raise PromptError(
+        f"The model's chat template drops the text of the {lost or 'user'}. Name a "
+        f"built-in template, or convert the model again with a whole one."
+    )
 
 
 def render_chat(

@@ -1,0 +1,128 @@
+"""The settings of an answer, checked before anything runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mm1_mlx.errors import MM1Error
+from mm1_mlx.inference.sampling import (
+    check_number,
+    make_logits_processors,
+    make_sampler,
+)
+from mm1_mlx.models.cache import QUANTIZED_BITS
+
+# What is counted: the least, and the most where there is one.
+_WHOLE = {
+    "max_tokens": (1,),
+    "prefill_step_size": (1,),
+    "quantized_kv_start": (0,),
+    "max_pixels": (1,),
+    "seed": (0, 2**64 - 1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What generate, stream_generate and batch_generate take; stream_generate explains.
+
+    Raises MM1Error for a value that is out of range. Numbers may be NumPy's.
+    """
+
+    system: str | None = None
+    max_tokens: int = 256
+    temp: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float | None = None
+    repetition_context_size: int = 20
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    quantized_kv_start: int = 0
+    prefill_step_size: int = 2048
+    max_pixels: int | None = None
+    allow_url: bool = False
+    use_template: bool = True
+    chat_template_config: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        for name, limits in _WHOLE.items():
+            value = getattr(self, name)
+            if value is not None or name in ("max_tokens", "prefill_step_size"):
+                self._set(name, check_number(name, value, *limits, whole=True))
+        self._set_choice("kv_bits", (*QUANTIZED_BITS, None))
+        self._set_choice("kv_group_size", (32, 64, 128))
+        if not all(isinstance(stop, str) and stop for stop in self.stops):
+            raise MM1Error(
+                f"stop is {self.stop!r}, but must be a text of at least one character, "
+                f"or a list of such texts."
+            )
+        names = self.chat_template_config
+        if names is not None and not (
+            isinstance(names, Mapping) and all(isinstance(name, str) for name in names)
+        ):
+            raise MM1Error(
+                f"chat_template_config is {names!r}, but must be a dict with the names "
+                f"and values of the template's variables."
+            )
+        self.decoding()  # checks the sampling settings
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> "Settings":
+        """From keyword arguments; TypeError for an unknown one."""
+        known = sorted(cls.__dataclass_fields__)
+        if unknown := sorted(set(given) - set(known)):
+            raise TypeError(
+                f"unknown settings {unknown}; the settings are {', '.join(known)}"
+            )
+        return cls(**given)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen
+
+    def _set_choice(self, name: str, choices: tuple) -> None:
+        """The choice that the value equals: NumPy's 8 becomes 8."""
+        value = getattr(self, name)
+        if isinstance(value, bool) or value not in choices:
+            *others, last = choices
+            listed = f"{', '.join(map(str, others))} or {last}"
+            raise MM1Error(f"{name} is {value!r}, but must be {listed}.")
+        self._set(name, choices[choices.index(value)])
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings as a list."""
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    def reading(self) -> dict[str, Any]:
+        """The keyword arguments of the processor."""
+        given: dict[str, Any] = {"system": self.system}
+        if self.max_pixels is not None:
+            given["max_pixels"] = self.max_pixels
+        if self.allow_url:
+            given["allow_url"] = True
+        if not self.use_template:
+            given["use_template"] = False
+        if self.chat_template_config:
+            given["chat_template_config"] = self.chat_template_config
+        return given
+
+    def decoding(self) -> dict[str, Any]:
+        """The keyword arguments of Decoding."""
+        return {
+            "sampler": make_sampler(
+                self.temp, self.top_p, self.top_k, self.min_p, self.seed
+            ),
+            "logits_processors": make_logits_processors(
+                self.repetition_penalty, self.repetition_context_size
+            ),
+            "prefill_step_size": self.prefill_step_size,
+            "kv_bits": self.kv_bits,
+            "kv_group_size": self.kv_group_size,
+            "quantized_kv_start": self.quantized_kv_start,
+        }
