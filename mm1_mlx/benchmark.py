@@ -1,5 +1,10 @@
 """python -m mm1_mlx.benchmark: measure this machine, and say what was measured."""
 
+if __name__ == "__main__":  # first: it takes Ctrl-C from here on
+    from mm1_mlx.__main__ import enter
+
+    enter("benchmark")
+
 import argparse
 import sys
 
@@ -54,7 +59,3 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command: arguments in, exit code out."""
     return run_door(parser(), run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,16 @@
 """python -m mm1_mlx.generate: answer a prompt about images."""
 
+if __name__ == "__main__":  # first: it takes Ctrl-C from here on
+    from mm1_mlx.__main__ import enter
+
+    enter("generate")
+
 import argparse
 import sys
 import time
 from typing import Any
 
-from mm1_mlx.cli.parser import Parser, number, whole_number
+from mm1_mlx.cli.parser import Parser, json_object, number, some_text, whole_number
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.verbs import make_callable
 from mm1_mlx.errors import PromptError
@@ -53,6 +58,17 @@ def parser() -> Parser:
         "'-' reads stdin",
     )
     add("--system", metavar="TEXT", help="system prompt")
+    add(
+        "--ignore-chat-template",
+        action="store_true",
+        help="take the prompt as it is, without the model's chat template",
+    )
+    add(
+        "--chat-template-config",
+        type=json_object,
+        metavar="JSON",
+        help="variables for the chat template: one JSON object",
+    )
     _add_length(parser)
     _add_sampling(parser)
     _add_images(parser)
@@ -74,6 +90,7 @@ def _add_length(parser: Parser) -> None:
     )
     add(
         "--stop",
+        type=some_text,
         action="append",
         metavar="TEXT",
         help="end before this text; may be repeated",
@@ -167,6 +184,13 @@ def _add_cache(parser: Parser) -> None:
         help="values per scale of --kv-bits (%(default)s)",
     )
     add(
+        "--quantized-kv-start",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="tokens from which on --kv-bits holds (%(default)s)",
+    )
+    add(
         "--prefill-step-size",
         type=whole_number(1),
         default=2048,
@@ -208,11 +232,9 @@ def read_prompt(given: str) -> str:
 def run(args: argparse.Namespace) -> None:
     """Load, answer, print."""
     prompt = read_prompt(args.prompt)
-    if args.model is None and not args.quiet:
-        print(_ABOUT_TINY, file=sys.stderr)
 
     from mm1_mlx.cli.statistics import as_json, statistics
-    from mm1_mlx.inference.generation import generate
+    from mm1_mlx.inference.generation import stream_generate
     from mm1_mlx.inference.wired import wired_limit
     from mm1_mlx.loading import load
 
@@ -224,26 +246,32 @@ def run(args: argparse.Namespace) -> None:
         _print_setting(name, time.perf_counter() - start)
 
     with wired_limit():
-        if args.json:
-            last = generate(model, processor, prompt, args.image, **_settings(args))
-            print(as_json(last, model=name))
-        else:
-            last = _stream(model, processor, prompt, args)
+        pieces = stream_generate(
+            model, processor, prompt, args.image, **_settings(args)
+        )
+        whole = _print_answer(pieces, args)
+    if args.json:
+        print(as_json(whole, model=name))
     if not args.quiet:
-        print(statistics(last), file=sys.stderr)
+        print(statistics(whole), file=sys.stderr)
 
 
-def _stream(model: Any, processor: Any, prompt: str, args: argparse.Namespace) -> Any:
-    """Print the answer as it comes; give the last response."""
-    from mm1_mlx.inference.generation import stream_generate
+def _print_answer(pieces: Any, args: argparse.Namespace) -> Any:
+    """Print the answer as it comes, unless it will be an object; give the whole one."""
+    from mm1_mlx.inference.generation import joined
 
-    last = None
-    for last in stream_generate(
-        model, processor, prompt, args.image, **_settings(args)
-    ):
-        print(last.text, end="", flush=True)
-    print(flush=True)
-    return last
+    kept = []
+    for piece in pieces:
+        # Only now is it known that the prompt and the pictures could be read: an
+        # error about them stands alone.
+        if not kept and args.model is None and not args.quiet:
+            print(_ABOUT_TINY, file=sys.stderr)
+        kept.append(piece)
+        if not args.json:
+            print(piece.text, end="", flush=True)
+    if not args.json:
+        print(flush=True)
+    return joined(kept)
 
 
 def _resize_as_asked(processor: Any, args: argparse.Namespace) -> None:
@@ -258,11 +286,15 @@ def _resize_as_asked(processor: Any, args: argparse.Namespace) -> None:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "system max_tokens temp top_p top_k min_p repetition_penalty "
-        "repetition_context_size seed stop kv_bits kv_group_size prefill_step_size "
-        "allow_url"
+        "repetition_context_size seed stop kv_bits kv_group_size quantized_kv_start "
+        "prefill_step_size allow_url chat_template_config"
     )
     chosen = {name: getattr(args, name) for name in names.split()}
-    return {**chosen, "max_pixels": args.max_image_pixels}
+    return {
+        **chosen,
+        "max_pixels": args.max_image_pixels,
+        "use_template": not args.ignore_chat_template,
+    }
 
 
 def _print_setting(name: str, seconds: float) -> None:
@@ -280,7 +312,3 @@ def _print_setting(name: str, seconds: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command: arguments in, exit code out."""
     return run_door(parser(), run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,12 @@
 """python -m mm1_mlx.info: parts, parameters and memory of a model."""
 
+if __name__ == "__main__":  # first: it takes Ctrl-C from here on
+    from mm1_mlx.__main__ import enter
+
+    enter("info")
+
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ _ASSETS = Path(__file__).parent / "assets"
 
 def parser() -> Parser:
     p = Parser(
-        prog="mm1_mlx.info",
+        prog="mm1_mlx info",
         description="Parts, parameters and memory of a model; no weights are loaded.",
     )
     add = p.add_argument
@@ -59,7 +63,7 @@ def find_config(name: str) -> tuple[MM1Config | VisionConfig, Path | None]:
     close = did_you_mean(name, PRESETS)
     raise CheckpointError(
         f"There is no model {name!r}: not a preset, not a folder with a config.json"
-        f"{close or '; run mm1_mlx.info without --model for the presets'}."
+        f"{close or '; run mm1_mlx info without --model for the presets'}."
     )
 
 
@@ -216,7 +220,3 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     return run_door(parser(), run, argv, needs_mlx=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

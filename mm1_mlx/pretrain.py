@@ -1,5 +1,10 @@
 """python -m mm1_mlx.pretrain: train a small MM1 from scratch, by a recipe file."""
 
+if __name__ == "__main__":  # first: it takes Ctrl-C from here on
+    from mm1_mlx.__main__ import enter
+
+    enter("pretrain")
+
 import argparse
 import signal
 import sys
@@ -195,7 +200,3 @@ def _is_first_process() -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     return run_door(parser(), run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

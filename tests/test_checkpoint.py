@@ -25,6 +25,7 @@ from mm1_mlx.checkpoint.folder import (
 from mm1_mlx.checkpoint.hub import find_folder
 from mm1_mlx.checkpoint.safetensors import TensorInfo, read_header
 from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.presets import ENCODERS, PRESETS
 
 WEIGHTS = {
     "a": mx.arange(6, dtype=mx.float32).reshape(2, 3),
@@ -375,6 +376,18 @@ def test_built_in_names(tmp_path, monkeypatch):
 def test_unknown_names(name, message):
     with pytest.raises(CheckpointError, match=message):
         find_folder(name)
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "MM1-3B"])
+def test_a_preset_has_no_weights(name):
+    what = "a size of the papers, without public weights"
+    if name in ENCODERS:
+        what = "an encoder alone, not a whole model"
+    with pytest.raises(CheckpointError) as caught:
+        find_folder(name)
+    start, cure = str(caught.value).split(". Pretrain a model ")
+    assert start == f"'{name.lower()}' is {what}"
+    assert "convert one" in cure and cure.endswith("use the built-in mm1-tiny.")
 
 
 def test_a_file_is_not_a_folder(tmp_path):

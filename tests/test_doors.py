@@ -90,6 +90,37 @@ def test_ctrl_c_while_the_answer_comes_keeps_what_was_printed():
     assert not error
 
 
+INTERRUPTING = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+"""
+
+
+@pytest.mark.parametrize("spelling", [("mm1_mlx.generate",), ("mm1_mlx", "generate")])
+@pytest.mark.parametrize(
+    "module",
+    ["argparse", "mm1_mlx.cli.doors", "mm1_mlx.cli.run", "mm1_mlx.errors", "mlx.core"],
+)
+def test_ctrl_c_while_the_door_is_imported_exits_130(spelling, module, tmp_path):
+    """Each import is interrupted by a module that Python loads before all others."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format(module))
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run_python("-m", *spelling, "-p", "hi", env={"PYTHONPATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("door", ["info", "benchmark", "pretrain"])
+def test_ctrl_c_while_another_door_is_imported_exits_130(door, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format("mm1_mlx.cli.run"))
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run_python("-m", f"mm1_mlx.{door}", env={"PYTHONPATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_closed_pipe_is_quiet():
     code = DOOR.format("[print('line', i) for i in range(100_000)]")
     process = subprocess.Popen(
@@ -259,6 +290,8 @@ def test_statistics_by_hand():
         "Peak memory: 0.040 GB"
     )
     assert "Image" not in statistics(response(num_images=0, image_size=None))
+    one = statistics(response(generation_tokens=1, generation_tps=float("nan")))
+    assert one.splitlines()[3] == "Generation: 1 tokens"
 
 
 def test_json_has_no_nan():

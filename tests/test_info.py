@@ -69,13 +69,16 @@ def test_a_folder(tmp_path):
 def test_wrong_input(tmp_path):
     unknown = run_cli("info", "--model", "mm1-8b")
     assert_fails(unknown, r"no model 'mm1-8b'", r"did you mean 'mm1-\db'")
+    capitals = run_cli("info", "--model", "MM1-3B")
+    assert_fails(capitals, r"no model 'MM1-3B'.*; did you mean 'mm1-3b'\?")
     assert_fails(run_cli("info", "--model", "zzz"), r"without --model for the presets")
     assert_fails(run_cli("info", "--model", tmp_path), r"has no config\.json")
     file = tmp_path / "config.json"
     file.write_text("{")
     assert_fails(run_cli("info", "--model", tmp_path), r"cannot be read as JSON")
     file.write_text('{"model_type": "llama"}')
-    assert_fails(run_cli("info", "--model", tmp_path), r"config: missing|unknown keys")
+    foreign = run_cli("info", "--model", tmp_path)
+    assert_fails(foreign, r"model_type is 'llama', but must be 'mm1'")
     usage = run_cli("info", "--model", "mm1-3b", "--tokens", "0")
     assert_fails(usage, r"--tokens: must be a whole number of 1 or more", code=2)
 

@@ -54,6 +54,19 @@ def _built_in(name: str) -> Path:
 def _unknown(text: str) -> str:
     import difflib
 
+    from mm1_mlx.presets import MODELS, PRESETS
+
+    if (name := text.lower()) in PRESETS:
+        what = (
+            "a size of the papers, without public weights"
+            if name in MODELS
+            else "an encoder alone, not a whole model"
+        )
+        return (
+            f"'{name}' is {what}. Pretrain a model (python -m mm1_mlx pretrain) or "
+            f"convert one (python -m mm1_mlx convert) and give its folder, or use the "
+            f"built-in {', '.join(BUILT_IN)}."
+        )
     names = ", ".join(BUILT_IN)
     close = difflib.get_close_matches(text.lower(), BUILT_IN, n=1, cutoff=0.5)
     guess = f" Did you mean '{close[0]}'?" if close else ""

@@ -68,9 +68,12 @@ def usage_error(message: str, prog: str) -> str:
 
 
 def did_you_mean(name: str, known) -> str:
-    """What to add to a message about an unknown name; '' when nothing is close."""
-    bare = {str(k).lstrip("-"): str(k) for k in known}  # dashes make all flags alike
-    close = difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.6)
+    """What to add to a message about an unknown name; '' when nothing is close.
+
+    Capitals do not count, nor do the dashes of flags, which make all of them alike.
+    """
+    bare = {str(k).lstrip("-").lower(): str(k) for k in known}
+    close = difflib.get_close_matches(name.lstrip("-").lower(), bare, n=1, cutoff=0.6)
     return f"; did you mean '{bare[close[0]]}'?" if close else ""
 
 
@@ -116,3 +119,25 @@ def number(
         return _number(float, text, what, fits)
 
     return parse
+
+
+def some_text(text: str) -> str:
+    """A type for add_argument: a text of at least one character."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a text of at least one character")
+    return text
+
+
+def json_object(text: str) -> dict:
+    """A type for add_argument: a JSON object, as Python's dict."""
+    import json
+
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(
+            f"must be a JSON object like '{{\"name\": true}}', not '{text}'"
+        )
+    return value

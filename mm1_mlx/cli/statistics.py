@@ -1,5 +1,6 @@
 """What a run cost: the lines that users of mlx-lm and mlx-vlm know, and one object."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ def statistics(response: "GenerationResponse") -> str:
     """The block for stderr.
 
     Scripts read the lines Prompt, Generation and Peak memory, so these keep the words
-    of mlx-lm. The decode rate leaves out the first token, which the prompt paid for.
+    of mlx-lm. The decode rate leaves out the first token, which the prompt paid for, so
+    an answer of one token has none.
     """
+    generation = f"Generation: {response.generation_tokens} tokens"
+    if not math.isnan(response.generation_tps):
+        generation += f", {response.generation_tps:.3f} tokens-per-sec"
     lines = ["=" * 10]
     if response.image_size is not None:
         width, height = response.image_size
@@ -39,8 +44,7 @@ def statistics(response: "GenerationResponse") -> str:
     lines += [
         f"Prompt: {response.prompt_tokens} tokens, "
         f"{response.prompt_tps:.3f} tokens-per-sec",
-        f"Generation: {response.generation_tokens} tokens, "
-        f"{response.generation_tps:.3f} tokens-per-sec",
+        generation,
         f"TTFT: {response.ttft:.2f} s",
         f"Peak memory: {response.peak_memory:.3f} GB",
     ]
