@@ -155,7 +155,7 @@ def check_number(
     MM1Error unless it is a finite number in [least, most]. bool is no number.
     """
     if isinstance(value, Integral if whole else Real) and not isinstance(value, bool):
-        number = int(value) if whole else float(value)
+        number = int(value) if whole else float(value)  # type: ignore[arg-type]
         if (whole or math.isfinite(number)) and least <= number <= most:
             return number
     kind = "a whole number" if whole else "a number"

@@ -1,6 +1,7 @@
 """MM1: image encoder, connector and decoder as one model (arXiv 2403.09611)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -119,7 +120,7 @@ class MM1(nn.Module):
 
 def _padded(
     left_padding: mx.array | Sequence[int], rows: int, length: int
-) -> dict[str, mx.array]:
+) -> dict[str, Any]:
     """Mask (B, 1, L, L) and positions (B, L) of padded rows, for the decoder.
 
     They are those of a cache that read nothing yet, so that the model and generation
