@@ -1,8 +1,12 @@
 """python -m mm1_mlx.convert: known checkpoints, and what becomes of their names."""
 
+if __name__ == "__main__":  # first: it takes Ctrl-C from here on
+    from mm1_mlx.__main__ import enter
+
+    enter("convert")
+
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from mm1_mlx.cli.parser import Parser
@@ -15,7 +19,7 @@ from .sources import SOURCES, load_source
 
 def parser() -> Parser:
     p = Parser(
-        prog="mm1_mlx.convert",
+        prog="mm1_mlx convert",
         description=(
             "Without arguments: the checkpoints whose names are known. With --source "
             "and a folder:\nwhat becomes of each weight of its .safetensors files; "
@@ -78,7 +82,3 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     return run_door(parser(), run, argv, needs_mlx=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

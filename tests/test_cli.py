@@ -16,6 +16,7 @@ from helpers import (
     ROOT,
     assert_fails,
     clean_environment,
+    need,
     need_tiny,
     run_cli,
 )
@@ -51,8 +52,7 @@ def test_both_spellings_of_a_door_give_the_same_help(door):
     assert done.returncode == same.returncode == 0, done.stderr + same.stderr
     assert done.stdout == same.stdout
     assert not done.stderr and not same.stderr
-    if door != "convert":
-        assert done.stdout.startswith(f"usage: mm1_mlx {door} [-h]")
+    assert done.stdout.startswith(f"usage: mm1_mlx {door} [-h]")
 
 
 # --- wrong flags: exit code 2, one line, no model needed ---
@@ -310,7 +310,7 @@ def test_without_the_chat_template_the_prompt_is_all_there_is(answer):
 
 
 def test_variables_reach_the_chat_template(answer, tmp_path):
-    pytest.importorskip("jinja2")
+    need("jinja2")
     shutil.copytree(need_tiny(), tmp_path / "model")
     template = tmp_path / "model" / "chat_template.jinja"
     source = template.read_text()
