@@ -36,7 +36,7 @@ from mm1_mlx.training.documents import Document, Text
 __all__ = ["TASKS", "Example", "corpus", "document", "region_picture"]
 
 # MM1 weighs its kinds of data by hand too; single pictures: pictures.CAPTION_MIX.
-INTERLEAVED_MIX = {"comparison": 0.55, "few_shot": 0.25, "multi_turn": 0.20}
+INTERLEAVED_MIX = {"comparison": 0.65, "few_shot": 0.15, "multi_turn": 0.20}
 QUESTION_FIRST = 0.15  # share of caption documents: the question, then the picture
 NEW_LINE = 0.10  # share of caption documents with a line break after the picture
 SENTENCES = 0.2  # share of text documents
@@ -112,7 +112,7 @@ def _comparison(rng: random.Random, progress: float) -> Document:
     both = s.sample_two_scenes(rng, **difficulty(progress))
     asked = compare(*both, rng)
     for scene, which in zip(both, ("first", "second"), strict=True):
-        single = q.ask(scene, rng, which=which)[: rng.randint(1, 2)]
+        single = q.ask(scene, rng, which=which)[: rng.randint(1, 3)]
         asked += [Question(f"{x.task}_of_two", x.question, x.answer) for x in single]
     rng.shuffle(asked)
     if rng.random() < 0.12:

@@ -79,7 +79,9 @@ _PLAIN = (
 
 
 def shade(name: str, rng: random.Random) -> Colour:
-    """A colour (r, g, b) that everyone would call by this name."""
+    """A colour (r, g, b) that everyone would call by this name; "#rrggbb" is itself."""
+    if name.startswith("#"):
+        return int(name[1:3], 16), int(name[3:5], 16), int(name[5:7], 16)
     if rng.random() < 0.6:
         colour = rng.choice(SHADES[name])
         spread = 0 if rng.random() < 0.4 else 7

@@ -54,7 +54,14 @@ def _weighted(options: list, counts: list[int], rng: random.Random):
 def references(scene: Scene, thing: Thing) -> list[tuple[str | None, str | None]]:
     """The (colour, shape) descriptions, None for any, that fit this thing alone."""
     ways = [(thing.colour, thing.shape), (thing.colour, None), (None, thing.shape)]
-    return [way for way in ways if scene.count(*way) == 1]
+    known_colours, known_shapes = (*COLOURS, None), (*SHAPES, None)
+    return [
+        (colour, shape)
+        for colour, shape in ways
+        if colour in known_colours
+        and shape in known_shapes
+        and scene.count(colour, shape) == 1
+    ]
 
 
 def phrase(
@@ -325,8 +332,8 @@ RATES = {
     "colour": 0.9,
     "shape": 0.9,
     "existence": 1.2,
-    "position": 1.0,
-    "relation": 1.2,
+    "position": 1.3,
+    "relation": 1.8,
     "caption": 0.7,
     "colour_many": 0.3,
     "shape_many": 0.3,

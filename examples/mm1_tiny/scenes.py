@@ -80,13 +80,39 @@ def _ring() -> Points:
     return _arc(0, 360, 33) + _arc(360, 0, 33, RING_HOLE)
 
 
+def _regular(corners: int) -> Points:
+    return [_arc(0, 360, corners + 1)[i] for i in range(corners)]
+
+
+def _block(*points: tuple[float, float]) -> Points:
+    """Left half of an upright figure, from the top; mirrored."""
+    return _fitted([*points, *((-x, y) for x, y in reversed(points))])
+
+
 _CURVED = {"heart": _heart(), "moon": _moon(), "ring": _ring()}
+# Drawn only where no question names a shape; see unnamed.py.
+_UNNAMED = {
+    "pentagon": _regular(5),
+    "hexagon": _regular(6),
+    "half": _fitted(_arc(-90, 90, 20)),
+    "oval": _fitted([(x, 0.55 * y) for x, y in _arc(0, 348, 30)]),
+    "bar": _block((-1, -0.35), (-1, 0.35)),
+    "arrow": _block((0, -1), (-0.8, -0.1), (-0.3, -0.1), (-0.3, 1)),
+    "cross": _block(
+        (-0.3, -1), (-0.3, -0.3), (-1, -0.3), (-1, 0.3), (-0.3, 0.3), (-0.3, 1)
+    ),
+    "tee": _block((-1, -1), (-1, -0.4), (-0.3, -0.4), (-0.3, 1)),
+}
+UNNAMED_SHAPES = tuple(_UNNAMED)
+_OUTLINES = _CURVED | _UNNAMED
 
 
 @dataclass(frozen=True)
 class Thing:
     """One coloured shape.
 
+    colour: one of COLOURS, or "#rrggbb" where no question names it.
+    shape: one of SHAPES, or of UNNAMED_SHAPES.
     x, y: the centre of its bounding circle, from the top left.
     radius: of the bounding circle, which passes through the corners.
     angle: degrees, clockwise as seen; at 0 a square lies flat, a triangle or star
@@ -113,12 +139,12 @@ class Thing:
 
         inner: the radius of a star's inner corners over that of its outer ones.
         """
-        if self.shape in _CURVED:
+        if self.shape in _OUTLINES:
             a = math.radians(self.angle)
             sin, cos = self.radius * math.sin(a), self.radius * math.cos(a)
             return [
                 (self.x + px * cos - py * sin, self.y + px * sin + py * cos)
-                for px, py in _CURVED[self.shape]
+                for px, py in _OUTLINES[self.shape]
             ]
         steps = {"circle": [], "square": [45, 135, 225, 315], "triangle": [0, 120, 240]}
         if self.shape == "star":
