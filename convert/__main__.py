@@ -18,6 +18,7 @@ from .sources import SOURCES, load_source
 
 
 def parser() -> Parser:
+    """The flags of this command."""
     p = Parser(
         prog="mm1_mlx convert",
         description=(
@@ -59,6 +60,7 @@ def weight_names(folder: Path) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> None:
+    """List the sources, or print what becomes of each weight of a folder."""
     if args.folder is None and args.source is None:
         shown = [f"  {name:<14}{what}" for name, what in SOURCES.items()]
         print(json.dumps(SOURCES) if args.json else "\n".join(["sources", *shown]))

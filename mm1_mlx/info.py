@@ -23,6 +23,7 @@ _ASSETS = Path(__file__).parent / "assets"
 
 
 def parser() -> Parser:
+    """The flags of this command."""
     p = Parser(
         prog="mm1_mlx info",
         description="Parts, parameters and memory of a model; no weights are loaded.",
@@ -200,6 +201,7 @@ def list_presets() -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Print the list of presets, or the table of one model."""
     if args.model is None:
         print(json.dumps(list(PRESETS)) if args.json else list_presets())
         return

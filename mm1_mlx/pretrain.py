@@ -34,6 +34,7 @@ to train on your own files: mm1_mlx/training/README.md.
 
 
 def parser() -> Parser:
+    """The flags of this command."""
     parser = Parser(
         prog="mm1_mlx pretrain",
         description="Train a small MM1 from scratch: an encoder stage, then everything "
@@ -117,6 +118,7 @@ class _Reporter:
         print(text, file=sys.stderr, flush=True)
 
     def step(self, now: "Progress") -> None:
+        """Take in a step's metrics; show their means since the last time shown."""
         if now.stage != self._stage:
             self.close()
             self._stage, self._first = now.stage, now.step - 1

@@ -182,7 +182,7 @@ WRONG_INPUT = [
         "a preset has no weights",
         ("--model", "mm1-3b"),
         r"'mm1-3b' is a size of the papers, without public weights\. Pretrain a model "
-        r".*or convert one .*give its folder, or use the built-in mm1-tiny\.",
+        r".*and give its folder, or use the built-in mm1-tiny\.",
     ),
     (
         "a system message without a template",

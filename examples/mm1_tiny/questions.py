@@ -257,6 +257,7 @@ def place_of(scene: Scene, thing: Thing) -> str | None:
 
 
 def ask_position(scene, rng, pairs="training", which=None) -> Question | None:
+    """Where a thing is, in nine words; none near a border between two of them."""
     found = []
     for thing in scene.things:
         place = place_of(scene, thing)
@@ -272,6 +273,7 @@ def ask_position(scene, rng, pairs="training", which=None) -> Question | None:
 
 
 def ask_relation(scene, rng, pairs="training", which=None) -> Question | None:
+    """Whether one thing is left of, right of, above or below another: yes or no."""
     named = [(thing, _refer(scene, thing, rng)) for thing in scene.things]
     named = [(thing, what) for thing, what in named if what]
     options = []

@@ -63,9 +63,8 @@ def _unknown(text: str) -> str:
             else "an encoder alone, not a whole model"
         )
         return (
-            f"'{name}' is {what}. Pretrain a model (python -m mm1_mlx pretrain) or "
-            f"convert one (python -m mm1_mlx convert) and give its folder, or use the "
-            f"built-in {', '.join(BUILT_IN)}."
+            f"'{name}' is {what}. Pretrain a model (python -m mm1_mlx pretrain) and "
+            f"give its folder, or use the built-in {', '.join(BUILT_IN)}."
         )
     names = ", ".join(BUILT_IN)
     close = difflib.get_close_matches(text.lower(), BUILT_IN, n=1, cutoff=0.5)

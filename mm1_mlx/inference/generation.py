@@ -183,6 +183,7 @@ class _Clock:
         prompt_seconds: float,
         finish_reason: str | None,
     ) -> GenerationResponse:
+        """What is told of a request after `count` tokens; rates in tokens a second."""
         assert self._first is not None
         after = self._last - self._first
         return GenerationResponse(

@@ -126,6 +126,7 @@ def make_logits_processors(
         return []
 
     def penalise(tokens: mx.array, logits: mx.array) -> mx.array:
+        """tokens: (B, T) so far, the prompt included; logits: (B, V) -> (B, V)."""
         recent = tokens[:, -context:]
         if not recent.size:
             return logits

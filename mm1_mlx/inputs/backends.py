@@ -65,6 +65,7 @@ class JsonBackend:
 
     @classmethod
     def read(cls, path: Path) -> "JsonBackend":
+        """From a tokenizer.json; CheckpointError if it is none."""
         tokenizers = _import("tokenizers", path.name)
         try:
             tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))

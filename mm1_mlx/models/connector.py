@@ -218,6 +218,7 @@ class AveragePool(Connector):
         self.proj = nn.Linear(width, dims)
 
     def project(self, x: mx.array) -> mx.array:
+        """(N, P, Dv) -> (N, Q, D)."""
         x = self._pool(to_grid(x))
         return self.proj(x.reshape(x.shape[0], -1, x.shape[-1]))
 
@@ -246,6 +247,7 @@ class CAbstractor(Connector):
         self._act = activation(c.hidden_act)
 
     def project(self, x: mx.array) -> mx.array:
+        """(N, P, Dv) -> (N, Q, D)."""
         if self.config.position_embedding:
             side = math.isqrt(x.shape[1])
             x = x + resize_grid(self.position_embedding, side, side)
@@ -309,6 +311,7 @@ class AttentionPool(Connector):
         self.proj = nn.Linear(hidden, dims)
 
     def project(self, x: mx.array) -> mx.array:
+        """(N, P, Dv) -> (N, Q, D)."""
         if self.config.position_embedding:
             side = math.isqrt(x.shape[1])
             x = x + resize_grid(self.position_embedding, side, side)
@@ -331,6 +334,7 @@ class MLPConnector(Connector):
         self._act = activation(config.hidden_act)
 
     def project(self, x: mx.array) -> mx.array:
+        """(N, P, Dv) -> (N, P, D)."""
         for j, linear in enumerate(self.linear):
             x = linear(self._act(x) if j else x)
         return x
