@@ -58,7 +58,8 @@ def parser() -> Parser:
         "--init",
         type=Path,
         metavar="FOLDER",
-        help="a model folder whose weights the joint stage starts from",
+        help="what the first stage starts from: another run's folder (encoder stage), "
+        "a model folder (joint stage)",
     )
     add(
         "--save-every",

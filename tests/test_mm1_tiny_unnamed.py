@@ -10,7 +10,7 @@ from scene_reader import COLOURS, SHAPES, answer_to
 from examples.mm1_tiny import drawing, scenes, unnamed
 
 # Hues that somebody might call by the colour that the shape is held out with.
-NEVER = {"star": (65, 190), "triangle": (40, 75), "square": (245, 325)}
+NEVER = {"star": (72, 172), "triangle": (42, 71), "square": (250, 315)}
 
 
 def asked(colours: bool, count: int = 400):

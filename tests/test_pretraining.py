@@ -279,7 +279,68 @@ def test_the_joint_stage_can_start_from_a_model_folder(stub, tmp_path):
         assert found.dtype == mx.float32, name  # the folder's 16 bit are for shipping
         assert_equal(found.astype(mx.float16), array, name)
     with pytest.raises(CheckpointError, match="There is no model folder"):
-        pretrain(recipe, again, tokenizer, init=tmp_path / "absent")
+        pretrain(recipe, again, tokenizer, stage="joint", init=tmp_path / "absent")
+
+
+def test_the_encoder_stage_can_start_from_another_run(stub, tmp_path):
+    recipe, out, tokenizer = stub(encoder={"learning_rate": 1e-12})
+    pretrain(recipe, out, tokenizer, stage="encoder")
+    again, lines = tmp_path / "again", []
+    settings = {"stage": "encoder", "seed": 9, "tell": lines.append}
+    pretrain(recipe, again, tokenizer, init=out, **settings)
+    assert lines == [f"encoder: starts from {out}"]
+    start, end = (arrays_of(f / "encoder.safetensors") for f in (out, again))
+    for name in start:
+        if name.startswith("parameters."):
+            assert mx.allclose(start[name], end[name], atol=1e-6), name
+    with pytest.raises(CheckpointError, match=r"no checkpoint .* to start from"):
+        pretrain(recipe, tmp_path / "other", tokenizer, init=tmp_path / "absent")
+
+
+def test_this_runs_encoder_goes_before_that_of_a_model_folder(stub, tmp_path):
+    still = {"steps": 1, "learning_rate": 1e-12}
+    recipe, out, tokenizer = stub(joint=still)
+    folder = pretrain(recipe, out, tokenizer)
+    again = tmp_path / "again"
+    pretrain(recipe, again, tokenizer, stage="encoder", seed=8)
+    pretrain(recipe, again, tokenizer, stage="joint", init=folder)
+    end = arrays_of(again / "joint.safetensors")
+    encoder = arrays_of(again / "encoder.safetensors")
+    old = mx.load(str(folder / "model.safetensors"))
+    for name, array in old.items():
+        if not name.startswith("vision."):
+            found = end[f"parameters.{name}"].astype(mx.float16)
+            assert_equal(found, array, name)
+        elif f"parameters.{name}" in encoder:
+            wanted = encoder[f"parameters.{name}"]
+            assert mx.allclose(end[f"parameters.{name}"], wanted, atol=1e-6), name
+
+
+# --- the region contrast in the joint stage ------------------------------------------
+
+
+def test_the_joint_stage_can_go_on_with_the_region_contrast(stub, tmp_path):
+    still = {"steps": 1, "learning_rate": 1e-12, "contrast": 0.3}
+    recipe, out, tokenizer = stub(joint=still)
+    pretrain(recipe, out, tokenizer)
+    encoder, joint = (arrays_of(out / f"{n}.safetensors") for n in ("encoder", "joint"))
+    heads = [name for name in joint if name.startswith("parameters.contrast.")]
+    assert len(heads) == 6
+    for name in heads:  # taken from the first stage
+        before = encoder[name.replace("contrast.", "", 1)]
+        assert mx.allclose(joint[name], before, atol=1e-6), name
+    weights = mx.load(str(out / "model" / "model.safetensors"))
+    assert not [name for name in weights if "contrast" in name]
+    recipe = Recipe.from_dict(recipe_with(joint=still))
+    model = load_model_state(out / "joint.safetensors", recipe.model)
+    for name, array in tree_flatten(model.parameters()):
+        assert_equal(array, joint[f"parameters.{name}"], name)
+
+
+def test_the_contrast_learns_from_the_pictures_of_documents(stub):
+    files = stub(joint={"steps": 40, "batch": 8, "contrast": 1.0})
+    found = losses(files, "joint", "contrast")
+    assert np.mean(found[-3:]) < 0.5 * np.mean(found[:3])
 
 
 def test_a_checkpoint_of_another_run_is_refused(stub):

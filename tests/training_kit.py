@@ -96,7 +96,9 @@ def document(rng, kind, progress=1.0):
         for i, (name, _) in enumerate(shown)
     ]
     images = [image for _, image in shown]
-    return Document(kind, images, [Text("<user>" + marks)], branches)
+    regions = [[Region((0.0, 0.0, 1.0, 1.0), name)] for name, _ in shown]
+    context = [Text("<user>" + marks)]
+    return Document(kind, images, context, branches, regions=regions)
 
 
 def region_picture(rng, progress=1.0):

@@ -36,13 +36,14 @@ from mm1_mlx.training.documents import Document, Text
 __all__ = ["TASKS", "Example", "corpus", "document", "region_picture"]
 
 # MM1 weighs its kinds of data by hand too; single pictures: pictures.CAPTION_MIX.
-INTERLEAVED_MIX = {"comparison": 0.65, "few_shot": 0.15, "multi_turn": 0.20}
+INTERLEAVED_MIX = {"comparison": 0.58, "few_shot": 0.24, "multi_turn": 0.18}
 QUESTION_FIRST = 0.15  # share of caption documents: the question, then the picture
 NEW_LINE = 0.10  # share of caption documents with a line break after the picture
 SENTENCES = 0.2  # share of text documents
 FEW_SHOT_TASKS = (
     "count", "count_colour", "count_shape", "count_pair", "colour", "shape",
-    "existence", "position", "relation", "caption", "digits", "words",
+    "existence", "position", "relation", "caption", "digits", "words", "words",
+    "words",
 )  # fmt: skip
 _USER, _ASSISTANT = "<user>", "<assistant>"
 

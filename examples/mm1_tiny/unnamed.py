@@ -15,7 +15,7 @@ from examples.mm1_tiny import wordings as w
 from examples.mm1_tiny.questions import Question
 
 # Hues (degrees) around the colour that a shape is held out with, and beyond.
-_KEPT_AWAY = {"star": (62, 195), "triangle": (34, 80), "square": (240, 330)}
+_KEPT_AWAY = {"star": (70, 175), "triangle": (40, 73), "square": (248, 318)}
 
 
 def any_colour(shape: str, rng: random.Random) -> str:

@@ -40,7 +40,7 @@ def contrast_arrays(
 ) -> tuple[np.ndarray, ...]:
     """Arrays of a contrastive batch.
 
-    pictures: ((width, height), regions) of each picture.
+    pictures: ((width, height), regions) of each picture; N is their number.
     whole: one region per picture, all its texts joined (CLIP's own form).
     Shapes:
         boxes: (N, R, G*G) float32; label: (N, R) int32 into texts, -1 where unused
@@ -68,29 +68,28 @@ def contrast_arrays(
     return boxes, label, tokens
 
 
-class RegionContrast(nn.Module):
+class RegionText(nn.Module):
     """CLIP's symmetric loss between parts of pictures and short texts.
 
     The text side is a bag of token embeddings and an MLP: the texts are two or three
     words. Several regions may carry one text; each is a positive of it.
 
     Shapes:
-        pixel_values: (N, H, W, 3); boxes: (N, R, P); label: (N, R); tokens: (U, W)
+        features: (N, P, width); boxes: (N, R, P); label: (N, R); tokens: (U, W)
         returns: loss (), accuracy of region -> text ()
     """
 
-    def __init__(self, encoder: VisionEncoder, vocab_size: int, dims: int = 128):
+    def __init__(self, width: int, vocab_size: int, dims: int = 128):
         super().__init__()
-        width = encoder.config.hidden_size
-        self.vision = encoder
         self.norm = nn.RMSNorm(width)
         self.image_proj = nn.Linear(width, dims, bias=False)
         self.embed = nn.Embedding(vocab_size, dims)
         self.text_mlp = MLP(dims, 2 * dims, "relu2", gated=False)
         self.log_scale = mx.array(2.6)  # CLIP starts at ln(1 / 0.07)
 
-    def __call__(self, pixel_values, boxes, label, tokens):
-        features = self.norm(self.vision(pixel_values))  # (N, P, Dv)
+    def compare(self, features, boxes, label, tokens):
+        """Loss and accuracy; shapes as above."""
+        features = self.norm(features)
         regions = self.image_proj(boxes @ features).reshape(
             -1, self.embed.weight.shape[1]
         )
@@ -115,6 +114,22 @@ class RegionContrast(nn.Module):
         loss_region = per_text.sum() / mx.maximum((matches > 0).sum(), 1)
         right = (mx.argmax(scores, axis=1) == label) & is_region
         return 0.5 * (loss_text + loss_region), right.sum() / count
+
+
+class RegionContrast(RegionText):
+    """An encoder with what it learns to describe regions by; see RegionText.
+
+    Shapes:
+        pixel_values: (N, H, W, 3); boxes: (N, R, P); label: (N, R); tokens: (U, W)
+        returns: loss (), accuracy of region -> text ()
+    """
+
+    def __init__(self, encoder: VisionEncoder, vocab_size: int, dims: int = 128):
+        super().__init__(encoder.config.hidden_size, vocab_size, dims)
+        self.vision = encoder
+
+    def __call__(self, pixel_values, boxes, label, tokens):
+        return self.compare(self.vision(pixel_values), boxes, label, tokens)
 
 
 def _unit(x: mx.array) -> mx.array:

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from mm1_mlx.errors import DatasetError
-from mm1_mlx.training.documents import Document, Text
+from mm1_mlx.training.documents import Document, Region, Text
 
 IMAGE_MARK = "<image>"
 _MISSES = 5  # documents tried for the rest of a row: rows are 90% full, with 1: 77%
@@ -40,6 +40,7 @@ class Tokens:
     position: list[int]
     weight: list[float]  # of this token as a target; 0 is unsupervised
     images: list
+    regions: list[list[Region]]  # of each image
     tasks: list[str]
 
 
@@ -120,7 +121,8 @@ class DocumentEncoder:
                 f"A {document.kind} document needs more than {max_tokens} tokens "
                 f"({start} before its first branch). Raise the row length."
             )
-        return Tokens(ids, branch, position, weight, document.images, tasks)
+        regions = document.regions or [[] for _ in document.images]
+        return Tokens(ids, branch, position, weight, document.images, regions, tasks)
 
 
 def _weights(supervised: list[bool]) -> list[float]:
@@ -189,7 +191,7 @@ class Batch:
 
     Shapes:
         ids, document, branch, position: (R, L) int32
-        images: list of N pictures in reading order
+        images, regions: N pictures in reading order, and what stands in each
         source, target: (M,) flat index of the state that predicts, and the id it
             should predict; weight: (M,) float32, 0 where padded
     """
@@ -199,6 +201,7 @@ class Batch:
     branch: np.ndarray
     position: np.ndarray
     images: list
+    regions: list[list[Region]]
     source: np.ndarray
     target: np.ndarray
     weight: np.ndarray
@@ -212,6 +215,7 @@ def collate(rows: list[Row], length: int, pad: int, targets: int = 64) -> Batch:
     document = np.full(shape, PADDING, np.int32)
     branch, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     images: list = []
+    regions: list[list[Region]] = []
     source, target, weight = [], [], []
     count = 0
     for r, row in enumerate(rows):
@@ -223,6 +227,7 @@ def collate(rows: list[Row], length: int, pad: int, targets: int = 64) -> Batch:
             branch[r, at:stop] = part.branch
             position[r, at:stop] = part.position
             images += part.images
+            regions += part.regions
             context = part.branch.count(0)
             for j, w in enumerate(part.weight):
                 if w and j:
@@ -242,6 +247,7 @@ def collate(rows: list[Row], length: int, pad: int, targets: int = 64) -> Batch:
         branch=branch,
         position=position,
         images=images,
+        regions=regions,
         source=np.array(source + [0] * extra, np.int32),
         target=np.array(target + [0] * extra, np.int32),
         weight=np.array(weight + [0.0] * extra, np.float32),

@@ -23,6 +23,7 @@ from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.models.moe import expert_load, load_balance_loss, router_z_loss
 from mm1_mlx.training import encoder_stage as first
 from mm1_mlx.training.packing import (
+    Batch,
     DocumentEncoder,
     DocumentMixer,
     Marks,
@@ -66,11 +67,26 @@ def initialize(module: nn.Module, seed: int, keep: str = "") -> None:
     module.load_weights(new, strict=False)
 
 
+class _Together(nn.Module):
+    """A model's three parts, by their own names, with the region contrast."""
+
+    def __init__(self, model: MM1, contrast: first.RegionText):
+        super().__init__()
+        self.vision, self.connector = model.vision, model.connector
+        self.decoder, self.contrast = model.decoder, contrast
+
+
 class JointStage:
-    """Encoder, connector and decoder together, next token on text (MM1 section 4)."""
+    """Encoder, connector and decoder together, next token on text (MM1 section 4).
+
+    With settings.contrast the encoder also goes on with its first stage's loss, on the
+    pictures of the documents: text alone teaches it what answers need, and it forgets
+    how to tell apart what was never asked together (our choice, as in CoCa).
+    """
 
     name = "joint"
     law_parameters = "decoder.layers."  # no embeddings
+    per_picture, max_texts, text_length = 6, 128, 8
 
     def __init__(
         self,
@@ -80,7 +96,14 @@ class JointStage:
         encoder: DocumentEncoder,
         images: ImageSettings,
     ):
-        self.module = model
+        self.module: nn.Module = model
+        self.contrast: first.RegionText | None = None
+        if settings.contrast:
+            c = model.config
+            width, vocabulary = c.vision_config.hidden_size, c.text_config.vocab_size
+            self.contrast = first.RegionText(width, vocabulary)
+            self.module = _Together(model, self.contrast)
+        self._model = model
         self.settings = settings
         _check_kinds(source, settings.mix)
         self._mixer = DocumentMixer(source.document, settings.mix)
@@ -101,17 +124,40 @@ class JointStage:
             batch.ids, batch.document, batch.branch, batch.position, shots,
             batch.source, batch.target, batch.weight,
         )  # fmt: skip
+        if self.contrast is not None:
+            arrays += self._contrast_arrays(batch, room)
         return arrays, batch.documents
 
-    def loss(self, ids, document, branch, position, shots, source, target, weight):
-        """The whole loss and what is reported. Shapes as in training.packing.Batch."""
-        model: MM1 = self.module
+    def _contrast_arrays(self, batch: Batch, room: int) -> tuple[np.ndarray, ...]:
+        pictures = [
+            (image.size, regions)
+            for image, regions in zip(batch.images, batch.regions, strict=True)
+        ]
+        pictures += [((1, 1), [])] * (room - len(pictures))
+        return first.contrast_arrays(
+            pictures,
+            self._encoder.encode,
+            self._model.config.vision_config.grid,
+            self.per_picture,
+            self.max_texts,
+            self.text_length,
+        )
+
+    def loss(
+        self, ids, document, branch, position, shots, source, target, weight, *regions
+    ):
+        """The whole loss and what is reported. Shapes as in training.packing.Batch.
+
+        regions: with settings.contrast, what encoder_stage.contrast_arrays makes.
+        """
+        model = self._model
         routed: list = []
         is_token = document >= 0  # the rest of a row is padding
+        features = model.vision(shots)
         hidden = model.decoder.hidden(
             None,
             None,
-            model.embed(ids, shots),
+            model.embed(ids, image_features=model.connector(features)),
             mask=may_see(document, branch, mx),
             positions=position,
             router_outputs=routed,
@@ -140,6 +186,10 @@ class JointStage:
                 [expert_load(e, moe.num_local_experts, tokens) for _, e in routed]
             )
             metrics |= {"balance": balance, "z": z, "max_load": load.max()}
+        if self.contrast is not None:
+            apart, right = self.contrast.compare(features, *regions)
+            loss = loss + self.settings.contrast * apart
+            metrics |= {"contrast": apart, "regions": right}
         return loss, metrics
 
 
@@ -244,7 +294,9 @@ def make_trainer(
     source = data_source(recipe.data)
     encoder = document_encoder(recipe.model, encode)
     work = _STAGES[stage](model, recipe.stages[stage], source, encoder, recipe.images)
-    if work.module is not model:  # what a stage has beside the encoder
+    if stage == "encoder":  # what a stage has beside the model
         initialize(work.module, recipe.seed + 1, keep="vision.")
+    elif work.contrast is not None:
+        initialize(work.contrast, recipe.seed + 1)
     facts = {"recipe": {**recipe.source, "stages": recipe.source["stages"][stage]}}
     return Trainer(work, folder, recipe.seed, facts)

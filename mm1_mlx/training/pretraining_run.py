@@ -10,11 +10,14 @@ from mlx.utils import tree_flatten
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.loading import load_model
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.training.encoder_stage import RegionText
 from mm1_mlx.training.model_folder import make_processor, write_model
 from mm1_mlx.training.pretraining import initialize, make_trainer
 from mm1_mlx.training.recipe import read_recipe
+from mm1_mlx.training.state import load_state
 from mm1_mlx.training.trainer import Progress
 
+ENCODER_CHECKPOINT = "encoder.safetensors"
 ENCODER_WEIGHTS = "encoder_weights.safetensors"
 MODEL_FOLDER = "model"
 
@@ -39,9 +42,11 @@ def pretrain(
     had never ended. Several processes (mlx.launch) share the work; the first one writes
     and tells.
 
-    stage: "encoder", "joint" or "all". steps, seed: instead of the recipe's. init: a
-    model folder whose weights the joint stage starts from. tell: receives a line now
-    and then; report: the state after every step. stop: asked after every step; True
+    stage: "encoder", "joint" or "all". steps, seed: instead of the recipe's. init: what
+    the first of the stages starts from: for the encoder stage the folder of another
+    run, whose encoder.safetensors is taken; for the joint stage a model folder, whose
+    encoder gives way to that of this run's own encoder stage, where there was one. All
+    begin at step 0 with a fresh optimizer. tell: receives a line now and then; report: the state after every step. stop: asked after every step; True
     saves and ends the run.
 
     Raises ConfigError, DatasetError, CheckpointError.
@@ -61,9 +66,15 @@ def pretrain(
     initialize(model, recipe.seed)
     mx.eval(model.parameters())
     for name in recipe.stages:
+        begin = init if name == next(iter(recipe.stages)) else None
         if name == "joint":
-            _take_weights(model, out, init, tell)
+            _take_weights(model, out, begin, tell)
         trainer = make_trainer(recipe, name, model, processor.tokenizer.encode, out)
+        if name == "encoder" and begin is not None:
+            trainer.begin_with(begin / ENCODER_CHECKPOINT)
+            tell(f"encoder: starts from {begin}")
+        if name == "joint" and trainer.stage.contrast is not None:
+            _take_contrast(trainer.stage.contrast, out)
         if trainer.resume():
             tell(f"{name}: going on from step {trainer.step}")
         for progress in trainer.run(save_every, stop):
@@ -83,7 +94,11 @@ def _ignore(_: object) -> None:
 
 
 def _flat(module) -> dict[str, mx.array]:
-    return dict(tree_flatten(module.parameters()))
+    return _flat_tree(module.parameters())
+
+
+def _flat_tree(tree) -> dict[str, mx.array]:
+    return dict(tree_flatten(tree))
 
 
 def _take_weights(model: MM1, out: Path, init: Path | None, tell) -> None:
@@ -96,8 +111,19 @@ def _take_weights(model: MM1, out: Path, init: Path | None, tell) -> None:
         start = load_model(init, model.config, mx.float32)
         model.update(start.parameters())
         tell(f"joint: starts from {init}")
-    elif known.exists():
+    if known.exists():
         model.load_weights(str(known), strict=False)
         tell(f"joint: encoder from {known}")
-    else:
+    elif init is None:
         tell("joint: no encoder stage in this folder, so the encoder starts fresh")
+
+
+def _take_contrast(contrast: RegionText, out: Path) -> None:
+    """What this run's encoder stage learned to describe regions by, where it did."""
+    file = out / ENCODER_CHECKPOINT
+    if not file.exists():
+        return
+    found = _flat_tree(load_state(file)[0].get("parameters", {}))
+    names = _flat(contrast)
+    if names.keys() <= found.keys():
+        contrast.load_weights([(name, found[name]) for name in names])

@@ -60,7 +60,12 @@ def load_model_state(path: Path, config: MM1Config) -> MM1:
         raise CheckpointError(f"There is no checkpoint {path}.")
     trees, _ = load_state(path)
     model = MM1(config)
-    weights = dict(tree_flatten(trees.get("parameters", {})))
+    weights: dict[str, Any] = dict(tree_flatten(trees.get("parameters", {})))
+    weights = {  # what the region contrast needed is no part of the model
+        name: array
+        for name, array in weights.items()
+        if not name.startswith("contrast.")
+    }
     expected = dict(tree_flatten(model.parameters()))
     check_weights(
         {name: array.shape for name, array in weights.items()},

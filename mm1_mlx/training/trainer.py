@@ -14,7 +14,8 @@ import mlx.optimizers as optim
 from mlx.nn.utils import average_gradients
 from mlx.utils import tree_flatten
 
-from mm1_mlx.errors import ConfigError
+from mm1_mlx.checkpoint.folder import check_weights
+from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.training.recipe import StageSettings
 from mm1_mlx.training.schedules import mm1_learning_rate, warmup_cosine
 from mm1_mlx.training.state import load_state, save_state
@@ -123,6 +124,23 @@ class Trainer:
         self._optimizer.state = trees["optimizer"]
         self.step = facts["step"]
         return True
+
+    def begin_with(self, file: Path) -> None:
+        """Take the weights of another run's checkpoint of this stage; step 0, no more.
+
+        CheckpointError if there is none, or it is of another model.
+        """
+        if not file.is_file():
+            raise CheckpointError(f"There is no checkpoint {file} to start from.")
+        trees, _ = load_state(file)
+        weights: Any = dict(tree_flatten(trees.get("parameters", {})))
+        expected: Any = dict(tree_flatten(self.module.parameters()))
+        check_weights(
+            {name: array.shape for name, array in weights.items()},
+            {name: array.shape for name, array in expected.items()},
+            str(file),
+        )
+        self.module.load_weights(list(weights.items()))
 
     def save(self) -> None:
         """Write the checkpoint; with several processes the first one does."""
