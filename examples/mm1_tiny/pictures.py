@@ -33,8 +33,8 @@ class Picture:
 
 def difficulty(progress: float) -> dict[str, Any]:
     """Settings of sample_scene: one or two large things at first, then everything."""
-    smallest = max(s.SMALLEST, 0.16 - 0.35 * progress)
-    return {"max_things": 2 if progress < 0.08 else 4, "smallest": smallest}
+    smallest = max(s.SMALLEST, 0.16 - 0.7 * progress)
+    return {"max_things": 2 if progress < 0.03 else 4, "smallest": smallest}
 
 
 def scene_regions(scene: s.Scene, rng: random.Random) -> list[Region]:
