@@ -1,16 +1,14 @@
-"""Generation: tokens, text, statistics, stop strings, limits, errors."""
+"""Generation: tokens, text, statistics, stopping early."""
 
 import math
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import fields
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from small import DENSE, EOS, IMAGE, SPARSE, SmallProcessor, random_array, small_model
 
 from helpers import assert_close, need
-from mm1_mlx.errors import MM1Error, PromptError
+from mm1_mlx.errors import PromptError
 from mm1_mlx.inference import steps as steps_module
 from mm1_mlx.inference.generation import (
     GenerationResponse,
@@ -21,7 +19,6 @@ from mm1_mlx.inference.generation import (
 )
 from mm1_mlx.inference.sampling import make_logits_processors
 from mm1_mlx.inference.steps import Decoding
-from mm1_mlx.inference.text import StopText
 from mm1_mlx.inference.wired import wired_limit
 from mm1_mlx.models.cache import QuantizedKVCache
 
@@ -347,72 +344,6 @@ def test_one_system_prompt_is_enough(model, processor):
         generate(model, processor, messages, system="9", max_tokens=1)
 
 
-# --- Stop strings ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cut", range(1, 8))
-@pytest.mark.parametrize(
-    "text, stops, expected",
-    [
-        ("one two three", ["two"], "one "),
-        ("one two three", ["x", "thr", " t"], "one"),
-        ("aaab", ["aab"], "a"),  # a held-back text that turns out to be text
-        ("no stop here", ["stops"], "no stop here"),
-        ("end sto", ["stop"], "end sto"),  # held back until the end
-        ("xaby", ["ab", "xaby"], "x"),  # the one that ends first
-        ("xxaby", ["aby", "xaby"], "x"),  # both end together: the longer
-        ("stop", ["stop"], ""),
-        ("füße", ["ß"], "fü"),
-    ],
-)
-def test_stop_strings_are_cut_exactly_wherever_tokens_end(text, stops, expected, cut):
-    stop = StopText(stops)
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
-    found = "".join(stop.push(piece) for piece in pieces)
-    if not stop.found:
-        found += stop.flush()
-    assert found == expected
-    assert stop.found == (expected != text)
-
-
-def test_text_is_held_back_only_while_it_may_become_a_stop():
-    stop = StopText(["END", "enough"])
-    assert stop.push("ab") == "ab"
-    assert stop.push("cE") == "c"
-    assert stop.push("N") == ""
-    assert stop.push("Gx") == "ENGx"
-
-
-@pytest.fixture
-def speller(model):
-    """A processor that spells the first two tokens of "40 41" as hel|lo wor."""
-    tokens = generate(model, SmallProcessor(), "40 41", max_tokens=2).token_ids
-    assert tokens[0] != tokens[1], "choose another prompt"
-    return SmallProcessor({tokens[0]: "hel", tokens[1]: "lo wor"})
-
-
-@pytest.mark.parametrize(
-    "stop, text", [("lo w", "hel"), ("o", "hell"), (["zz", "el"], "h"), ("h", "")]
-)
-def test_answer_ends_before_the_stop_string(model, speller, stop, text):
-    full = generate(model, speller, "40 41", max_tokens=12)
-    assert full.text.startswith("hello wor")
-    found = generate(model, speller, "40 41", max_tokens=12, stop=stop)
-    assert (found.text, found.finish_reason) == (text, "stop")
-    (row,) = batch_generate(model, speller, ["40 41"], max_tokens=12, stop=stop)
-    assert (row.text, row.token_ids) == (text, found.token_ids)
-
-
-def test_pieces_hold_back_what_may_become_a_stop_string(model, speller):
-    stream = stream_generate(model, speller, "40 41", max_tokens=12, stop="lo w")
-    assert [piece.text for piece in stream] == ["he", "l"]
-
-
-def test_text_held_back_is_given_when_the_answer_ends(model, speller):
-    found = generate(model, speller, "40 41", max_tokens=2, stop="world")
-    assert (found.text, found.finish_reason) == ("hello wor", "length")
-
-
 # --- Stopping early, threads -----------------------------------------------------
 
 
@@ -448,136 +379,3 @@ def test_wired_limit_is_restored():
     with wired_limit():
         pass
     assert mx.set_wired_limit(before) == 0
-
-
-# --- Limits and errors -----------------------------------------------------------
-
-
-def test_the_context_ends_the_answer(processor):
-    text = replace(DENSE, max_position_embeddings=10)
-    model = small_model(text, eos_token_id=None)
-    processor.tokenizer.eos_token_ids = []
-    found = generate(model, processor, "5 6 7 8", max_tokens=50)
-    assert found.generation_tokens == 5
-    assert found.finish_reason == "length"
-
-
-def test_prompt_over_the_context(processor):
-    model = small_model(replace(DENSE, max_position_embeddings=5))
-    with pytest.raises(
-        PromptError, match="prompt has 5 tokens, but the model's context has 5"
-    ):
-        generate(model, processor, "5 6 7 8")
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"max_tokens": 0}, "max_tokens is 0, but must be a whole number of 1 or more"),
-        ({"prefill_step_size": 0}, "prefill_step_size is 0, but must be"),
-        ({"seed": -1}, "seed is -1, but must be a whole number from 0"),
-        ({"temp": -1}, "temp is -1, but must be"),
-        ({"repetition_penalty": -2}, "repetition_penalty is -2, but must be"),
-        ({"max_tokens": None}, "max_tokens is None, but must be a whole number"),
-        ({"max_tokens": True}, "max_tokens is True, but must be a whole number"),
-        ({"quantized_kv_start": -1}, "quantized_kv_start is -1, but must be"),
-        ({"chat_template_config": "x"}, "chat_template_config is 'x', but must be a d"),
-        ({"chat_template_config": {1: 2}}, r"is \{1: 2\}, but must be a dict"),
-        ({"kv_bits": 3}, "kv_bits is 3, but must be 4, 8 or None"),
-        ({"kv_group_size": 48}, "kv_group_size is 48, but must be 32, 64 or 128"),
-        ({"stop": ""}, "stop is '', but must be a text of at least one character"),
-        ({"stop": ["a", 3]}, r"stop is \['a', 3\], but must be a text"),
-    ],
-)
-def test_settings_out_of_range(model, processor, settings, message):
-    """Told when the call is made, not when the first piece is asked for."""
-    with pytest.raises(MM1Error, match=message):
-        stream_generate(model, processor, "5", **settings)
-    with pytest.raises(MM1Error, match=message):
-        batch_generate(model, processor, ["5"], **settings)
-
-
-def test_unknown_settings_are_named(model, processor):
-    with pytest.raises(TypeError, match=r"unknown settings \['tempo'\].* temp,"):
-        generate(model, processor, "5", tempo=1)
-
-
-def test_numbers_may_be_numpys(model, processor):
-    plain = {"max_tokens": 3, "temp": 1.0, "seed": 5, "top_k": 20, "kv_bits": 8}
-    numpys = {
-        "max_tokens": np.int64(3),
-        "temp": np.float32(1),
-        "seed": np.uint32(5),
-        "top_k": np.int32(20),
-        "kv_bits": np.int64(8),
-        "kv_group_size": np.int64(64),
-        "prefill_step_size": np.int16(2048),
-        "repetition_penalty": np.float32(1),
-    }
-    expected = generate(model, processor, "5 17", **plain).token_ids
-    assert generate(model, processor, "5 17", **numpys).token_ids == expected
-    (row,) = batch_generate(model, processor, ["5 17"], **numpys)
-    assert row.token_ids == expected
-
-
-def test_settings_of_the_prompt_reach_the_processor(model):
-    seen = []
-
-    class Watched(SmallProcessor):
-        def __call__(self, prompt, images=None, **settings):
-            seen.append(settings)
-            return super().__call__(prompt, images)
-
-    settings = {"use_template": False, "chat_template_config": {"word": "x"}}
-    generate(model, Watched(), "5", max_tokens=1, **settings)
-    batch_generate(model, Watched(), ["5"], max_tokens=1, **settings)
-    generate(model, Watched(), "5", max_tokens=1)
-    assert seen == [{"system": None, **settings}] * 2 + [{"system": None}]
-
-
-# --- One prompt or many ----------------------------------------------------------
-
-TALK = [{"role": "user", "content": "5 6"}]
-
-
-@pytest.mark.parametrize("verb", [generate, stream_generate])
-@pytest.mark.parametrize("prompts", [["5", "6"], ("5",), [], [TALK, TALK], [TALK, "6"]])
-def test_a_list_of_prompts_is_for_batch_generate(model, processor, verb, prompts):
-    """Only the first one was answered, without a word about the others."""
-    with pytest.raises(PromptError, match=r"list of \d .*use batch_generate\."):
-        verb(model, processor, prompts, max_tokens=1)
-    if prompts:
-        with pytest.raises(PromptError, match="For several prompts use"):
-            batch_generate(model, processor, ["5", prompts], max_tokens=1)
-    assert not [prompt for prompt, _ in processor.seen if prompt != "5"]
-
-
-@pytest.mark.parametrize("talk", [TALK, tuple(TALK)])
-def test_one_conversation_is_one_prompt(model, processor, talk):
-    alone = generate(model, processor, "5 6", max_tokens=3).token_ids
-    assert generate(model, processor, talk, max_tokens=3).token_ids == alone
-    (row,) = batch_generate(model, processor, [talk], max_tokens=3)
-    assert row.token_ids == alone
-
-
-@pytest.mark.parametrize(
-    "prompts, images, message",
-    [
-        ("hi", None, "prompts are one text, but .* Put it into a list, or use gen"),
-        (b"hi", None, "prompts are one text"),
-        (TALK, None, "prompts are one conversation, but batch_generate takes"),
-        (TALK[0], None, "prompts are one conversation"),
-        (["5"], "a.png", "images are one str, but batch_generate takes a list with"),
-        (["5"], b"abc", "images are one bytes"),
-        (["5"], Path("a.png"), r"images are one \w*Path"),
-        (["5"], np.zeros((1, 8, 8, 3), np.uint8), "images are one ndarray"),
-        (["5", "6"], [[1]], "are 2 prompts but 1 entry of images. Give one entry"),
-        (["5"], [[1], []], "are 1 prompt but 2 entries of images"),
-    ],
-)
-def test_a_batch_is_a_list(model, processor, prompts, images, message):
-    """A text was taken for as many prompts as it has letters."""
-    with pytest.raises(PromptError, match=message) as caught:
-        batch_generate(model, processor, prompts, images, max_tokens=1)
-    assert "\n" not in str(caught.value)
-    assert not processor.seen
