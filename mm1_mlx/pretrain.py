@@ -53,6 +53,7 @@ def parser() -> Parser:
     )
     count, seed = whole_number(1), whole_number(0)
     add("--steps", type=count, help="of each stage that runs, instead of the recipe's")
+    add("--until", type=count, metavar="STEP", help="stop there, and save")
     add("--seed", type=seed, help="instead of the recipe's")
     add(
         "--init",
@@ -176,6 +177,7 @@ def run(args: argparse.Namespace) -> int:
                 args.tokenizer,
                 stage=args.stage,
                 steps=args.steps,
+                until=args.until,
                 seed=args.seed,
                 init=args.init,
                 save_every=args.save_every,
@@ -185,11 +187,14 @@ def run(args: argparse.Namespace) -> int:
             )
         finally:
             reporter.close()
+        reached = args.until is not None and not signals.asked()
     first = _is_first_process()
     if folder is None:
         if first:
-            reporter.line("stopped and saved; the same command goes on from here")
-        return INTERRUPTED
+            done = f"saved at step {args.until}" if reached else "stopped and saved"
+            without = " without --until" if reached else ""
+            reporter.line(f"{done}; the same command{without} goes on from here")
+        return 0 if reached else INTERRUPTED
     if first:
         print(f"{folder} after {duration(time.time() - started)}")
     return 0

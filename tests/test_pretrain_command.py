@@ -39,6 +39,13 @@ def test_the_command_trains_and_tells(tmp_path):
     assert re.match(pattern, lines[-1])
 
 
+def test_until_is_told_and_is_no_interruption(tmp_path):
+    done = command(tmp_path, "--stage", "joint", "--until", "3")
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == "saved at step 3; the same command without --until goes on from here"
+
+
 def broken(tmp_path, name, content=None):
     """Arguments with a file replaced, or removed."""
     write_run(tmp_path)

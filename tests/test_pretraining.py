@@ -282,6 +282,20 @@ def test_the_joint_stage_can_start_from_a_model_folder(stub, tmp_path):
         pretrain(recipe, again, tokenizer, stage="joint", init=tmp_path / "absent")
 
 
+def test_a_run_ends_at_a_step_and_goes_on_as_if_it_had_not(stub, tmp_path):
+    recipe, out, tokenizer = stub()
+    assert pretrain(recipe, out, tokenizer, stage="joint", until=2) is None
+    assert load_state(out / "joint.safetensors")[1]["step"] == 2
+    seen = []
+    again = {"stage": "joint", "report": seen.append}
+    assert pretrain(recipe, out, tokenizer, until=2, **again) is None
+    assert not seen
+    assert pretrain(recipe, out, tokenizer, until=6, **again) == out / "model"
+    whole = tmp_path / "whole"
+    pretrain(recipe, whole, tokenizer, stage="joint")
+    assert_same_state(out / "joint.safetensors", whole / "joint.safetensors")
+
+
 def test_the_encoder_stage_can_start_from_another_run(stub, tmp_path):
     recipe, out, tokenizer = stub(encoder={"learning_rate": 1e-12})
     pretrain(recipe, out, tokenizer, stage="encoder")

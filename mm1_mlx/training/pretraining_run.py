@@ -15,7 +15,7 @@ from mm1_mlx.training.model_folder import make_processor, write_model
 from mm1_mlx.training.pretraining import initialize, make_trainer
 from mm1_mlx.training.recipe import read_recipe
 from mm1_mlx.training.state import load_state
-from mm1_mlx.training.trainer import Progress
+from mm1_mlx.training.trainer import Progress, Trainer
 
 ENCODER_CHECKPOINT = "encoder.safetensors"
 ENCODER_WEIGHTS = "encoder_weights.safetensors"
@@ -29,6 +29,7 @@ def pretrain(
     *,
     stage: str = "all",
     steps: int | None = None,
+    until: int | None = None,
     seed: int | None = None,
     init: Path | None = None,
     save_every: int = 250,
@@ -42,12 +43,14 @@ def pretrain(
     had never ended. Several processes (mlx.launch) share the work; the first one writes
     and tells.
 
-    stage: "encoder", "joint" or "all". steps, seed: instead of the recipe's. init: what
-    the first of the stages starts from: for the encoder stage the folder of another
-    run, whose encoder.safetensors is taken; for the joint stage a model folder, whose
-    encoder gives way to that of this run's own encoder stage, where there was one. All
-    begin at step 0 with a fresh optimizer. tell: receives a line now and then; report: the state after every step. stop: asked after every step; True
-    saves and ends the run.
+    stage: "encoder", "joint" or "all". steps, seed: instead of the recipe's. until: a
+    stage ends at this step, saved and with the rates of its whole number of steps.
+    init: what the first of the stages starts from, at step 0 and with a fresh
+    optimizer. For the encoder stage it is the folder of another run, whose
+    encoder.safetensors is taken; for the joint stage a model folder, whose encoder
+    gives way to that of this run's own encoder stage, where there was one. tell:
+    receives a line now and then; report: the state after every step. stop: asked after
+    every step; True saves and ends the run.
 
     Raises ConfigError, DatasetError, CheckpointError.
     """
@@ -77,7 +80,9 @@ def pretrain(
             _take_contrast(trainer.stage.contrast, out)
         if trainer.resume():
             tell(f"{name}: going on from step {trainer.step}")
-        for progress in trainer.run(save_every, stop):
+        if until is not None and until <= trainer.step < trainer.stage.settings.steps:
+            return None
+        for progress in trainer.run(save_every, _either(stop, trainer, until)):
             report(progress)
         if trainer.step < trainer.stage.settings.steps:
             return None
@@ -91,6 +96,13 @@ def pretrain(
 
 def _ignore(_: object) -> None:
     pass
+
+
+def _either(
+    stop: Callable[[], bool], trainer: Trainer, until: int | None
+) -> Callable[[], bool]:
+    """Whether to stop now: it was asked, or the step is reached."""
+    return lambda: stop() or (until is not None and trainer.step >= until)
 
 
 def _flat(module) -> dict[str, mx.array]:
