@@ -82,7 +82,7 @@ def test_wrong_input_is_one_line_and_exit_code_1(tmp_path, name, content, messag
 WRONG_RECIPES = [
     ({"data": "/absent/folder"}, (), r"data folder /absent/folder does not exist"),
     ({"chat_template": "mine"}, (), r"'mine', but must be one of chatml"),
-    ({}, ("--init", "/absent"), r"There is no model folder /absent"),
+    ({}, ("--init", "/absent"), r"There is no folder /absent"),
     (
         {"stages": {"joint": recipe_with()["stages"]["joint"]}},
         ("--stage", "encoder"),

@@ -59,6 +59,8 @@ def pretrain(
         recipe = replace(recipe, seed=seed)
     if steps is not None:
         recipe = recipe.with_steps(steps)
+    if init is not None and not init.is_dir():
+        raise CheckpointError(f"There is no folder {init} to start from.")
     main = mx.distributed.init().rank() == 0
     if not main:
         tell, report = _ignore, _ignore
@@ -117,8 +119,6 @@ def _take_weights(model: MM1, out: Path, init: Path | None, tell) -> None:
     """What the joint stage starts from: a whole model, or the encoder's stage."""
     known = out / ENCODER_WEIGHTS
     if init is not None:
-        if not init.is_dir():
-            raise CheckpointError(f"There is no model folder {init}.")
         # The config is this recipe's: other names or shapes are an error.
         start = load_model(init, model.config, mx.float32)
         model.update(start.parameters())
