@@ -83,6 +83,8 @@ def _caption(rng: random.Random, progress: float) -> Document:
         start = f"{_USER}{asked[0].question}{gap}{IMAGE_MARK}{_ASSISTANT}"
         branches = [[Text(asked[0].answer, True)]]
     else:
+        # What does not fit into a row is left out: the long answers would be rare.
+        asked = sorted(asked, key=lambda question: question.task != "caption")
         after = "\n" if style < QUESTION_FIRST + NEW_LINE else ""
         start = f"{_USER}{IMAGE_MARK}{after}"
         branches = [_answered(question) for question in asked]

@@ -327,16 +327,16 @@ ASKERS: dict[str, Asker] = {
 }
 # How many times each is asked of a scene, on average.
 RATES = {
-    "count": 0.7,
+    "count": 0.6,
     "count_colour": 0.9,
     "count_shape": 0.9,
     "count_pair": 0.9,
     "colour": 0.9,
     "shape": 0.9,
-    "existence": 1.2,
+    "existence": 1.1,
     "position": 1.3,
-    "relation": 1.8,
-    "caption": 0.7,
+    "relation": 1.3,
+    "caption": 1.0,
     "colour_many": 0.3,
     "shape_many": 0.3,
     "colour_absent": 0.25,
