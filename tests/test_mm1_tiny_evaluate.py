@@ -310,6 +310,9 @@ def test_the_card_has_the_tables_and_the_commands(assembled, tmp_path):
     assert "- elsewhere: 50.0%, goal 93.0%" in card
     assert "python -m mm1_mlx.pretrain examples/mm1_tiny/recipe.json" in card
     assert card.endswith("In two hours on two cores.\n") and "MIT" in card
+    assert "16 tokens per picture" in card
+    guide = (ROOT / "examples" / "mm1_tiny" / "README.md").read_text()
+    assert assemble.COMMANDS in guide
 
 
 def test_what_cannot_be_assembled(run_folder, assembled, tmp_path):

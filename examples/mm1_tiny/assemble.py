@@ -1,8 +1,8 @@
 """Turns a run into the model folder that ships, and a result into its model card.
 
-    python -m examples.mm1_tiny.assemble --run runs/mm1-tiny
-    python -m examples.mm1_tiny.evaluate --wrong-image --json result.json
-    python -m examples.mm1_tiny.assemble --card result.json --trained "..."
+    python -m examples.mm1_tiny.assemble --run RUN --recipe RECIPE --out FOLDER
+    python -m examples.mm1_tiny.evaluate --model FOLDER --wrong-image --json RESULT
+    python -m examples.mm1_tiny.assemble --out FOLDER --card RESULT --trained "..."
 
 The same run, recipe and result always give the same bytes. A run that is still going on
 can be assembled too: its last checkpoint is taken.
@@ -10,6 +10,7 @@ can be assembled too: its last checkpoint is taken.
 
 import json
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,22 @@ from mm1_mlx.errors import CheckpointError
 
 HERE = Path(__file__).parent
 CARD = "README.md"
-# The commands of a run; the card repeats them.
+# How the model was made, from nothing; the card and README.md show them.
 COMMANDS = """\
-    python -m examples.mm1_tiny.vocabulary --out {run}/tokenizer.model
-    python -m mm1_mlx.pretrain {recipe} --out {run} --tokenizer {run}/tokenizer.model
-    python -m examples.mm1_tiny.assemble --run {run} --recipe {recipe} --out {out}"""
+python -m examples.mm1_tiny.vocabulary --out runs/tokenizer.model
+python -m mm1_mlx.pretrain examples/mm1_tiny/recipe.json --out runs/1 \\
+    --tokenizer runs/tokenizer.model
+python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_2.json --out runs/2 \\
+    --tokenizer runs/tokenizer.model --stage joint --init runs/1/model --until 2600
+python -m examples.mm1_tiny.assemble --run runs/2 --out runs/2/model \\
+    --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_2.json
+python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_3.json --out runs/3 \\
+    --tokenizer runs/tokenizer.model --stage encoder --init runs/1
+python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_3.json --out runs/3 \\
+    --tokenizer runs/tokenizer.model --stage joint --init runs/2/model
+python -m examples.mm1_tiny.assemble --run runs/3 --out mm1_mlx/assets/mm1-tiny \\
+    --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_3.json
+"""
 
 
 def assemble(run: Path, out: Path, recipe_file: Path, tokenizer: Path) -> None:
@@ -53,25 +65,20 @@ def write_card(out: Path, result: dict[str, Any], how: str) -> None:
     from examples.mm1_tiny import scenes
     from examples.mm1_tiny.scoring import markdown, missed
 
-    stages = json.loads((HERE / "recipe.json").read_text(encoding="utf-8"))["stages"]
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     text = (HERE / "CARD.md").read_text(encoding="utf-8")
     lines = [f"- {line}" for line in missed(result)]
     below = "\n".join(["Below its goal:", "", *lines]) if lines else ""
-    run = COMMANDS.format(
-        run="runs/mm1-tiny",
-        recipe="examples/mm1_tiny/recipe.json",
-        out="mm1_mlx/assets/mm1-tiny",
-    )
+    run = textwrap.indent(COMMANDS, "    ")
     values = {
         "table": "\n".join([markdown(result).rstrip(), "", below]).rstrip(),
         "n": str(result["n"]),
-        "run": f"{run}\n\n{how}".rstrip(),
+        "run": f"{run}\n{how}".rstrip(),
         "shapes": ", ".join(scenes.SHAPES),
         "colours": ", ".join(scenes.COLOURS),
         "held_out": ", ".join(" ".join(pair) for pair in scenes.HELD_OUT_PAIRS),
         "backends": _renderers(result),
-        "encoder_rate": str(stages["encoder"]["learning_rate"]),
-        "vision_rate": str(stages["joint"]["vision_rate"]),
+        "tokens": str(config["connector_config"]["num_query_tokens"]),
     }
     for name, value in values.items():
         text = text.replace("{{" + name + "}}", value)
