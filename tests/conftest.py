@@ -63,6 +63,22 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope="module")
+def model():
+    """A small random model; a file that needs another overrides it."""
+    from small import small_model
+
+    return small_model()
+
+
+@pytest.fixture
+def processor():
+    """A processor without files: ids in, ids out; see small.py."""
+    from small import SmallProcessor
+
+    return SmallProcessor()
+
+
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
     """The files of a run, importable here too; gives the arguments of pretrain()."""

@@ -18,6 +18,13 @@ from mm1_mlx.models.mm1 import MM1
 
 IMAGE, EOS, PAD = 3, 2, 0
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 VISION = VisionConfig(
     hidden_size=16,
     num_hidden_layers=2,

@@ -8,17 +8,6 @@ from helpers import assert_close
 from mm1_mlx.inference.generation import batch_generate, generate
 from mm1_mlx.inference.steps import Decoding, padded_history
 
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture
-def processor():
-    return SmallProcessor()
-
-
 PROMPTS = ["5 17 33 8 20 41 7 12 9", "<image> 40", "6 <image> 7 <image> 8", "9", "9 9"]
 IMAGES = [[], [1], [2, 3], None, []]
 

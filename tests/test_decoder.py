@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from small import DENSE, SPARSE, random_array, small_decoder
+from small import DENSE, LLAMA3, SPARSE, random_array, small_decoder
 
 from helpers import assert_close, assert_equal
 from mm1_mlx.models.layers import (
@@ -19,13 +19,6 @@ from mm1_mlx.models.layers import (
     relu_squared,
 )
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 IDS = [5, 17, 33, 8, 71, 12, 64, 20, 9, 44, 6, 58]
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import mlx.core as mx
 import pytest
-from small import DENSE, EOS, IMAGE, SPARSE, SmallProcessor, random_array, small_model
+from small import DENSE, EOS, IMAGE, SPARSE, random_array, small_model
 
 from helpers import assert_close, need
 from mm1_mlx.errors import PromptError
@@ -21,16 +21,6 @@ from mm1_mlx.inference.sampling import make_logits_processors
 from mm1_mlx.inference.steps import Decoding
 from mm1_mlx.inference.wired import wired_limit
 from mm1_mlx.models.cache import QuantizedKVCache
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture
-def processor():
-    return SmallProcessor()
 
 
 def greedy(model, ids, n, images=()):

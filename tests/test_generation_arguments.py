@@ -11,16 +11,6 @@ from mm1_mlx.errors import MM1Error, PromptError
 from mm1_mlx.inference.generation import batch_generate, generate, stream_generate
 
 
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture
-def processor():
-    return SmallProcessor()
-
-
 def test_the_context_ends_the_answer(processor):
     text = replace(DENSE, max_position_embeddings=10)
     model = small_model(text, eos_token_id=None)

@@ -21,7 +21,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from small import CONNECTOR, DENSE, SPARSE, VISION, random_array, small_decoder
+from small import CONNECTOR, DENSE, LLAMA3, SPARSE, VISION, random_array, small_decoder
 
 from helpers import ROOT, assert_close, assert_equal, need_tiny, to_numpy
 from mm1_mlx.config import ConnectorConfig
@@ -269,13 +269,6 @@ def test_a_whole_attention_layer_with_its_cache(devices, dtype):
     compare(devices, dtype, layer, inputs, 4 * bound(dtype), read)
 
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 ROPES = {
     "plain": (80, None),
     "partial": (32, None),

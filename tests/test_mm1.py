@@ -87,11 +87,6 @@ def row(*parts: int | str) -> list[int]:
     return ids
 
 
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
 def test_logits_are_float32_of_the_whole_vocabulary(model):
     logits = model(mx.array([row(1, "image", 9)]), random_array(1, 16, 16, 3))
     assert logits.shape == (1, 6, 90)

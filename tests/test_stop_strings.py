@@ -1,15 +1,10 @@
 """Stop strings: where an answer is cut, and what is held back until it is sure."""
 
 import pytest
-from small import SmallProcessor, small_model
+from small import SmallProcessor
 
 from mm1_mlx.inference.generation import batch_generate, generate, stream_generate
 from mm1_mlx.inference.text import StopText
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
 
 
 @pytest.mark.parametrize("cut", range(1, 8))

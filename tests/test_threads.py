@@ -7,21 +7,10 @@ another.
 import threading
 
 import mlx.core as mx
-import pytest
-from small import SmallProcessor, small_model
+from small import SmallProcessor
 
 from mm1_mlx.inference.generation import generate, stream_generate
 from mm1_mlx.inference.steps import Decoding, generation_stream
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture
-def processor():
-    return SmallProcessor()
 
 
 def in_thread(work):

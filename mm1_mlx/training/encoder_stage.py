@@ -33,14 +33,15 @@ def contrast_arrays(
     pictures: list[tuple[tuple[int, int], list[Region]]],
     encode,
     grid: int,
-    per_picture: int,
-    max_texts: int,
-    text_length: int,
+    per_picture: int = 6,
+    max_texts: int = 128,
+    text_length: int = 8,
     whole: bool = False,
 ) -> tuple[np.ndarray, ...]:
     """Arrays of a contrastive batch.
 
     pictures: ((width, height), regions) of each picture; N is their number.
+    per_picture, max_texts, text_length: R, U and W, the room; what is over is left out.
     whole: one region per picture, all its texts joined (CLIP's own form).
     Shapes:
         boxes: (N, R, G*G) float32; label: (N, R) int32 into texts, -1 where unused

@@ -86,7 +86,6 @@ class JointStage:
 
     name = "joint"
     law_parameters = "decoder.layers."  # no embeddings
-    per_picture, max_texts, text_length = 6, 128, 8
 
     def __init__(
         self,
@@ -134,14 +133,8 @@ class JointStage:
             for image, regions in zip(batch.images, batch.regions, strict=True)
         ]
         pictures += [((1, 1), [])] * (room - len(pictures))
-        return first.contrast_arrays(
-            pictures,
-            self._encoder.encode,
-            self._model.config.vision_config.grid,
-            self.per_picture,
-            self.max_texts,
-            self.text_length,
-        )
+        grid = self._model.config.vision_config.grid
+        return first.contrast_arrays(pictures, self._encoder.encode, grid)
 
     def loss(
         self, ids, document, branch, position, shots, source, target, weight, *regions
@@ -211,7 +204,6 @@ class EncoderStage:
 
     name = "encoder"
     law_parameters = "vision.layers."
-    per_picture, max_texts, text_length = 6, 128, 8
 
     def __init__(
         self,
@@ -244,15 +236,11 @@ class EncoderStage:
             patches = self._grid**2
             prefix = [rng.randint(1, patches // 2) for _ in made]
             return (shots, np.array(prefix, np.int32)), count
-        arrays = first.contrast_arrays(
-            [(image.size, regions) for image, regions in made],
-            self._encode,
-            self._grid,
-            self.per_picture,
-            self.max_texts if self.settings.objective == "regions" else count,
-            self.text_length if self.settings.objective == "regions" else 32,
-            whole=self.settings.objective == "global",
-        )
+        pictures = [(image.size, regions) for image, regions in made]
+        room: dict[str, Any] = {}
+        if self.settings.objective == "global":  # one long text for each picture
+            room = {"max_texts": count, "text_length": 32, "whole": True}
+        arrays = first.contrast_arrays(pictures, self._encode, self._grid, **room)
         return (shots, *arrays), count
 
     def loss(self, *arrays):

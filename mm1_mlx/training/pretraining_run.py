@@ -13,7 +13,7 @@ from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.training.encoder_stage import RegionText
 from mm1_mlx.training.model_folder import make_processor, write_model
 from mm1_mlx.training.pretraining import initialize, make_trainer
-from mm1_mlx.training.recipe import read_recipe
+from mm1_mlx.training.recipe import Recipe, read_recipe
 from mm1_mlx.training.state import load_state
 from mm1_mlx.training.trainer import Progress, Trainer
 
@@ -54,11 +54,7 @@ def pretrain(
 
     Raises ConfigError, DatasetError, CheckpointError.
     """
-    recipe = read_recipe(recipe_path).only(stage)
-    if seed is not None:
-        recipe = replace(recipe, seed=seed)
-    if steps is not None:
-        recipe = recipe.with_steps(steps)
+    recipe = _read_recipe(recipe_path, stage, steps, seed)
     if init is not None and not init.is_dir():
         raise CheckpointError(f"There is no folder {init} to start from.")
     main = mx.distributed.init().rank() == 0
@@ -75,18 +71,8 @@ def pretrain(
         if name == "joint":
             _take_weights(model, out, begin, tell)
         trainer = make_trainer(recipe, name, model, processor.tokenizer.encode, out)
-        if name == "encoder" and begin is not None:
-            trainer.begin_with(begin / ENCODER_CHECKPOINT)
-            tell(f"encoder: starts from {begin}")
-        if name == "joint" and trainer.stage.contrast is not None:
-            _take_contrast(trainer.stage.contrast, out)
-        if trainer.resume():
-            tell(f"{name}: going on from step {trainer.step}")
-        if until is not None and until <= trainer.step < trainer.stage.settings.steps:
-            return None
-        for progress in trainer.run(save_every, _either(stop, trainer, until)):
-            report(progress)
-        if trainer.step < trainer.stage.settings.steps:
+        _begin(trainer, name, begin, out, tell)
+        if not _run_stage(trainer, until, save_every, report, stop):
             return None
         if name == "encoder" and main:
             weights = {f"vision.{k}": v for k, v in _flat(model.vision).items()}
@@ -94,6 +80,40 @@ def pretrain(
     if main:
         write_model(out / MODEL_FOLDER, model, processor)
     return out / MODEL_FOLDER
+
+
+def _read_recipe(path: Path, stage: str, steps: int | None, seed: int | None) -> Recipe:
+    recipe = read_recipe(path).only(stage)
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
+    return recipe if steps is None else recipe.with_steps(steps)
+
+
+def _begin(trainer: Trainer, name: str, init: Path | None, out: Path, tell) -> None:
+    """Set a stage up at its checkpoint, or else at what it starts from."""
+    if name == "encoder" and init is not None:
+        trainer.begin_with(init / ENCODER_CHECKPOINT)
+        tell(f"encoder: starts from {init}")
+    if name == "joint" and trainer.stage.contrast is not None:
+        _take_contrast(trainer.stage.contrast, out, tell)
+    if trainer.resume():
+        tell(f"{name}: going on from step {trainer.step}")
+
+
+def _run_stage(
+    trainer: Trainer,
+    until: int | None,
+    save_every: int,
+    report: Callable[[Progress], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Whether the stage reached its end, rather than `until` or a wish to stop."""
+    steps = trainer.stage.settings.steps
+    if until is not None and until <= trainer.step < steps:
+        return False
+    for progress in trainer.run(save_every, _either(stop, trainer, until)):
+        report(progress)
+    return trainer.step >= steps
 
 
 def _ignore(_: object) -> None:
@@ -130,12 +150,15 @@ def _take_weights(model: MM1, out: Path, init: Path | None, tell) -> None:
         tell("joint: no encoder stage in this folder, so the encoder starts fresh")
 
 
-def _take_contrast(contrast: RegionText, out: Path) -> None:
+def _take_contrast(contrast: RegionText, out: Path, tell) -> None:
     """What this run's encoder stage learned to describe regions by, where it did."""
     file = out / ENCODER_CHECKPOINT
-    if not file.exists():
-        return
-    found = _flat_tree(load_state(file)[0].get("parameters", {}))
     names = _flat(contrast)
+    found: dict[str, mx.array] = {}
+    if file.exists():
+        found = _flat_tree(load_state(file)[0].get("parameters", {}))
     if names.keys() <= found.keys():
         contrast.load_weights([(name, found[name]) for name in names])
+        tell(f"joint: region texts from {file}")
+    else:
+        tell("joint: no region texts in this folder, so they start fresh")

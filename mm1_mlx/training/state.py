@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mm1_mlx.checkpoint.folder import check_weights
@@ -51,6 +52,20 @@ def load_state(path: Path) -> tuple[dict[str, dict], dict]:
     return {name: tree_unflatten(items) for name, items in flat.items()}, facts
 
 
+def set_weights(module: nn.Module, weights: dict[str, mx.array], path: Path) -> None:
+    """Give a module all its weights; CheckpointError if names or shapes differ.
+
+    path: where they come from, for the message.
+    """
+    expected: dict[str, Any] = dict(tree_flatten(module.parameters()))
+    check_weights(
+        {name: array.shape for name, array in weights.items()},
+        {name: array.shape for name, array in expected.items()},
+        str(path),
+    )
+    module.load_weights(list(weights.items()))
+
+
 def load_model_state(path: Path, config: MM1Config) -> MM1:
     """The model in a checkpoint of a joint stage, ready to answer, in float32.
 
@@ -66,13 +81,7 @@ def load_model_state(path: Path, config: MM1Config) -> MM1:
         for name, array in weights.items()
         if not name.startswith("contrast.")
     }
-    expected = dict(tree_flatten(model.parameters()))
-    check_weights(
-        {name: array.shape for name, array in weights.items()},
-        {name: array.shape for name, array in expected.items()},
-        str(path),
-    )
-    model.load_weights(list(weights.items()))
+    set_weights(model, weights, path)
     model.eval()
     mx.eval(model.parameters())
     return model

@@ -14,11 +14,10 @@ import mlx.optimizers as optim
 from mlx.nn.utils import average_gradients
 from mlx.utils import tree_flatten
 
-from mm1_mlx.checkpoint.folder import check_weights
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.training.recipe import StageSettings
 from mm1_mlx.training.schedules import mm1_learning_rate, warmup_cosine
-from mm1_mlx.training.state import load_state, save_state
+from mm1_mlx.training.state import load_state, save_state, set_weights
 
 
 @dataclass
@@ -134,13 +133,7 @@ class Trainer:
             raise CheckpointError(f"There is no checkpoint {file} to start from.")
         trees, _ = load_state(file)
         weights: Any = dict(tree_flatten(trees.get("parameters", {})))
-        expected: Any = dict(tree_flatten(self.module.parameters()))
-        check_weights(
-            {name: array.shape for name, array in weights.items()},
-            {name: array.shape for name, array in expected.items()},
-            str(file),
-        )
-        self.module.load_weights(list(weights.items()))
+        set_weights(self.module, weights, file)
 
     def save(self) -> None:
         """Write the checkpoint; with several processes the first one does."""
