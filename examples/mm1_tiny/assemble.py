@@ -33,9 +33,14 @@ python -m examples.mm1_tiny.assemble --run runs/2 --out runs/2/model \\
 python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_3.json --out runs/3 \\
     --tokenizer runs/tokenizer.model --stage encoder --init runs/1
 python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_3.json --out runs/3 \\
-    --tokenizer runs/tokenizer.model --stage joint --init runs/2/model
-python -m examples.mm1_tiny.assemble --run runs/3 --out mm1_mlx/assets/mm1-tiny \\
+    --tokenizer runs/tokenizer.model --stage joint --init runs/2/model --until 8954
+python -m examples.mm1_tiny.assemble --run runs/3 --out runs/3/model \\
     --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_3.json
+mkdir -p runs/4 && cp runs/3/encoder.safetensors runs/4
+python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_4.json --out runs/4 \\
+    --tokenizer runs/tokenizer.model --stage joint --init runs/3/model
+python -m examples.mm1_tiny.assemble --run runs/4 --out mm1_mlx/assets/mm1-tiny \\
+    --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_4.json
 """
 
 

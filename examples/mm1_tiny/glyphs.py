@@ -114,11 +114,11 @@ def sample_word(rng: random.Random, split: str = "train") -> Glyphs:
     if split == "test":
         word = rng.choice(TEST_WORDS)
     elif rng.random() < 0.5:  # long ones are hard, and few
-        word = max(rng.choices(TRAIN_WORDS, k=2), key=len)
+        word = max(rng.choices(TRAIN_WORDS, k=3), key=len)
     else:
         word = _random_letters(rng)
     drawn, least = word, MIN_TALL_HEIGHT
-    if rng.random() < 0.75:
+    if rng.random() < (0.65 if split == "train" else 0.75):
         drawn, least = word.upper(), MIN_CAPITAL_HEIGHT
     font = pick_font(rng, split)
     glyphs = _rendered_line(rng, drawn, font)
@@ -134,7 +134,7 @@ def _check_split(split: str) -> None:
 def _random_letters(rng: random.Random) -> str:
     """2 to 5 letters, half of the time pronounceable, never a test word."""
     while True:
-        length = rng.choice((2, 3, 4, 4, 5, 5, 5))
+        length = rng.choice((2, 3, 4, 4, 5, 5, 5, 5))
         if rng.random() < 0.5:
             word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=length))
         else:
