@@ -1,5 +1,6 @@
 """A whole pretraining run in small: it learns, stops, goes on, and hands over."""
 
+import json
 import random
 import re
 from dataclasses import replace
@@ -11,12 +12,11 @@ import pytest
 from mlx.utils import tree_flatten
 from training_kit import arrays_of, assert_same_state, encode, recipe_with, uncompiled
 
-from helpers import (
-    assert_equal,
-)
+from helpers import assert_close, assert_equal
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.models import moe
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.models.vision import resize_grid
 from mm1_mlx.training.pretraining import initialize, make_trainer
 from mm1_mlx.training.pretraining_run import pretrain
 from mm1_mlx.training.recipe import Recipe
@@ -280,6 +280,40 @@ def test_the_joint_stage_can_start_from_a_model_folder(stub, tmp_path):
         assert_equal(found.astype(mx.float16), array, name)
     with pytest.raises(CheckpointError, match="There is no folder"):
         pretrain(recipe, again, tokenizer, stage="joint", init=tmp_path / "absent")
+
+
+def test_the_joint_stage_can_start_at_another_picture_size(stub, tmp_path):
+    recipe, out, tokenizer = stub(joint={"steps": 1, "learning_rate": 1e-12})
+    values = json.loads(recipe.read_text(encoding="utf-8"))
+    tables = {"type": "c_abstractor", "hidden_size": 8, "depth": 1}
+    values["model"]["connector_config"] |= tables
+    recipe.write_text(json.dumps(values), encoding="utf-8")
+    folder = pretrain(recipe, out, tokenizer)
+    vision = values["model"]["vision_config"]
+    side = vision["image_size"] // vision["patch_size"]
+    vision["image_size"] = values["images"]["size"] = (side + 1) * vision["patch_size"]
+    larger = tmp_path / "larger.json"
+    larger.write_text(json.dumps(values), encoding="utf-8")
+    again = tmp_path / "again"
+    pretrain(larger, again, tokenizer, stage="joint", init=folder)
+    start, end = (
+        mx.load(str(folder / "model.safetensors")),
+        arrays_of(again / "joint.safetensors"),
+    )
+    resized = set()
+    for name, array in start.items():
+        found, array = end[f"parameters.{name}"], array.astype(mx.float32)
+        if name.endswith("position_embedding"):
+            resized.add(name)
+            rest = array.shape[0] - side**2
+            grid = resize_grid(array[rest:], side + 1, side + 1)
+            array = mx.concatenate([array[:rest], grid])
+        assert_close(found, array, atol=1e-6)  # one step at a rate of 1e-12
+    assert resized == {"vision.position_embedding", "connector.position_embedding"}
+    values["model"]["vision_config"]["hidden_size"] *= 2
+    larger.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="misshaped"):
+        pretrain(larger, tmp_path / "no", tokenizer, stage="joint", init=folder)
 
 
 def test_a_run_ends_at_a_step_and_goes_on_as_if_it_had_not(stub, tmp_path):

@@ -38,9 +38,14 @@ python -m examples.mm1_tiny.assemble --run runs/3 --out runs/3/model \\
     --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_3.json
 mkdir -p runs/4 && cp runs/3/encoder.safetensors runs/4
 python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_4.json --out runs/4 \\
-    --tokenizer runs/tokenizer.model --stage joint --init runs/3/model
-python -m examples.mm1_tiny.assemble --run runs/4 --out mm1_mlx/assets/mm1-tiny \\
+    --tokenizer runs/tokenizer.model --stage joint --init runs/3/model --until 1754
+python -m examples.mm1_tiny.assemble --run runs/4 --out runs/4/model \\
     --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_4.json
+mkdir -p runs/5 && cp runs/3/encoder.safetensors runs/5
+python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_5.json --out runs/5 \\
+    --tokenizer runs/tokenizer.model --stage joint --init runs/4/model
+python -m examples.mm1_tiny.assemble --run runs/5 --out mm1_mlx/assets/mm1-tiny \\
+    --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_5.json
 """
 
 
@@ -83,6 +88,7 @@ def write_card(out: Path, result: dict[str, Any], how: str) -> None:
         "colours": ", ".join(scenes.COLOURS),
         "held_out": ", ".join(" ".join(pair) for pair in scenes.HELD_OUT_PAIRS),
         "backends": _renderers(result),
+        "pixels": str(config["vision_config"]["image_size"]),
         "tokens": str(config["connector_config"]["num_query_tokens"]),
     }
     for name, value in values.items():

@@ -10,11 +10,12 @@ from mlx.utils import tree_flatten
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.loading import load_model
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.models.vision import resize_grid
 from mm1_mlx.training.encoder_stage import RegionText
 from mm1_mlx.training.model_folder import make_processor, write_model
 from mm1_mlx.training.pretraining import initialize, make_trainer
 from mm1_mlx.training.recipe import Recipe, read_recipe
-from mm1_mlx.training.state import load_state
+from mm1_mlx.training.state import load_state, set_weights
 from mm1_mlx.training.trainer import Progress, Trainer
 
 ENCODER_CHECKPOINT = "encoder.safetensors"
@@ -48,7 +49,8 @@ def pretrain(
     init: what the first of the stages starts from, at step 0 and with a fresh
     optimizer. For the encoder stage it is the folder of another run, whose
     encoder.safetensors is taken; for the joint stage a model folder, whose encoder
-    gives way to that of this run's own encoder stage, where there was one. tell:
+    gives way to that of this run's own encoder stage, where there was one. It may be of
+    another picture size: then its position tables are interpolated. tell:
     receives a line now and then; report: the state after every step. stop: asked after
     every step; True saves and ends the run.
 
@@ -139,15 +141,31 @@ def _take_weights(model: MM1, out: Path, init: Path | None, tell) -> None:
     """What the joint stage starts from: a whole model, or the encoder's stage."""
     known = out / ENCODER_WEIGHTS
     if init is not None:
-        # The config is this recipe's: other names or shapes are an error.
-        start = load_model(init, model.config, mx.float32)
-        model.update(start.parameters())
+        start = load_model(init, dtype=mx.float32)
+        # Other names or shapes than this recipe's are an error.
+        set_weights(model, resized_positions(start, model), init)
         tell(f"joint: starts from {init}")
     if known.exists():
         model.load_weights(str(known), strict=False)
         tell(f"joint: encoder from {known}")
     elif init is None:
         tell("joint: no encoder stage in this folder, so the encoder starts fresh")
+
+
+def resized_positions(start: MM1, model: MM1) -> dict[str, mx.array]:
+    """The weights of `start`, its position tables on the grid of `model`'s pictures.
+
+    MM1 (section 3.1) raises the resolution so: the tables are interpolated.
+    """
+    weights, side = _flat(start), model.config.vision_config.grid
+    patches = start.config.vision_config.num_patches
+    for name in ("vision.position_embedding", "connector.position_embedding"):
+        if name in weights and side**2 != patches:
+            table = weights[name]
+            rest = table.shape[0] - patches  # the class token's row is kept
+            grid = resize_grid(table[rest:], side, side)
+            weights[name] = mx.concatenate([table[:rest], grid])
+    return weights
 
 
 def _take_contrast(contrast: RegionText, out: Path, tell) -> None:
