@@ -310,13 +310,18 @@ def test_what_is_needed_grows_with_tokens_images_and_bits():
     assert weights < base < 1.2 * weights
 
 
-def peak_of(run) -> int:
+def peak_of(run, times: int = 30) -> int:
+    """The highest peak of several runs: how far MLX allocates ahead of the threads that
+    compute, and so what is alive at once, differs from run to run."""
     import mlx.core as mx
 
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    mx.eval(run())
-    return mx.get_peak_memory() - before
+    peaks = []
+    for _ in range(times):
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(run())
+        peaks.append(mx.get_peak_memory() - before)
+    return max(peaks)
 
 
 @pytest.mark.parametrize("experts", [0, 2])
