@@ -20,8 +20,8 @@ make_callable(__name__, "mm1_mlx.inference.generation")
 DEFAULT_MODEL = "mm1-tiny"
 
 _ABOUT_TINY = (
-    "note: mm1-tiny, the built-in model, knows drawn shapes, digits and (half of the "
-    "time) words, nothing else. Another model: --model NAME_OR_FOLDER (see README.md)."
+    "note: mm1-tiny, the built-in model, knows drawn shapes, numbers and short words, "
+    "nothing else. Another model: --model NAME_OR_FOLDER (see README.md)."
 )
 
 _EXAMPLES = """examples:
