@@ -148,6 +148,35 @@ def test_reading_in_pieces_equals_reading_at_once(config, pieces):
     assert_close(mx.concatenate(found, axis=1), expected, atol=ATOL)
 
 
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("padding", [None, [0, 3]])
+@pytest.mark.parametrize("config", list(decoders()))
+def test_the_last_position_alone_is_that_of_all(config, padding, bits, monkeypatch):
+    decoder = small_decoder(config)
+    ids = mx.array([IDS, IDS[::-1]])
+    caches = [decoder.make_cache(left_padding=padding) for _ in range(2)]
+    for cache in caches:
+        decoder.hidden(ids[:, :5], cache)
+        if bits is not None:
+            cache[:] = [entry.to_quantized(bits=bits) for entry in cache]
+    whole = decoder.hidden(ids[:, 5:], caches[0])
+    lengths = []
+    run = type(decoder.layers[0])._feed_forward
+
+    def watched(self, x, *others):
+        lengths.append(x.shape[1])
+        return run(self, x, *others)
+
+    monkeypatch.setattr(type(decoder.layers[0]), "_feed_forward", watched)
+    alone = decoder.hidden(ids[:, 5:], caches[1], last_only=True)
+    assert alone.shape == (2, 1, config.hidden_size)
+    assert_close(alone, whole[:, -1:], atol=ATOL)
+    assert lengths == [7] * (config.num_hidden_layers - 1) + [1]
+    for entries in zip(*caches, strict=True):
+        for one, other in zip(*(entry.state for entry in entries), strict=True):
+            assert_close(one, other, atol=ATOL)
+
+
 @pytest.mark.parametrize("config", list(decoders()))
 def test_a_padded_row_equals_the_row_alone(config):
     decoder = small_decoder(config)

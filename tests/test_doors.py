@@ -1,5 +1,6 @@
 """How commands end and what they share: interrupts, MLX that is missing, names."""
 
+import ctypes
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from helpers import (
 )
 from mm1_mlx.cli import backend
 from mm1_mlx.cli.statistics import as_json, statistics
+from mm1_mlx.errors import MM1Error
 
 SHAPES = ROOT / "examples" / "shapes.png"
 
@@ -184,6 +186,41 @@ def test_advice_names_the_cure(
     advice = backend.advice("the\nreason")
     assert re.search(pattern, advice), advice
     assert "\n" not in advice
+
+
+def has_openblas() -> bool:
+    try:
+        ctypes.CDLL("libopenblas.so.0")
+    except OSError:
+        return False
+    return sys.platform == "linux"
+
+
+@pytest.mark.skipif(not has_openblas(), reason="Linux's libopenblas0 is not installed")
+@pytest.mark.parametrize("through_a_door", [True, False])
+def test_commands_multiply_with_openblas(through_a_door):
+    """The dynamic linker tells what MLX's matrix product is bound to."""
+    start = "from mm1_mlx.cli.backend import require_mlx; require_mlx()\n"
+    product = "import mlx.core as mx; mx.eval(mx.ones((9, 9)) @ mx.ones((9, 9)))"
+    done = run_python(
+        "-c",
+        (start if through_a_door else "") + product,
+        env={"LD_PRELOAD": "", "LD_DEBUG": "bindings"},
+    )
+    (bound,) = re.findall(r"libmlx\.so .* to (\S+) .*cblas_sgemm'", done.stderr)
+    assert ("openblas" in bound) == through_a_door
+
+
+def test_a_machine_without_openblas_is_fine(monkeypatch):
+    def absent(*args, **settings):
+        raise OSError("cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delitem(sys.modules, "mlx.core")
+    monkeypatch.setitem(sys.modules, "mlx", types.ModuleType("mlx"))
+    with pytest.raises(MM1Error):  # this mlx is empty: the search went on
+        backend.require_mlx()
 
 
 def test_mlx_without_a_back_end_is_one_line(tmp_path):

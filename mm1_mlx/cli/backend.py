@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 
 from mm1_mlx.errors import MM1Error
@@ -9,10 +10,24 @@ from mm1_mlx.errors import MM1Error
 
 def require_mlx() -> None:
     """Import MLX, or raise MM1Error with the one thing to do on this machine."""
+    if sys.platform.startswith("linux") and "mlx.core" not in sys.modules:
+        _prefer_openblas()
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
         raise MM1Error(advice(str(error))) from error
+
+
+def _prefer_openblas() -> None:
+    """Have MLX's CPU back end multiply with the system's OpenBLAS, if it is there.
+
+    The wheel brings BLAS's reference code, which is several times slower. What is
+    loaded for all to see before MLX is, MLX's calls are bound to.
+    """
+    import ctypes
+
+    with suppress(OSError):  # not installed
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
 
 def advice(reason: str) -> str:

@@ -111,7 +111,8 @@ class Decoding:
             mx.clear_cache()
             if on_prefill is not None:
                 on_prefill(start, length)
-        hidden = self._decoder.hidden(None, self.cache, embeddings[:, start:])
+        rest = embeddings[:, start:]
+        hidden = self._decoder.hidden(None, self.cache, rest, last_only=True)
         logits = self._decoder.head(hidden[:, -1])
         self._quantize_cache()
         if on_prefill is not None:

@@ -12,7 +12,8 @@ from mm1_mlx.models.moe import MoE
 class DecoderLayer(nn.Module):
     """A pre-norm block: attention, then an MLP or experts. (B, L, D) -> (B, L, D).
 
-    parallel_block: both read the same norm and are added together (Phi-2).
+    parallel_block: both read the same norm and are added together (Phi-2). last_only:
+    compute the last position alone, (B, 1, D); all are still stored in the cache.
     """
 
     def __init__(self, config: DecoderConfig, index: int):
@@ -53,9 +54,13 @@ class DecoderLayer(nn.Module):
         positions: mx.array | None = None,
         router_outputs: list | None = None,
         is_token: mx.array | None = None,
+        last_only: bool = False,
     ) -> mx.array:
         h = self.norm1(x)
-        attention = self.attn(h, mask, cache, positions)
+        attention = self.attn(h, mask, cache, positions, last_only)
+        if last_only and x.shape[1] > 1:
+            x, h = x[:, -1:], h[:, -1:]
+            is_token = None if is_token is None else is_token[:, -1:]
         if self._parallel:
             return x + attention + self._feed_forward(h, router_outputs, is_token)
         x = x + attention
@@ -82,7 +87,9 @@ class Decoder(nn.Module):
         router_outputs: a list that receives (logits, experts) of each sparse layer
         is_token: (B, L) bool, False on padding, which then takes no expert's place
             where moe_config.capacity_factor limits them in training; None: all
-        returns: (B, L, V) float32
+        last_only: compute the last position alone, which is all that generation asks
+            of a prompt: the last layer then runs its MLP or experts on it alone
+        returns: (B, L, V) float32, or (B, 1, V)
     """
 
     def __init__(self, config: DecoderConfig):
@@ -114,14 +121,17 @@ class Decoder(nn.Module):
         positions: mx.array | None = None,
         router_outputs: list | None = None,
         is_token: mx.array | None = None,
+        last_only: bool = False,
     ) -> mx.array:
         """The states that `head` turns into logits, after the last norm. (B, L, D)."""
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
         caches = cache if cache is not None else [None] * len(self.layers)
         if mask is None:
             mask = _causal_mask(x.shape[1], caches[0])
-        for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, mask, layer_cache, positions, router_outputs, is_token)
+        end = len(self.layers) - 1
+        for i, (layer, entry) in enumerate(zip(self.layers, caches, strict=True)):
+            short = last_only and i == end
+            x = layer(x, mask, entry, positions, router_outputs, is_token, short)
         return self.norm(x)
 
     def head(self, hidden: mx.array) -> mx.array:

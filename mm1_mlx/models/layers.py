@@ -159,6 +159,11 @@ def attend(cache, q, k, v, scale: float, mask: Mask) -> mx.array:
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
+def _last_row(mask: Mask) -> Mask:
+    """What the last position sees: causally, everything."""
+    return mask[..., -1:, :] if isinstance(mask, mx.array) else None
+
+
 class Attention(nn.Module):
     """Multi-head attention with grouped keys; q, k and v are one matmul.
 
@@ -169,7 +174,8 @@ class Attention(nn.Module):
         x: (B, L, D)
         mask: None, "causal", or bool/additive, broadcastable to (B, heads, L, keys)
         positions: (B, L) or None
-        returns: (B, L, D)
+        last_only: give the last position alone; all are still stored in the cache
+        returns: (B, L, D), or (B, 1, D)
     """
 
     def __init__(
@@ -207,6 +213,7 @@ class Attention(nn.Module):
         mask: Mask = None,
         cache=None,
         positions: mx.array | None = None,
+        last_only: bool = False,
     ) -> mx.array:
         B, L, _ = x.shape
         H, KV, hd = self.num_heads, self.num_kv_heads, self.head_dim
@@ -221,6 +228,8 @@ class Attention(nn.Module):
         q, k = qk[:, :H], qk[:, H:]
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
+        if last_only and L > 1:
+            q, mask, L = q[:, :, -1:], _last_row(mask), 1
         if self.training and cache is None:
             out = training_attention(q, k, v, hd**-0.5, mask)
         else:
