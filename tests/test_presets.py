@@ -1,5 +1,6 @@
 """Presets and mm1_mlx.memory: published sizes, counts without arrays, bytes, Macs."""
 
+import gc
 import math
 
 import pytest
@@ -316,6 +317,7 @@ def peak_of(run, times: int = 30) -> int:
     import mlx.core as mx
 
     peaks = []
+    gc.collect()  # what other tests left must not be freed in the middle
     for _ in range(times):
         mx.reset_peak_memory()
         before = mx.get_active_memory()
