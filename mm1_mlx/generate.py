@@ -214,6 +214,10 @@ def _add_output(parser: Parser) -> None:
 def read_prompt(given: str) -> str:
     """The prompt's text: what was given, or all of stdin for '-'."""
     if given == "-":
+        if sys.stdin is None:
+            raise PromptError(
+                "The prompt should come from stdin (-p -), but stdin is closed."
+            )
         try:
             return sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
@@ -233,6 +237,7 @@ def run(args: argparse.Namespace) -> None:
     """Load, answer, print."""
     prompt = read_prompt(args.prompt)
 
+    from mm1_mlx.cli.progress import conversion_progress
     from mm1_mlx.cli.statistics import as_json, statistics
     from mm1_mlx.inference.generation import stream_generate
     from mm1_mlx.inference.wired import wired_limit
@@ -240,7 +245,13 @@ def run(args: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     name = args.model or DEFAULT_MODEL
-    model, processor = load(name)
+    model, processor = load(name, **conversion_progress())
+    if not processor.tokenizer.reads_text:
+        print(
+            f"warning: {name} has no tokenizer: prompts and answers are token ids, "
+            f"like '1 306 4966'",
+            file=sys.stderr,
+        )
     _resize_as_asked(processor, args)
     if args.verbose:
         _print_setting(name, time.perf_counter() - start)

@@ -106,7 +106,7 @@ def describe(
             "patches": vision.num_patches,
             "bytes": memory.image_bytes(vision, max(images, 1)),
         }
-    if isinstance(config, MM1Config):
+    if isinstance(config, MM1Config) and config.reads_images:
         values["image"]["tokens"] = config.tokens_per_image
     text = config.text_config if isinstance(config, MM1Config) else config
     if isinstance(text, DecoderConfig):

@@ -8,8 +8,9 @@ DOORS = {
     "info": ("mm1_mlx.info", "parts, parameters and memory of a model"),
     "convert": (
         "mm1_mlx.convert.__main__",
-        "known checkpoints, and what becomes of their names",
+        "a public checkpoint to a model folder, and back",
     ),
+    "quantize": ("mm1_mlx.quantize", "fewer bits per weight, and what that costs"),
     "pretrain": ("mm1_mlx.pretrain", "train a model from scratch, MM1's recipe"),
     "benchmark": ("mm1_mlx.benchmark", "measure start-up on this machine"),
 }

@@ -1,6 +1,8 @@
 """A progress bar on a terminal, and nothing elsewhere: there a command writes lines."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 
@@ -26,12 +28,13 @@ def progress_bar(
     *,
     initial: int = 0,
     unit: str = "it",
+    scale: bool = False,
     stream: TextIO | None = None,
 ) -> Any:
     """A tqdm bar on stderr (or `stream`), where that is a terminal and tqdm is there.
 
     Else something with the same update, set_postfix_str, clear and close that shows
-    nothing; `shows(bar)` tells which.
+    nothing; `shows(bar)` tells which. scale: show large numbers as k, M, G.
     """
     out = stream if stream is not None else sys.stderr
     try:
@@ -49,6 +52,7 @@ def progress_bar(
         desc=what,
         initial=initial,
         unit=unit,
+        unit_scale=scale,
         file=out,
         dynamic_ncols=True,
         smoothing=0.05,
@@ -68,3 +72,38 @@ def duration(seconds: float) -> str:
     if minutes < 90:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def conversion_progress() -> dict[str, Any]:
+    """`tell` and `progress` for load: lines and a bar on stderr while it converts."""
+    bar: Any = None
+    shown = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar, shown
+        if bar is None:
+            bar = progress_bar(total, "convert", unit="B", scale=True)
+        bar.update(done - shown)
+        shown = done
+        if done >= total:
+            bar.close()
+
+    return {"tell": lambda line: print(line, file=sys.stderr), "progress": progress}
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A `progress(done, total)` that moves a bar on stderr."""
+    bar: Any = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = progress_bar(total, what)
+        bar.update(1)
+
+    try:
+        yield progress
+    finally:
+        if bar is not None:
+            bar.close()

@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 from mm1_mlx.cli.backend import require_mlx
@@ -28,6 +29,10 @@ def run_door(
     """
     _never_fail_to_print()
     args = parser.parse_args(argv)
+    if not getattr(args, "debug", False):  # damaged EXIF and such; the answer is whole
+        warnings.filterwarnings("ignore", module="PIL")
+    words = sys.argv[1:] if argv is None else argv
+    args.invoked = [*parser.prog.split(), *words]  # for a model's provenance
     try:
         if needs_mlx:
             require_mlx()
@@ -71,7 +76,11 @@ def explain(error: BaseException) -> str:
 
 
 def _never_fail_to_print() -> None:
-    """A terminal that cannot show a character shows '?' instead of an error."""
+    """A terminal that cannot show a character shows '?' instead of an error, and what
+    is closed (`>&-`) swallows what is printed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,7 +1,7 @@
 """Pictures: file, bytes, array or address -> RGB image -> pixels for the encoder.
 
 What happens to a picture on the way to RGB: EXIF rotation is applied, transparency is
-laid over white, 16-bit grey keeps its upper 8 bits, an animation gives its first frame.
+laid over white, 16-bit grey is rounded to 8 bits, an animation gives its first frame.
 Colour profiles are ignored, as the processors of the checkpoints ignore them.
 """
 
@@ -432,8 +432,13 @@ def pixels(image: Image.Image, settings: ImageSettings) -> np.ndarray:
 
     (value / 255 - mean) / std, from a table of 256 values per channel.
     """
+    return normalised(fit(image, settings), settings)
+
+
+def normalised(image: Image.Image, settings: ImageSettings) -> np.ndarray:
+    """An RGB picture's values as the encoder wants them. (H, W, 3) float32."""
     levels = np.arange(256)[:, None] / 255
     mean, std = np.array(settings.image_mean), np.array(settings.image_std)
     table = ((levels - mean) / std).astype(np.float32)  # (256, 3)
-    values = np.asarray(fit(image, settings))  # (H, W, 3) uint8
+    values = np.asarray(image)  # (H, W, 3) uint8
     return table[values, np.arange(3)]
