@@ -14,6 +14,7 @@ from mm1_mlx.config_checks import (
     check_rope_scaling,
 )
 from mm1_mlx.errors import ConfigError
+from mm1_mlx.grids import Layout, map_size
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "silu", "relu", "relu2")
 NORMS = ("rms_norm", "layer_norm")
@@ -305,15 +306,73 @@ class DecoderConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MM1Config(Strict):
-    """An image encoder, a connector and a decoder. The folder's config.json."""
+class TilingConfig(Strict):
+    """How a large picture is read in parts, each as large as the encoder's input.
+
+    type: "anyres" (LLaVA-NeXT, HyperCLOVAX): a grid out of `grids`, each tile through
+        the connector, the tokens of all tiles as one map, padding cut off, a learned
+        token at the end of each row; the overview first. "crops" (360VL): a fixed grid
+        whose features are put together before a connector of their own; the overview
+        last.
+    grids: [rows, columns] that may be chosen from; one for "crops".
+    unpad: whether the tokens of padding are cut off, and rows end with a token.
+    overview: "squash" to a square, or "fit" into one, with padding.
+    pad_color: of padding, red, green and blue from 0 to 255.
+    """
+
+    _name = "tiling_config"
+
+    type: str
+    grids: list
+    unpad: bool = True
+    overview: str = "squash"
+    pad_color: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._one_of("type", ("anyres", "crops"))
+        self._one_of("overview", ("squash", "fit"))
+        if len(self.pad_color) != 3 or not all(0 <= c <= 255 for c in self.pad_color):
+            self._refuse("pad_color", "three whole numbers from 0 to 255")
+        pairs = [g for g in self.grids if isinstance(g, list) and len(g) == 2]
+        sizes = [n for g in pairs for n in g]
+        good = all(isinstance(n, int) and 1 <= n <= 64 for n in sizes)
+        if not pairs or len(pairs) != len(self.grids) or not good:
+            self._refuse("grids", "a list of [rows, columns]")
+        if self.type == "crops" and len(self.grids) != 1:
+            self._refuse("grids", "one [rows, columns] for 'crops'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(Strict):
+    """An image encoder alone: a part to assemble a model from. Its config.json."""
 
     _name = "config"
 
     vision_config: VisionConfig
-    connector_config: ConnectorConfig
+    model_type: str = "mm1_vision"
+    extra: dict = field(default_factory=dict)  # provenance; never read by the model
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._one_of("model_type", ("mm1_vision",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MM1Config(Strict):
+    """An image encoder, a connector and a decoder. The folder's config.json.
+
+    A decoder alone (Llama, Mixtral, ... as they are) has neither vision_config nor
+    connector_config nor image_token_id; it reads text only.
+    """
+
+    _name = "config"
+
+    vision_config: VisionConfig | None = None
+    connector_config: ConnectorConfig | None = None
+    tiling_config: TilingConfig | None = None  # None: a picture is one tile
     text_config: DecoderConfig
-    image_token_id: int  # stands once per image token in input_ids
+    image_token_id: int | None = None  # stands once per image token in input_ids
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -336,11 +395,21 @@ class MM1Config(Strict):
             self._refuse("eos_token_id", f"between 0 and {LARGEST}")
         if self.quantization is not None:
             check_quantization("config.quantization", self.quantization)
-        self._check_connector()
+        self._check_parts()
 
-    def _check_connector(self) -> None:
-        """What the connector needs of the encoder's width and grid."""
+    def _check_parts(self) -> None:
+        """All of the image side, or none; what the connector needs of the encoder."""
         connector, vision = self.connector_config, self.vision_config
+        if connector is None or vision is None or self.image_token_id is None:
+            keys = ("vision_config", "connector_config", "image_token_id")
+            given = [key for key in keys if getattr(self, key) is not None]
+            if given:
+                lacking = [key for key in keys if key not in given]
+                raise ConfigError(
+                    f"config has {', '.join(given)} but no {', '.join(lacking)}: give "
+                    f"all three, or none of them for a model that reads text only."
+                )
+            return
         pools = connector.type in ("average_pool", "c_abstractor")
         side = math.isqrt(connector.num_query_tokens or 0)
         if pools and connector.pooling == "strided" and side > vision.grid:
@@ -357,11 +426,41 @@ class MM1Config(Strict):
                 )
 
     @property
+    def reads_images(self) -> bool:
+        """Whether there is an encoder; a decoder alone has none."""
+        return self.vision_config is not None
+
+    @property
     def tokens_per_image(self) -> int:
-        """Q: decoder positions that one image takes."""
+        """Q: decoder positions that one image takes; 0 for a decoder alone."""
+        if self.connector_config is None or self.vision_config is None:
+            return 0
         queries = self.connector_config.num_query_tokens
         patches = self.vision_config.num_patches
         return (queries or patches) + self.connector_config.num_eos_tokens
+
+    def image_tokens(
+        self, layout: Layout | None = None, grid: int | None = None
+    ) -> int:
+        """Decoder positions that a picture takes.
+
+        layout: its tiles, where tiling_config is given. grid: patches per side of a
+        tile, where pictures are not of the encoder's own size.
+        """
+        connector, vision = self.connector_config, self.vision_config
+        if connector is None or vision is None:
+            return 0
+        patches = (grid or vision.grid) ** 2
+        tile = (connector.num_query_tokens or patches) + connector.num_eos_tokens
+        if self.tiling_config is None or layout is None:
+            return tile
+        if self.tiling_config.type == "crops":
+            return 2 * tile
+        if layout.tiles == 1:
+            return tile + 1
+        side = math.isqrt(tile)
+        rows, columns = map_size(layout, side, self.tiling_config.unpad)
+        return tile + rows * (columns + self.tiling_config.unpad)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -373,6 +472,11 @@ class MM1Config(Strict):
 
 
 def _check_model_type(kind: object) -> None:
+    if kind == "mm1_vision":
+        raise ConfigError(
+            "This is an image encoder alone. Build a model of it and a decoder: "
+            "python -m mm1_mlx.convert assemble --help"
+        )
     if kind != "mm1":
         raise ConfigError(
             f"config.model_type is {kind!r}, but must be 'mm1'. Other checkpoints must "

@@ -179,7 +179,7 @@ def check_rope_scaling(name: str, scaling: dict) -> str:
 
 
 # What MLX can read, by mode: group sizes and bits.
-_QUANTIZATION_MODES = {
+QUANTIZATION_MODES = {
     "affine": ((32, 64, 128), (1, 2, 3, 4, 5, 6, 8)),
     "mxfp4": ((32,), (4,)),
     "mxfp8": ((32,), (8,)),
@@ -189,12 +189,16 @@ _QUANTIZATION_MODES = {
 
 def check_quantization(name: str, settings: dict) -> None:
     """ConfigError unless these are settings that the loader can use."""
+    own = {key: v for key, v in settings.items() if isinstance(v, dict)}
+    settings = {key: v for key, v in settings.items() if key not in own}
+    for path, values in own.items():  # settings of one module, as mlx-lm writes them
+        check_quantization(f"{name}.{path}", settings | values)
     check_keys(name, settings, {"group_size", "bits", "mode"}, {"bits"})
     mode = settings.get("mode", "affine")
-    if not isinstance(mode, str) or mode not in _QUANTIZATION_MODES:
-        modes = ", ".join(map(repr, _QUANTIZATION_MODES))
+    if not isinstance(mode, str) or mode not in QUANTIZATION_MODES:
+        modes = ", ".join(map(repr, QUANTIZATION_MODES))
         refuse(f"{name}.mode", mode, f"one of {modes}")
-    sizes, bits = _QUANTIZATION_MODES[mode]
+    sizes, bits = QUANTIZATION_MODES[mode]
     for key, allowed in (("group_size", sizes), ("bits", bits)):
         value = settings.get(key, allowed[0])
         if not _fits(value, int) or value not in allowed:

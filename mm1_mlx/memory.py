@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from mm1_mlx.config import ConnectorConfig, DecoderConfig, MM1Config, VisionConfig
+from mm1_mlx.config import (
+    ConnectorConfig,
+    DecoderConfig,
+    EncoderConfig,
+    MM1Config,
+    VisionConfig,
+)
 
 GIB = 2**30
 
@@ -203,26 +209,31 @@ def connector_shapes(
 
 
 def weight_shapes(
-    config: MM1Config | VisionConfig | DecoderConfig,
+    config: MM1Config | EncoderConfig | VisionConfig | DecoderConfig,
 ) -> dict[str, tuple[int, ...]]:
     """Every weight's name and shape, as in the model's folder, before quantization."""
+    if isinstance(config, EncoderConfig):
+        shapes = vision_shapes(config.vision_config)
+        return {f"vision.{name}": shape for name, shape in shapes}
     if isinstance(config, VisionConfig):
         return dict(vision_shapes(config))
     if isinstance(config, DecoderConfig):
         return dict(decoder_shapes(config))
-    vision, text = config.vision_config, config.text_config
-    connector = connector_shapes(
-        config.connector_config,
-        vision.hidden_size,
-        text.hidden_size,
-        vision.num_patches,
-    )
-    parts = {
-        "vision": vision_shapes(vision),
-        "connector": connector,
-        "decoder": decoder_shapes(text),
-    }
-    return {f"{part}.{n}": s for part, shapes in parts.items() for n, s in shapes}
+    text = config.text_config
+    parts = {}
+    if (vision := config.vision_config) and (connector := config.connector_config):
+        size = vision.hidden_size, text.hidden_size, vision.num_patches
+        parts["vision"] = vision_shapes(vision)
+        parts["connector"] = connector_shapes(connector, *size)
+        if config.tiling_config and config.tiling_config.type == "crops":
+            ((rows, columns),) = config.tiling_config.grids
+            patches = rows * columns * vision.num_patches
+            parts["tile_connector"] = connector_shapes(connector, *size[:2], patches)
+    parts["decoder"] = decoder_shapes(text)
+    found = {f"{part}.{n}": s for part, shapes in parts.items() for n, s in shapes}
+    if config.tiling_config and config.tiling_config.type == "anyres":
+        found["image_newline"] = (text.hidden_size,)
+    return found
 
 
 # --- Parameters ------------------------------------------------------------------
@@ -389,7 +400,7 @@ def needed_bytes(
     peaks = [0]
     text = config if isinstance(config, DecoderConfig) else config.text_config
     peaks.append(prompt_bytes(text, tokens))
-    if isinstance(config, MM1Config):
+    if isinstance(config, MM1Config) and config.vision_config:
         peaks.append(image_bytes(config.vision_config, images))
     return total + kv_bytes(text, tokens) + max(peaks)
 

@@ -1,0 +1,77 @@
+"""How a picture is cut into tiles, and how many tokens they become: arithmetic only.
+
+Sources: LLaVA-NeXT (haotian-liu/LLaVA: llava/mm_utils.py, llava_arch.py; transformers:
+models/llava_next), HyperCLOVAX-SEED-Vision (the same with a C-Abstractor per tile), and
+360VL (four crops and an overview).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tiles of one picture: a grid of them, and one overview of the whole.
+
+    rows, columns: of the grid; 0 and 0 where the picture is not cut. width, height: of
+    the picture in pixels.
+    """
+
+    rows: int
+    columns: int
+    width: int
+    height: int
+
+    @property
+    def tiles(self) -> int:
+        """How many, with the overview."""
+        return self.rows * self.columns + 1
+
+
+def choose_grid(
+    width: int, height: int, grids: Sequence[Sequence[int]], tile: int
+) -> tuple[int, int]:
+    """The grid (rows, columns) that keeps most of a picture's pixels.
+
+    Among equals the one that wastes least, then the first. tile: the side in pixels.
+    """
+    best, most, least = (1, 1), -1, 0
+    for rows, columns in grids:
+        across, down = columns * tile, rows * tile
+        scale = min(across / width, down / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        wasted = across * down - kept
+        if kept > most or (kept == most and wasted < least):
+            best, most, least = (rows, columns), kept, wasted
+    return best
+
+
+def fitted_size(width: int, height: int, across: int, down: int) -> tuple[int, int]:
+    """The picture's size on a canvas of across x down pixels, its shape kept."""
+    if across / width < down / height:
+        return across, min(ceil(height * (across / width)), down)
+    return min(ceil(width * (down / height)), across), down
+
+
+def without_padding(layout: Layout, side: int) -> tuple[slice, slice]:
+    """Rows and columns of the map of all tiles' tokens that hold the picture.
+
+    side: tokens per side of one tile.
+    """
+    down, across = layout.rows * side, layout.columns * side
+    if layout.width / layout.height > across / down:
+        kept = int(round(layout.height * (across / layout.width), 7))
+        pad = (down - kept) // 2
+        return slice(pad, down - pad), slice(0, across)
+    kept = int(round(layout.width * (down / layout.height), 7))
+    pad = (across - kept) // 2
+    return slice(0, down), slice(pad, across - pad)
+
+
+def map_size(layout: Layout, side: int, unpad: bool) -> tuple[int, int]:
+    """Rows and columns of the map that is kept of all tiles' tokens."""
+    if not unpad:
+        return layout.rows * side, layout.columns * side
+    rows, columns = without_padding(layout, side)
+    return rows.stop - rows.start, columns.stop - columns.start
