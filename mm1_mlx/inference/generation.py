@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from mm1_mlx.errors import PromptError
+from mm1_mlx.grids import Layout
 from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inference.steps import Decoding, encode_images, generate_step
 from mm1_mlx.inference.text import AnswerText
@@ -68,10 +69,13 @@ class _Request:
     pixel_values: mx.array | None
     image_tokens: int
     max_tokens: int
+    layouts: tuple[Layout, ...] = ()
 
     @property
     def num_images(self) -> int:
-        return 0 if self.pixel_values is None else self.pixel_values.shape[0]
+        if self.pixel_values is None:
+            return 0
+        return len(self.layouts) or self.pixel_values.shape[0]
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -98,14 +102,16 @@ def _read(
             f"The prompt has {len(ids)} tokens, but the model's context has {context} "
             f"and the answer needs room too. Shorten the prompt or use fewer images."
         )
+    slot = model.config.image_token_id
     pixels = inputs.pixel_values
     if pixels is not None and pixels.shape[0] == 0:
         pixels = None
     return _Request(
         input_ids=ids,
         pixel_values=pixels,
-        image_tokens=ids.count(model.config.image_token_id),
+        image_tokens=ids.count(slot) if slot is not None else 0,
         max_tokens=min(settings.max_tokens, context - len(ids)),
+        layouts=inputs.layouts,
     )
 
 
@@ -288,9 +294,10 @@ def _encode(model: MM1, requests: Sequence[_Request], clock: _Clock) -> mx.array
     if not pictures:
         return None
     start = time.perf_counter()
+    layouts = tuple(layout for request in requests for layout in request.layouts)
     if len({picture.shape[1:] for picture in pictures}) == 1:
         together = pictures[0] if len(pictures) == 1 else mx.concatenate(pictures)
-        features = encode_images(model, together)
+        features = encode_images(model, together, layouts)
     else:
         features = mx.concatenate([encode_images(model, p) for p in pictures])
         mx.eval(features)

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mm1_mlx.grids import Layout
 from mm1_mlx.inference.sampling import LogitsProcessor, Sampler, greedy
 from mm1_mlx.models.mm1 import MM1
 
@@ -32,8 +33,16 @@ def generation_stream() -> Any:
     return _stream_of(device.type, getattr(device, "index", 0))
 
 
-def encode_images(model: MM1, pixel_values: mx.array) -> mx.array:
-    """Image tokens, evaluated, a few pictures at a time. (N, H, W, 3) -> (N, Q, D)."""
+def encode_images(
+    model: MM1, pixel_values: mx.array, layouts: Sequence[Layout] = ()
+) -> mx.array:
+    """Image tokens, evaluated, a few pictures at a time. (N, H, W, 3) -> (N, Q, D).
+
+    layouts: the tiles of each picture, for a model that reads tiles; then N counts
+    tiles, and the result is (1, T, D).
+    """
+    if layouts:
+        return _encode_tiles(model, pixel_values, layouts)
     with mx.stream(generation_stream()):
         parts = []
         for start in range(0, pixel_values.shape[0], IMAGES_AT_ONCE):
@@ -41,6 +50,22 @@ def encode_images(model: MM1, pixel_values: mx.array) -> mx.array:
             parts.append(model.encode_images(batch))
             mx.eval(parts[-1])
         features = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        mx.eval(features)
+    return features
+
+
+def _encode_tiles(
+    model: MM1, pixel_values: mx.array, layouts: Sequence[Layout]
+) -> mx.array:
+    """Picture by picture: each has many tiles."""
+    start, parts = 0, []
+    with mx.stream(generation_stream()):
+        for layout in layouts:
+            tiles = mx.array(pixel_values[start : start + layout.tiles])
+            start += layout.tiles
+            parts.append(model.encode_images(tiles, [layout]))
+            mx.eval(parts[-1])
+        features = mx.concatenate(parts, axis=1)
         mx.eval(features)
     return features
 
@@ -192,6 +217,7 @@ def generate_step(
     *,
     pixel_values: mx.array | None = None,
     image_features: mx.array | None = None,
+    layouts: Sequence[Layout] = (),
     max_tokens: int = 256,
     **settings,
 ) -> Generator[tuple[int, mx.array], None, None]:
@@ -204,13 +230,14 @@ def generate_step(
 
     Shapes:
         input_ids: (1, L) or (L,)
-        pixel_values: (N, H, W, 3); or image_features (N, Q, D) when they are known
+        pixel_values: (N, H, W, 3), and layouts where they are tiles; or image_features
+            (N, Q, D) when they are known
     """
     input_ids = mx.array(input_ids)
     if input_ids.ndim == 1:
         input_ids = input_ids[None]
     if image_features is None and pixel_values is not None:
-        image_features = encode_images(model, pixel_values)
+        image_features = encode_images(model, pixel_values, layouts)
     decoding = Decoding(
         model,
         input_ids,

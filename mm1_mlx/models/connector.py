@@ -349,8 +349,11 @@ _KINDS = {
 
 
 def make_connector(
-    config: ConnectorConfig, vision: VisionConfig, dims: int
+    config: ConnectorConfig, vision: VisionConfig, dims: int, tiles: int = 1
 ) -> Connector:
-    """The connector of a config, from this encoder to decoder width `dims`."""
+    """The connector of a config, from this encoder to decoder width `dims`.
+
+    tiles: how many pictures' patches it reads as one map.
+    """
     kind = _KINDS[config.type]
-    return kind(config, vision.hidden_size, dims, vision.num_patches)
+    return kind(config, vision.hidden_size, dims, tiles * vision.num_patches)

@@ -8,9 +8,11 @@ import mlx.nn as nn
 
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import MM1Error
+from mm1_mlx.grids import Layout
 from mm1_mlx.models.cache import KVCache
 from mm1_mlx.models.connector import make_connector
 from mm1_mlx.models.decoder import Decoder
+from mm1_mlx.models.tiles import arrange, split_tiles, tile_map
 from mm1_mlx.models.vision import VisionEncoder
 
 
@@ -40,7 +42,7 @@ def place_image_features(
 
 
 class MM1(nn.Module):
-    """Pictures and text to next-token logits.
+    """Pictures and text to next-token logits; of a decoder alone, text only.
 
     Rows of unequal length are padded on the left (Processor does so), and their
     left_padding must be given: then each row gives what it gives alone, and the logits
@@ -56,13 +58,28 @@ class MM1(nn.Module):
     def __init__(self, config: MM1Config):
         super().__init__()
         self.config = config
-        self.vision = VisionEncoder(config.vision_config)
-        self.connector = make_connector(
-            config.connector_config,
-            config.vision_config,
-            config.text_config.hidden_size,
-        )
+        if config.vision_config is not None and config.connector_config is not None:
+            self.vision = VisionEncoder(config.vision_config)
+            self.connector = make_connector(
+                config.connector_config,
+                config.vision_config,
+                config.text_config.hidden_size,
+            )
+            self._add_tiling(config)
         self.decoder = Decoder(config.text_config)
+
+    def _add_tiling(self, config: MM1Config) -> None:
+        tiling, vision = config.tiling_config, config.vision_config
+        width = config.text_config.hidden_size
+        if tiling is None or vision is None or config.connector_config is None:
+            return
+        if tiling.type == "anyres":
+            self.image_newline = mx.random.normal((width,)) * width**-0.5
+        else:
+            ((rows, columns),) = tiling.grids
+            self.tile_connector = make_connector(
+                config.connector_config, vision, width, rows * columns
+            )
 
     def __call__(
         self,
@@ -70,6 +87,7 @@ class MM1(nn.Module):
         pixel_values: mx.array | None = None,
         cache: list | None = None,
         *,
+        layouts: Sequence[Layout] = (),
         left_padding: mx.array | Sequence[int] | None = None,
         **settings,
     ) -> mx.array:
@@ -80,30 +98,64 @@ class MM1(nn.Module):
                     "not to the call."
                 )
             settings |= _padded(left_padding, *input_ids.shape)
-        embeddings = self.embed(input_ids, pixel_values)
+        embeddings = self.embed(input_ids, pixel_values, layouts=layouts)
         return self.decoder(None, cache, embeddings, **settings)
 
-    def encode_images(self, pixel_values: mx.array) -> mx.array:
-        """Image tokens for the decoder. (N, H, W, 3) -> (N, Q, D)."""
-        return self.connector(self.vision(pixel_values))
+    def encode_images(
+        self, pixel_values: mx.array, layouts: Sequence[Layout] = ()
+    ) -> mx.array:
+        """Image tokens for the decoder. (N, H, W, 3) -> (N, Q, D).
+
+        With tiling N counts tiles, layouts has one entry for each picture, and the
+        result is all their tokens in order: (1, T, D).
+        """
+        if not self.config.reads_images:
+            raise MM1Error("This model is a decoder alone: it cannot read images.")
+        tiling, features = self.config.tiling_config, self.vision(pixel_values)
+        if tiling is None:
+            return self.connector(features)
+        if tiling.type == "anyres":
+            tiles = split_tiles(self.connector(features), layouts)
+            pictures = [
+                arrange(tokens, layout, self.image_newline, tiling)
+                for tokens, layout in zip(tiles, layouts, strict=True)
+            ]
+        else:
+            tiles = split_tiles(features, layouts)
+            pictures = [
+                self._crops(tokens, layout)
+                for tokens, layout in zip(tiles, layouts, strict=True)
+            ]
+        return mx.concatenate(pictures)[None]
+
+    def _crops(self, features: mx.array, layout: Layout) -> mx.array:
+        """A picture's crops, then its overview. (tiles, P, Dv) -> (T, D)."""
+        whole = tile_map(features[:-1], layout.rows, layout.columns)
+        crops = self.tile_connector(whole.reshape(1, -1, whole.shape[-1]))
+        overview = self.connector(features[-1:])
+        return mx.concatenate([crops[0], overview[0]])
 
     def embed(
         self,
         input_ids: mx.array,
         pixel_values: mx.array | None = None,
         image_features: mx.array | None = None,
+        *,
+        layouts: Sequence[Layout] = (),
     ) -> mx.array:
         """What the decoder reads: token embeddings with the image tokens placed.
 
         image_features: (N, Q, D) from encode_images, when they are known already.
+        layouts: the tiles of each picture, where the model reads tiles.
         (B, L) -> (B, L, D)
         """
         if image_features is None and pixel_values is not None:
-            image_features = self.encode_images(pixel_values)
-        if image_features is None:
+            image_features = self.encode_images(pixel_values, layouts)
+        slot = self.config.image_token_id
+        if image_features is None or slot is None:
             return self.decoder.embed_tokens(input_ids)
-        is_image = input_ids == self.config.image_token_id
-        if self.config.image_token_id >= self.config.text_config.vocab_size:
+        is_image = input_ids == slot
+        if slot >= self.config.text_config.vocab_size:
             # LLaVA's own files splice images in without an id: no row to read for it.
             input_ids = mx.where(is_image, 0, input_ids)
         embeddings = self.decoder.embed_tokens(input_ids)

@@ -130,11 +130,25 @@ class Router(nn.Module):
         self.weight = mx.random.normal((config.num_local_experts, dims)) * dims**-0.5
         self._config = config
 
+    def quantize(self, how: dict) -> None:
+        """Hold a packed weight, as some files of MLX's own tools have it."""
+        self.weight, self.scales, *biases = mx.quantize(self.weight, **how)
+        if biases:
+            self.biases = biases[0]
+        self._how = how
+
+    def _weight(self) -> mx.array:
+        """(E, D) float32."""
+        if "scales" not in self:
+            return self.weight.astype(mx.float32)
+        whole = mx.dequantize(self.weight, self.scales, self.get("biases"), **self._how)
+        return whole.astype(mx.float32)
+
     def __call__(
         self, x: mx.array, is_token: mx.array | None = None
     ) -> tuple[mx.array, mx.array, mx.array]:
         c = self._config
-        logits = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
+        logits = x.astype(mx.float32) @ self._weight().T
         experts = top_k(mx.stop_gradient(logits), c.num_experts_per_tok)
         best = mx.take_along_axis(logits, experts, axis=-1)
         if c.norm_topk_prob:  # the same as softmax over all, then dividing by the sum
@@ -152,12 +166,59 @@ def _on_cpu() -> bool:
     return mx.default_device().type == mx.cpu
 
 
+class QuantizedStack(nn.Module):
+    """One projection of all experts, quantized.
+
+    Shapes:
+        weight: (E, out, in * bits / 32) uint32; scales, biases: (E, out, in / group)
+    """
+
+    def __init__(
+        self, stack: mx.array, group_size: int = 64, bits: int = 4, mode: str = "affine"
+    ):
+        super().__init__()
+        self._how = {"group_size": group_size, "bits": bits, "mode": mode}
+        self.weight, self.scales, *biases = mx.quantize(stack, **self._how)
+        if biases:
+            self.biases = biases[0]
+        self.freeze()
+
+    @property
+    def num_experts(self) -> int:
+        return self.weight.shape[0]
+
+    # Under these names MLX's own quantized layers tell theirs.
+    @property
+    def group_size(self) -> int:
+        return self._how["group_size"]
+
+    @property
+    def bits(self) -> int:
+        return self._how["bits"]
+
+    @property
+    def mode(self) -> str:
+        return self._how["mode"]
+
+    def whole(self) -> mx.array:
+        """The numbers that it stands for. (E, out, in)."""
+        return mx.dequantize(self.weight, self.scales, self.get("biases"), **self._how)
+
+    def gather(self, x: mx.array, indices: mx.array, sorted_: bool) -> mx.array:
+        """Each row times the matrix of its expert. (R, 1, in) -> (R, 1, out)."""
+        return mx.gather_qmm(
+            x, self.weight, self.scales, self.get("biases"),
+            rhs_indices=indices, transpose=True, sorted_indices=sorted_, **self._how,
+        )  # fmt: skip
+
+
 class Experts(nn.Module):
     """All experts' weights stacked, and the two ways to apply them.
 
     Shapes:
         gate_up_proj: (E, 2F, D), gate rows first; or up_proj (E, F, D)
         down_proj: (E, D, F)
+    Each may be a QuantizedStack of that shape; see `quantize`.
     """
 
     def __init__(
@@ -178,9 +239,21 @@ class Experts(nn.Module):
 
     @property
     def num_experts(self) -> int:
-        return self.down_proj.shape[0]
+        down = self.down_proj
+        return down.shape[0] if isinstance(down, mx.array) else down.num_experts
 
-    def _up(self) -> mx.array:
+    @property
+    def stacks(self) -> tuple[str, str]:
+        """The names of its weights."""
+        return ("gate_up_proj" if self._gated else "up_proj", "down_proj")
+
+    def quantize(self, settings: dict[str, dict]) -> None:
+        """Quantize weights in place: name -> group_size, bits and mode."""
+        for name, how in settings.items():
+            stack = self.pop(name)
+            setattr(self, name, QuantizedStack(stack, **how))
+
+    def _up(self) -> "mx.array | QuantizedStack":
         return self.gate_up_proj if self._gated else self.up_proj
 
     def _activate(self, hidden: mx.array) -> mx.array:
@@ -197,10 +270,8 @@ class Experts(nn.Module):
             returns: (T, D)
         """
         T, K = experts.shape
-        D, E = x.shape[-1], self.num_experts
-        up, down, dtype = self._up(), self.down_proj, x.dtype
+        D, E, dtype = x.shape[-1], self.num_experts, x.dtype
         if _on_cpu():  # gather_mm is float32 only on MLX's CPU back end
-            up, down = up.astype(mx.float32), down.astype(mx.float32)
             x = x.astype(mx.float32)
         order = None
         indices = mx.stop_gradient(experts.reshape(-1))  # (T*K,)
@@ -211,15 +282,8 @@ class Experts(nn.Module):
         else:
             rows = mx.broadcast_to(x[:, None], (T, K, D)).reshape(T * K, 1, D)
         sorted_ = order is not None
-        hidden = mx.gather_mm(
-            rows, up.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_
-        )
-        out = mx.gather_mm(
-            self._activate(hidden),
-            down.swapaxes(-1, -2),
-            rhs_indices=indices,
-            sorted_indices=sorted_,
-        )[:, 0]  # (T*K, D)
+        hidden = self._activate(_gather(rows, self._up(), indices, sorted_))
+        out = _gather(hidden, self.down_proj, indices, sorted_)[:, 0]  # (T*K, D)
         if order is not None:
             out = out[mx.argsort(order)]
         out = out.reshape(T, K, D)
@@ -234,17 +298,34 @@ class Experts(nn.Module):
         T, E = x.shape[0], self.num_experts
         chosen = experts[..., None] == mx.arange(E)  # (T, K, E)
         share = mx.where(chosen, weights[..., None], 0.0).sum(axis=1)  # (T, E)
-        up = self._up()
+        up, down = self._up(), self.down_proj
+        assert isinstance(up, mx.array) and isinstance(down, mx.array)
         hidden = self._activate((x @ up.reshape(-1, up.shape[-1]).T).reshape(T, E, -1))
         hidden = hidden * share[..., None].astype(hidden.dtype)
-        down = self.down_proj.swapaxes(1, 2).reshape(-1, x.shape[-1])  # (E*F, D)
+        down = down.swapaxes(1, 2).reshape(-1, x.shape[-1])  # (E*F, D)
         return hidden.reshape(T, -1) @ down
 
     def __call__(self, x: mx.array, weights: mx.array, experts: mx.array) -> mx.array:
         few = self.num_experts <= 4 * experts.shape[-1]
-        if _on_cpu() and few and x.dtype == mx.float32 and x.shape[0] > 1:
+        plain = isinstance(self.down_proj, mx.array) and isinstance(
+            self._up(), mx.array
+        )
+        if _on_cpu() and plain and few and x.dtype == mx.float32 and x.shape[0] > 1:
             return self.dense(x, weights, experts)
         return self.routed(x, weights, experts)
+
+
+def _gather(
+    x: mx.array, stack: "mx.array | QuantizedStack", indices: mx.array, sorted_: bool
+) -> mx.array:
+    """Each row times the matrix of its expert. (R, 1, in) -> (R, 1, out)."""
+    if isinstance(stack, QuantizedStack):
+        return stack.gather(x, indices, sorted_)
+    if _on_cpu():
+        stack = stack.astype(mx.float32)
+    return mx.gather_mm(
+        x, stack.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_
+    )
 
 
 class MoE(nn.Module):
