@@ -4,7 +4,7 @@ Everything that a user can get wrong about a prompt is checked here, before the 
 runs: counts of images and slots, length, ids. A prompt is never cut.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
+from mm1_mlx.grids import Layout
 from mm1_mlx.inputs.images import MAX_PIXELS, load_image, pixels
 from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
@@ -27,7 +28,13 @@ from mm1_mlx.inputs.prompts import (
     with_image_slots,
 )
 from mm1_mlx.inputs.settings import ImageSettings
-from mm1_mlx.inputs.tokenizer import Detokenizer, Tokenizer, load_tokenizer
+from mm1_mlx.inputs.tokenizer import (
+    Detokenizer,
+    Tokenizer,
+    has_tokenizer,
+    load_tokenizer,
+    number_tokenizer,
+)
 
 __all__ = ["Inputs", "Processor"]
 
@@ -36,23 +43,27 @@ __all__ = ["Inputs", "Processor"]
 class Inputs:
     """What the model reads.
 
-    input_ids: (B, L) int32; an image is tokens_per_image times config.image_token_id.
+    input_ids: (B, L) int32; an image is config.image_token_id, once for each of its
+    tokens.
     pixel_values: (N, H, W, 3) float32 in reading order (row by row), None without
     images. left_padding: (B,) int32, how many ids in front of each row are padding;
     a model that is called with a padded batch must be given it (model(input_ids,
     pixel_values, left_padding=left_padding)), or it reads the padding as text.
-    images_per_row: how many of the N images each row has.
+    images_per_row: how many of the images each row has. layouts: the tiles of each
+    image, where the model reads tiles (N counts those); else empty.
+    image_tokens: how many each image takes, in reading order.
     """
 
     input_ids: mx.array
     pixel_values: mx.array | None
     left_padding: mx.array
     images_per_row: tuple[int, ...]
-    tokens_per_image: int
+    image_tokens: tuple[int, ...]
+    layouts: tuple[Layout, ...] = ()
 
     @property
     def num_images(self) -> int:
-        """N."""
+        """How many pictures."""
         return sum(self.images_per_row)
 
     @property
@@ -72,7 +83,7 @@ class Processor:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        image_settings: ImageSettings,
+        image_settings: ImageSettings | None,
         config: MM1Config,
         *,
         chat_template: str | None = None,
@@ -92,8 +103,18 @@ class Processor:
 
     @classmethod
     def from_folder(cls, folder: str | Path, config: MM1Config) -> "Processor":
-        """The processor in a folder: its tokenizer and preprocessor_config.json."""
-        return cls(load_tokenizer(folder), ImageSettings.read(folder), config)
+        """The processor in a folder: its tokenizer and preprocessor_config.json.
+
+        A folder without a tokenizer takes prompts of token ids ("1 306 4966"); see
+        Processor.tokenizer.reads_text.
+        """
+        images = ImageSettings.read(folder) if config.reads_images else None
+        if has_tokenizer(folder):
+            return cls(load_tokenizer(folder), images, config)
+        eos = config.eos_token_ids[0] if config.eos_token_ids else None
+        ids = config.bos_token_id, eos, config.pad_token_id
+        tokenizer = number_tokenizer(config.text_config.vocab_size, *ids)
+        return cls(tokenizer, images, config, chat_template="plain")
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer files, preprocessor_config.json and the chat template."""
@@ -103,7 +124,8 @@ class Processor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(folder)
-        self.image_settings.write(folder)
+        if self.image_settings is not None:
+            self.image_settings.write(folder)
         template = self.chat_template
         if template is not None:
             # As Jinja text, so that transformers and mlx-lm can read the folder too.
@@ -120,6 +142,13 @@ class Processor:
     def _find_tokens_per_image(self) -> int:
         """Q for pictures of image_settings.size; the encoder's own may differ."""
         vision, connector = self.config.vision_config, self.config.connector_config
+        if vision is None or connector is None:
+            return 0
+        if self.image_settings is None:
+            raise ConfigError(
+                "preprocessor: there are no image settings, but the model has an "
+                "image encoder."
+            )
         if self.image_settings.size < vision.patch_size:
             raise ConfigError(
                 f"preprocessor: size is {self.image_settings.size}, but must be at "
@@ -160,7 +189,11 @@ class Processor:
             raise PromptError("The batch has no prompts: give at least one.")
         prompts = list(prompt) if batch else [prompt]
         given = _images_per_prompt(images, len(prompts), batch)
-        rows, sources = [], []
+
+        def read(source: Any) -> Any:
+            return load_image(source, max_pixels=max_pixels, allow_url=allow_url)
+
+        texts, sources = [], []
         for one, its_images in zip(prompts, given, strict=True):
             if use_template:
                 text, its_images = self._text(
@@ -168,26 +201,67 @@ class Processor:
                 )
             else:
                 text = _raw_text(one, len(its_images), system)
-            row = self._ids(text, len(its_images))
-            self._check_length(row, len(its_images), max_tokens)
-            rows.append(row)
+            self._check_reads(its_images)
+            texts.append(text)
             sources.append(its_images)
-        loaded = [
-            pixels(
-                load_image(source, max_pixels=max_pixels, allow_url=allow_url),
-                self.image_settings,
-            )
-            for row in sources
-            for source in row
-        ]
+        return self._inputs(texts, sources, read, max_tokens)
+
+    def _inputs(
+        self,
+        texts: list[str],
+        sources: list[list],
+        read: Callable[[Any], Any],
+        max_tokens: int,
+    ) -> Inputs:
+        """Ids and pixels of each row; without tiles, ids are checked before pictures
+        are read."""
+        tiled, counts = [], [[self.tokens_per_image] * len(row) for row in sources]
+        if self.config.tiling_config is not None:  # as many as its tiles have
+            tiled = [[self._tiles(read(source)) for source in row] for row in sources]
+            counts = [[self._count(layout) for _, layout in row] for row in tiled]
+        rows = []
+        for text, its_counts in zip(texts, counts, strict=True):
+            rows.append(self._ids(text, its_counts))
+            self._check_length(rows[-1], its_counts, max_tokens)
+        if self.config.tiling_config is not None:
+            loaded = [tile for row in tiled for parts, _ in row for tile in parts]
+        else:
+            every = [source for row in sources for source in row]
+            loaded = [pixels(read(source), self._settings) for source in every]
         ids, padding = self._pad(rows)
         return Inputs(
             input_ids=mx.array(ids),
             pixel_values=mx.array(np.stack(loaded)) if loaded else None,
             left_padding=mx.array(padding),
             images_per_row=tuple(len(row) for row in sources),
-            tokens_per_image=self.tokens_per_image,
+            image_tokens=tuple(count for row in counts for count in row),
+            layouts=tuple(layout for row in tiled for _, layout in row),
         )
+
+    def _check_reads(self, images: list) -> None:
+        if images and not self.config.reads_images:
+            raise PromptError(
+                f"This model is a decoder alone and reads text only, but "
+                f"{plural(len(images), 'image')} came with the prompt. Take a model "
+                f"with an image encoder, or leave the images out."
+            )
+
+    @property
+    def _settings(self) -> ImageSettings:
+        assert self.image_settings is not None, "the model reads text only"
+        return self.image_settings
+
+    def _tiles(self, image: Any) -> tuple[np.ndarray, Layout]:
+        from mm1_mlx.inputs.tiling import tiles
+
+        assert self.config.tiling_config is not None
+        return tiles(image, self._settings, self.config.tiling_config)
+
+    def _count(self, layout: Layout) -> int:
+        """Tokens of a picture in tiles."""
+        assert self.config.vision_config is not None
+        grid = self._settings.size // self.config.vision_config.patch_size
+        return self.config.image_tokens(layout, grid)
 
     def _text(
         self,
@@ -236,26 +310,31 @@ class Processor:
             )
         return text, images
 
-    def _ids(self, text: str, num_images: int) -> list[int]:
-        """The ids of a text, each slot as tokens_per_image times the image id."""
-        image = self.config.image_token_id
-        slot = [image] * self.tokens_per_image
+    def _ids(self, text: str, counts: list[int]) -> list[int]:
+        """The ids of a text, each slot as many times the image id as counts says."""
+        image: Any = self.config.image_token_id
+        left = list(counts)
         encode = self.tokenizer.encode
         if self._native_slot:
             ids = []
             for i in encode(text, add_special=True):
-                ids += slot if i == image else [i]
+                ids += [image] * (left.pop(0) if left else 1) if i == image else [i]
         else:
             first, *rest = text.split(IMAGE_TOKEN)
             ids = encode(first, add_special=True)
             for piece in rest:
-                ids += slot
+                ids += [image] * left.pop(0)
                 ids += encode(piece, place="mark") if piece else []
         found = ids.count(image)
-        if found != num_images * self.tokens_per_image:
+        if counts and found != sum(counts):
             raise PromptError(
-                f"The prompt has {found} image ids, but {plural(num_images, 'image')} "
-                f"of {self.tokens_per_image} tokens were expected: the text holds the "
+                f"The prompt has {found} image ids, but {plural(len(counts), 'image')} "
+                f"of {_listing(counts)} tokens were expected: the text holds the "
+                f"vocabulary's own mark with the id {image}. Take it out."
+            )
+        if not counts and found and self.config.reads_images:
+            raise PromptError(
+                f"The prompt has {found} image ids, but no image: the text holds the "
                 f"vocabulary's own mark with the id {image}. Take it out."
             )
         vocab = self.config.text_config.vocab_size
@@ -268,17 +347,18 @@ class Processor:
             raise PromptError("The prompt is empty: write a question or a text.")
         return ids
 
-    def _check_length(self, ids: list[int], num_images: int, max_tokens: int) -> None:
+    def _check_length(self, ids: list[int], counts: list[int], max_tokens: int) -> None:
         limit = self.config.text_config.max_position_embeddings
         total = len(ids) + max_tokens
         if total <= limit:
             return
-        image_tokens = num_images * self.tokens_per_image
+        image_tokens = sum(counts)
         answer = f" + {max_tokens} for the answer" if max_tokens else ""
         raise PromptError(
             f"The prompt is too long: {len(ids) - image_tokens} text tokens + "
-            f"{image_tokens} image tokens ({plural(num_images, 'image')} of "
-            f"{self.tokens_per_image}){answer} = {total}, but the model's context is "
+            f"{image_tokens} image tokens ({plural(len(counts), 'image')} of "
+            f"{_listing(counts, self.tokens_per_image)}){answer} = {total}, but the "
+            f"model's context is "
             f"{limit}. Shorten the text"
             + (
                 ", give fewer images, or ask for a shorter answer."
@@ -321,6 +401,11 @@ def _raw_text(prompt: Any, num_images: int, system: str | None) -> str:
             "it into the prompt, or use the template."
         )
     return with_image_slots(prompt, num_images)
+
+
+def _listing(counts: list[int], usual: int = 0) -> str:
+    """ "576", or "1824 and 2340" where pictures differ."""
+    return " and ".join(map(str, dict.fromkeys(counts))) or str(usual)
 
 
 def _images_per_prompt(images: Any, count: int, batch: bool) -> list[list]:

@@ -132,6 +132,11 @@ class Tokenizer:
         return self._backend.id_of(token)
 
     @property
+    def reads_text(self) -> bool:
+        """False for a model without a tokenizer, whose prompts are token ids."""
+        return self._backend.kind != "token ids"
+
+    @property
     def drops_first_space(self) -> bool:
         """Whether a text starts with a space that encode has put there."""
         return self._backend.drops_first_space
@@ -157,6 +162,8 @@ class Tokenizer:
         """
         folder = Path(folder)
         self._backend.save(folder)
+        if not self.reads_text:
+            return
         config = self.template_tokens() | self._config
         config.pop("chat_template", None)
         text = json.dumps(config, indent=2, ensure_ascii=False)
@@ -249,6 +256,25 @@ def _added_tokens(folder: Path, config: dict) -> dict[str, int]:
     if listed:
         config["added_tokens_decoder"] = listed
     return {text: int(i) for i, t in listed.items() if (text := _text(t))}
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder has a file that load_tokenizer would take."""
+    folder = Path(folder)
+    patterns = (TOKENIZER_FILE, "*.model", "*.tiktoken")
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
+
+
+def number_tokenizer(
+    size: int,
+    bos: int | None = None,
+    eos: int | None = None,
+    pad: int | None = None,
+) -> Tokenizer:
+    """The tokenizer of a model that has none: text is ids, "1 306 4966"."""
+    from mm1_mlx.inputs.numbers import NumberBackend
+
+    return Tokenizer(NumberBackend(size, bos, eos, pad))
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
