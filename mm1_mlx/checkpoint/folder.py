@@ -6,6 +6,7 @@ before MLX sees a file, and names and shapes must be the model's, all of them.
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,28 @@ from pathlib import Path
 import mlx.core as mx
 
 from mm1_mlx.checkpoint.safetensors import TensorInfo, read_header
-from mm1_mlx.config import MM1Config
+from mm1_mlx.config import EncoderConfig, MM1Config, VisionConfig
 from mm1_mlx.errors import CheckpointError, ConfigError
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # as the hub's own tools cut
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder's config.json is another project's: it must be converted.
+
+    A folder without one is not: reading it will say what is wrong.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return (folder / "open_clip_config.json").is_file()
+    kind = _read_json(folder / CONFIG_FILE).get("model_type", "mm1")
+    return kind not in ("mm1", "mm1_vision")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a model stands there: config.json is written last."""
+    return (folder / CONFIG_FILE).is_file()
 
 
 def read_config(folder: Path) -> MM1Config:
@@ -28,6 +45,17 @@ def read_config(folder: Path) -> MM1Config:
     if "model_type" not in values:
         raise ConfigError(f"{path} has no model_type, so it is not a model's config.")
     return MM1Config.from_dict(values)
+
+
+def read_encoder_config(folder: Path) -> VisionConfig:
+    """The encoder's part of a folder's config.json, of an encoder or a whole model."""
+    values = _read_json(folder / CONFIG_FILE)
+    if values.get("model_type") == "mm1_vision":
+        return EncoderConfig.from_dict(values).vision_config
+    found = read_config(folder).vision_config
+    if found is None:
+        raise CheckpointError(f"{folder} is a decoder alone: it has no image encoder.")
+    return found
 
 
 def _read_json(path: Path) -> dict:
@@ -56,7 +84,7 @@ def weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
     paths = sorted(folder.glob("model*.safetensors"))
     if not paths:
         raise CheckpointError(f"{folder} has no model*.safetensors: no weights.")
-    files = {path: read_header(_inside(folder, path.name)) for path in paths}
+    files = {path: read_header(inside(folder, path.name)) for path in paths}
     owner: dict[str, Path] = {}
     for path, infos in files.items():
         for name in infos:
@@ -81,7 +109,7 @@ def _indexed_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
         names.setdefault(file, set()).add(name)
     files = {}
     for file in sorted(names):
-        shard = _inside(folder, file)
+        shard = inside(folder, file)
         if not shard.is_file():
             raise CheckpointError(f"{path} names {file!r}, but the folder lacks it.")
         infos = read_header(shard)
@@ -94,7 +122,7 @@ def _indexed_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
     return files
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """folder/name, unless that would read something elsewhere.
 
     A link may lead to the hub's own store (models--X/blobs), which holds the files of
@@ -194,14 +222,17 @@ def write_folder(
     write_more: called with the new folder, for tokenizer and picture settings.
     overwrite: replace a model folder that is there; its other files are kept.
     """
-    folder = Path(folder)
-    _check_target(folder, overwrite)
-    with _replacing(folder) as new:
+    with replacing(Path(folder), overwrite=overwrite) as new:
         _write_weights(new, weights, shard_bytes)
         if write_more is not None:
             write_more(new)
-        text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False)
-        (new / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(new / CONFIG_FILE, config.to_dict())
+
+
+def write_json(path: Path, values: dict) -> None:
+    """An object, for people to read."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def _write_weights(folder: Path, weights: dict[str, mx.array], limit: int) -> None:
@@ -218,11 +249,11 @@ def _write_weights(folder: Path, weights: dict[str, mx.array], limit: int) -> No
         "metadata": {"total_size": total},
         "weight_map": {name: table[name] for name in sorted(table)},
     }
-    text = json.dumps(index, indent=2, ensure_ascii=False)
-    (folder / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / INDEX_FILE, index)
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
+def check_target(folder: Path, overwrite: bool) -> None:
+    """CheckpointError where `folder` is in use: see `replacing`."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file. Give a folder to write to.")
     if not folder.exists() or not any(folder.iterdir()):
@@ -239,14 +270,21 @@ def _check_target(folder: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` if all goes well."""
+def replacing(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` if all goes well, else vanishes.
+
+    CheckpointError where `folder` is in use: for a model unless overwrite, or for
+    anything else.
+    """
     import shutil  # here, because reading a model should not wait for it
     import tempfile
 
+    check_target(folder, overwrite)
     place = Path(os.path.abspath(folder))
     place.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    _clear_up(place)
+    start = f".{place.name}.{os.getpid()}."
+    new = Path(tempfile.mkdtemp(prefix=start, dir=place.parent))
     try:
         yield new
         new.chmod(0o777 & ~_umask())  # mkdtemp's is private
@@ -260,6 +298,34 @@ def _replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _clear_up(place: Path) -> None:
+    """Remove what a killed process left beside a folder that it was writing.
+
+    Was it killed while the new folder took the old one's place, the old one comes back.
+    """
+    import shutil
+
+    pattern = re.compile(re.escape(f".{place.name}.") + r"(\d+)\.\w+(\.old)?")
+    for path in list(place.parent.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if not match or _is_running(int(match[1])):
+            continue
+        if match[2] and not place.exists():
+            path.rename(place)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _keep_other_files(place: Path, new: Path) -> None:

@@ -1,6 +1,7 @@
 """From what a user calls a model to a folder: built in, on disk, or on the hub."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 from mm1_mlx.errors import CheckpointError
@@ -12,15 +13,30 @@ BUILT_IN = {"mm1-tiny": _ASSETS / "mm1-tiny"}
 
 # What a model folder is made of; nothing else is downloaded, above all no code.
 _WANTED = ("*.json", "model*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja")
+_BESIDE = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja")
+# Formats of weights, the best first: a repository often has the same in several.
+_FORMATS = (".safetensors", ".bin", ".pt")
+# Other formats of the same weights, and what training left.
+_NEVER = re.compile(r"(optimizer|scheduler|training_args|rng_state|consolidated)")
+
+# The hub's errors and those of the packages below it, by name: which one it is differs
+# by their versions.
+_UNREACHABLE = {
+    *("OfflineModeIsEnabled", "LocalEntryNotFoundError"),
+    *("TransportError", "ConnectError", "TimeoutException", "ConnectTimeout"),
+}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def find_folder(name_or_path: str | Path) -> Path:
+def find_folder(
+    name_or_path: str | Path, *, revision: str | None = None, foreign: bool = False
+) -> Path:
     """The folder of a built-in name, a path, or a hub id "org/name" (downloaded).
 
-    A folder wins over a hub id of the same spelling. CheckpointError says what was
-    looked for.
+    A folder wins over a hub id of the same spelling. revision: of a hub id. foreign:
+    it may be any checkpoint, so its weights may be .bin files and lie in sub-folders.
+    CheckpointError says what was looked for.
     """
     text = str(name_or_path)
     if text in BUILT_IN:
@@ -37,7 +53,7 @@ def find_folder(name_or_path: str | Path) -> Path:
             f"{text} is a file. Give the folder that holds it, with its config.json."
         )
     if isinstance(name_or_path, str) and _HUB_ID.fullmatch(text):
-        return _download(text)
+        return _download(text, revision, foreign)
     raise CheckpointError(_unknown(text))
 
 
@@ -63,8 +79,9 @@ def _unknown(text: str) -> str:
             else "an encoder alone, not a whole model"
         )
         return (
-            f"'{name}' is {what}. Pretrain a model (python -m mm1_mlx pretrain) and "
-            f"give its folder, or use the built-in {', '.join(BUILT_IN)}."
+            f"'{name}' is {what}. Give a public checkpoint (a hub id like "
+            f"'llava-hf/llava-1.5-7b-hf'), a folder that you made (mm1_mlx convert "
+            f"assemble, mm1_mlx pretrain), or the built-in {', '.join(BUILT_IN)}."
         )
     names = ", ".join(BUILT_IN)
     close = difflib.get_close_matches(text.lower(), BUILT_IN, n=1, cutoff=0.5)
@@ -75,19 +92,63 @@ def _unknown(text: str) -> str:
     )
 
 
-def _download(repo: str) -> Path:
+def choose_files(names: list[str]) -> list[str]:
+    """Of a repository's files those that a conversion needs.
+
+    Configs and tokenizers of any folder, and weights in one format for each folder: a
+    repository often has the same weights as .safetensors and as .bin.
+    """
+    wanted = [n for n in names if any(fnmatch(n, pattern) for pattern in _BESIDE)]
+    by_folder: dict[str, list[str]] = {}
+    for name in names:
+        file = name.rpartition("/")[2]
+        if file.endswith(_FORMATS) and not _NEVER.match(file):
+            by_folder.setdefault(name.rpartition("/")[0], []).append(name)
+    for weights in by_folder.values():
+        ending = next(e for e in _FORMATS if any(n.endswith(e) for n in weights))
+        same = [n for n in weights if n.endswith(ending)]
+        plain = [n for n in same if n.rpartition("/")[2].startswith("model")]
+        wanted += plain or same
+    return wanted
+
+
+def _download(repo: str, revision: str | None, foreign: bool) -> Path:
     """The hub's files of a model, in its cache on this machine."""
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import HfApi, snapshot_download
     except ImportError:
         raise CheckpointError(
             f"'{repo}' is not a folder here, and to download it from the hub "
             f"huggingface_hub is needed: run pip install huggingface_hub."
         ) from None
     try:
-        return Path(snapshot_download(repo, allow_patterns=list(_WANTED)))
+        wanted: list[str] = list(_WANTED)
+        if foreign and not _offline():
+            wanted = choose_files(HfApi().list_repo_files(repo, revision=revision))
+        elif foreign:  # what an earlier download brought
+            wanted = ["*"]
+        found = snapshot_download(repo, revision=revision, allow_patterns=wanted)
+        return Path(str(found))
     except Exception as error:  # the hub's own kinds of errors, and the network's
         raise CheckpointError(_no_download(repo, error)) from error
+
+
+def local_snapshot(name: str) -> Path | None:
+    """What an earlier download left of a hub id, perhaps not all of it; no network."""
+    if Path(name).expanduser().exists() or not _HUB_ID.fullmatch(name):
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(str(snapshot_download(name, local_files_only=True)))
+    except Exception:  # not there, or the package is not
+        return None
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _no_download(repo: str, error: Exception) -> str:
@@ -102,9 +163,7 @@ def _no_download(repo: str, error: Exception) -> str:
             f"There is no model '{repo}' on the hub (or it is private: `hf auth "
             f"login`), and no such folder here."
         )
-    if {"OfflineModeIsEnabled", "LocalEntryNotFoundError"} & kinds or isinstance(
-        error, ConnectionError | TimeoutError
-    ):
+    if _UNREACHABLE & kinds or isinstance(error, ConnectionError | TimeoutError):
         return (
             f"'{repo}' is neither a folder here nor in the hub's cache, and the hub "
             f"cannot be reached. Check the network (and HF_HUB_OFFLINE), or give the "
