@@ -9,7 +9,7 @@ other one ({i}, {e}, {j}, ...) a number. A target may shift a number: {b-1}, {j/
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import isqrt
@@ -31,6 +31,8 @@ class Rule:
     """source (a pattern, or several that become one weight) -> target.
 
     transform: called with the source array, or all of them in the order of `source`.
+    numeric: whether the transform reads the numbers; it is given float32 then, and
+        gives float32, where it else moves numbers of any type.
     stack: the placeholder over which results are stacked on a new first axis, such as
         "e" for experts; its numbers must be 0, 1, 2, ... without a gap.
     """
@@ -39,6 +41,7 @@ class Rule:
     target: str
     transform: Callable[..., Array] | None = None
     stack: str | None = None
+    numeric: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -76,10 +79,77 @@ class Job:
     pieces: tuple[tuple[str, ...], ...]
     rule: Rule
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All source names."""
+        return tuple(name for piece in self.pieces for name in piece)
+
     def run(self, read: Callable[[str], Array]) -> Array:
         """The target's array; `read` gives one source array by name."""
         arrays = [self._piece([read(name) for name in names]) for names in self.pieces]
         return _stack(arrays) if self.rule.stack else arrays[0]
+
+    def segments(
+        self, read: Callable[[str], Array]
+    ) -> Iterator[tuple[Array, tuple[str, ...]]]:
+        """The target's array in pieces, and the names that each one is made of.
+
+        In order they are its bytes, row by row. What is only put under each other (q,
+        k, v; experts) is never copied.
+        """
+        for names in self.pieces:
+            if self.rule.transform is concatenate:
+                for name in names:
+                    yield read(name), (name,)
+            elif self.rule.transform is concatenate_each:
+                arrays = [read(name) for name in names]
+                for one in zip(*arrays, strict=True):
+                    yield from (
+                        (part, (n,)) for part, n in zip(one, names, strict=True)
+                    )
+            else:
+                yield self._piece([read(name) for name in names]), names
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether rows are only put into another order, so that they may be packed."""
+        return self.rule.transform in (None, concatenate, concatenate_each)
+
+    def shape(self, shape_of: Callable[[str], tuple[int, ...]]) -> tuple[int, ...]:
+        """The target's shape, from those of its sources; CheckpointError if none fits.
+
+        No number is read: the transforms see arrays of one number, repeated.
+        """
+        shapes = set()
+        for names in self.pieces:
+            if self.rule.transform is concatenate:
+                shapes.add(self._concatenated([tuple(shape_of(n)) for n in names]))
+            elif self.rule.transform is concatenate_each:
+                all_shapes = [tuple(shape_of(n)) for n in names]
+                if len({shape[:1] for shape in all_shapes}) != 1:
+                    raise CheckpointError(
+                        f"{self.target}: its parts have different numbers of experts: "
+                        f"{all_shapes}."
+                    )
+                one = self._concatenated([shape[1:] for shape in all_shapes])
+                shapes.add((all_shapes[0][0], *one))
+            else:
+                made = self._piece([_repeated(shape_of(name)) for name in names])
+                shapes.add(tuple(made.shape))
+        if len(shapes) != 1:
+            raise CheckpointError(
+                f"{self.target}: its parts have different shapes: {sorted(shapes)}."
+            )
+        shape = shapes.pop()
+        return (len(self.pieces), *shape) if self.rule.stack else shape
+
+    def _concatenated(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+        if len({shape[1:] for shape in shapes}) != 1 or not all(shapes):
+            raise CheckpointError(
+                f"{self.target}: the weights that become its rows have the shapes "
+                f"{shapes}, but must have rows of one length."
+            )
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def _piece(self, arrays: list[Array]) -> Array:
         transform = self.rule.transform
@@ -212,6 +282,12 @@ def library(array: Array) -> Any:
     return np
 
 
+def _repeated(shape: tuple[int, ...]) -> Array:
+    import numpy as np
+
+    return np.broadcast_to(np.zeros((), np.uint8), shape)
+
+
 def _stack(arrays: list[Array]) -> Array:
     return library(arrays[0]).stack(arrays)
 
@@ -226,6 +302,11 @@ def _expect(fits: bool, array: Array, wanted: str) -> None:
 def concatenate(*arrays: Array) -> Array:
     """Rows of several Linear weights or biases under each other: q, k, v."""
     return library(arrays[0]).concatenate(list(arrays), axis=0)
+
+
+def concatenate_each(*arrays: Array) -> Array:
+    """Rows of each expert under each other. (E, F, D) each -> (E, sum of F, D)."""
+    return library(arrays[0]).concatenate(list(arrays), axis=1)
 
 
 def flatten_patches(weight: Array) -> Array:
@@ -261,6 +342,31 @@ def squeeze_1x1(weight: Array) -> Array:
     shape = tuple(weight.shape)
     _expect(len(shape) == 4 and shape[2:] == (1, 1), weight, "(out, in, 1, 1)")
     return weight.reshape(shape[:2])
+
+
+def flatten_patches_or_flat(weight: Array) -> Array:
+    """flatten_patches of a convolution; a matrix as it is."""
+    return weight if len(weight.shape) == 2 else flatten_patches(weight)
+
+
+def squeeze_1x1_or_flat(weight: Array) -> Array:
+    """squeeze_1x1 of a convolution; a matrix as it is."""
+    return weight if len(weight.shape) == 2 else squeeze_1x1(weight)
+
+
+def oihw_or_ohwi(weight: Array) -> Array:
+    """A depthwise 3x3 convolution in MLX's layout, from that or PyTorch's.
+
+    (C, 1, 3, 3) or (C, 3, 3, 1) -> (C, 3, 3, 1).
+    """
+    shape = tuple(weight.shape)
+    _expect(len(shape) == 4 and 1 in (shape[1], shape[3]), weight, "(C, 1, 3, 3)")
+    return weight if shape[3] == 1 else oihw_to_ohwi(weight)
+
+
+def flattened(array: Array) -> Array:
+    """As one row. (1, 1, D) -> (D,)."""
+    return array.reshape(-1)
 
 
 def squeeze_first(array: Array) -> Array:

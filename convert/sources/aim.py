@@ -8,6 +8,7 @@ from typing import Any
 from mm1_mlx.config import VisionConfig
 
 from ..rules import Drop, Rule, Table, flatten_patches_either
+from ..source import ENCODER, Source
 from .fields import Fields
 
 BLOCK, LAYER = "trunk.blocks.{i}", "layers.{i}"
@@ -84,3 +85,14 @@ def additions(config: VisionConfig) -> dict[str, Any]:
     angles = [np.outer(axis, frequencies) for axis in (x, y)]
     waves = [wave(a) for a in angles for wave in (np.sin, np.cos)]
     return {"position_embedding": np.concatenate(waves, axis=1).astype(np.float32)}
+
+
+ENTRY = Source(
+    name="aim",
+    what="Apple's AIM, version 1",
+    kind=ENCODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=lambda values, entries: "num_blocks" in values.get("config", values),
+    additions=additions,
+)

@@ -15,6 +15,7 @@ from ..rules import (
     prefixed,
     squeeze_first,
 )
+from ..source import ENCODER, Source, model_type
 from .aim import BLOCK, LAYER, TRUNK
 from .fields import Fields
 from .parts import fused_gate_up, fused_qkv
@@ -93,3 +94,13 @@ def config(hub_config: dict) -> VisionConfig:
         attention_out_bias=bias,
         mlp_bias=f["use_bias"] if original else f["mlp_bias"],
     )
+
+
+ENTRY = Source(
+    name="aimv2",
+    what="Apple's AIMv2: original, channels-last and transformers files",
+    kind=ENCODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=model_type("aimv2", "aimv2_vision_model"),
+)

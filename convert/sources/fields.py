@@ -5,6 +5,8 @@ from typing import Any
 from mm1_mlx.config_checks import ROPE_SCALING
 from mm1_mlx.errors import CheckpointError
 
+from ..packed import settings_of
+
 # Names of transformers' ACT2FN that mean one of ours.
 _ACTIVATIONS = {
     "gelu_new": "gelu_pytorch_tanh",
@@ -22,12 +24,7 @@ class Fields:
     """
 
     def __init__(self, values: dict, defaults: dict, family: str):
-        if quantized := values.get("quantization_config"):
-            method = quantized.get("quant_method", "unknown")
-            raise CheckpointError(
-                f"This {family} checkpoint is quantized ({method}): its weights cannot "
-                f"be renamed. Use the unquantized checkpoint."
-            )
+        settings_of(values)  # refuses what other tools have quantized
         self.values, self.defaults, self.family = values, defaults, family
 
     def __getitem__(self, key: str) -> Any:

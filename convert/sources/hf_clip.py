@@ -5,7 +5,8 @@ transformers 4 puts `vision_model.` before the names, transformers 5 nothing.
 
 from mm1_mlx.config import VisionConfig
 
-from ..rules import Drop, Rule, Table, flatten_patches, prefixed
+from ..rules import Drop, Rule, Table, flatten_patches_either, prefixed
+from ..source import ENCODER, Source, model_type
 from .fields import Fields
 from .parts import fused_qkv
 
@@ -25,7 +26,7 @@ TOWER: Table = [
     Rule(
         "embeddings.patch_embedding.weight",
         "patch_embed.weight",
-        flatten_patches,
+        flatten_patches_either,  # MLX's own files are channels-last
     ),
     Rule("embeddings.class_embedding", "class_embedding"),
     Rule("embeddings.position_embedding.weight", "position_embedding"),
@@ -64,3 +65,13 @@ def config(hub_config: dict) -> VisionConfig:
         **f.vision(),
         norm_in="all",
     )
+
+
+ENTRY = Source(
+    name="hf_clip",
+    what="CLIP vision tower of transformers 4 or 5",
+    kind=ENCODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=model_type("clip", "clip_vision_model"),
+)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mm1_mlx.config import ConnectorConfig, MM1Config
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.inputs.settings import ImageSettings
 
 from ..rules import (
     Rule,
@@ -17,6 +18,7 @@ from ..rules import (
     squeeze_1x1,
     squeeze_first,
 )
+from ..source import MODEL, Source
 from . import llama
 from .fields import Fields
 from .hf_clip import config as clip_config
@@ -122,3 +124,27 @@ def config(hub_config: dict, tower: dict | None = None) -> MM1Config:
         eos_token_id=text_values.get("eos_token_id", 2),
         pad_token_id=text_values.get("pad_token_id") or 0,
     )
+
+
+def _images(
+    values: dict, tower: dict | None, preprocessor: dict | None
+) -> ImageSettings:
+    size = config(values, tower).vision_config.image_size  # type: ignore[union-attr]
+    return ImageSettings(size=size, resize_mode="squash")
+
+
+def _is_it(values: dict, entries: frozenset[str]) -> bool:
+    projector = "projector_config" in values or "visual_projector_config" in values
+    return projector and "lm_config" in values
+
+
+ENTRY = Source(
+    name="honeybee",
+    what="Honeybee: CLIP, C-Abstractor, Vicuna",
+    kind=MODEL,
+    rules=RULES,
+    config=config,
+    is_it=_is_it,
+    images=_images,
+    template="honeybee",
+)

@@ -7,6 +7,7 @@ from mm1_mlx.config import DecoderConfig
 from mm1_mlx.errors import CheckpointError
 
 from ..rules import Drop, Rule, Table
+from ..source import DECODER, Source
 from .fields import Fields
 from .parts import LAYER, fused_gate_up, fused_qkv
 
@@ -105,3 +106,18 @@ def config(hub_config: dict) -> DecoderConfig:
         mlp_bias=f["mlp_bias"] if family == "llama" else False,
         qk_norm="head" if family == "qwen3" else None,
     )
+
+
+def _is_it(values: dict, entries: frozenset[str]) -> bool:
+    alone = "visual_encoder" not in entries  # else it is AuroraCap
+    return values.get("model_type") in _DEFAULTS and alone
+
+
+ENTRY = Source(
+    name="llama",
+    what="Llama, Vicuna, Mistral, Qwen2, Qwen2.5 and Qwen3",
+    kind=DECODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=_is_it,
+)

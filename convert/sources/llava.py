@@ -11,9 +11,11 @@ from dataclasses import replace
 
 from mm1_mlx.config import ConnectorConfig, DecoderConfig, MM1Config, VisionConfig
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.inputs.settings import ImageSettings
 from mm1_mlx.presets import ENCODERS
 
 from ..rules import Rule, Table, prefixed
+from ..source import MODEL, Source
 from . import hf_clip, llama
 from .fields import Fields
 
@@ -189,3 +191,51 @@ def outside_vocabulary(text: DecoderConfig) -> int:
     The first id behind the vocabulary: no text can contain it.
     """
     return text.vocab_size
+
+
+def pads_to_square(
+    values: dict, tower: dict | None, preprocessor: dict | None
+) -> ImageSettings:
+    """How the original code reads a picture, for a tower of OpenAI's CLIP."""
+    mode = "pad" if values.get("image_aspect_ratio") == "pad" else "crop"
+    vision = find_tower(values.get("mm_vision_tower"), tower)
+    return ImageSettings(size=vision.image_size, resize_mode=mode)
+
+
+def _is_hf(values: dict, entries: frozenset[str]) -> bool:
+    return values.get("model_type") == "llava" and "mm_vision_tower" not in values
+
+
+def _is_original(values: dict, entries: frozenset[str]) -> bool:
+    kinds = ("llava", "llava_llama", "llava_mistral")
+    tiled = "unpad" in str(values.get("mm_patch_merge_type"))
+    return (
+        values.get("model_type") in kinds and "mm_vision_tower" in values and not tiled
+    )
+
+
+ENTRIES = (
+    Source(
+        name="llava",
+        what="LLaVA 1.5 as transformers 4 and 5 write it",
+        kind=MODEL,
+        rules=[*HF, *HF_IN_MEMORY],
+        config=config,
+        is_it=_is_hf,
+        template="llava-hf",
+    ),
+    Source(
+        name="llava_original",
+        what="LLaVA 1.5 of its authors",
+        kind=MODEL,
+        rules=[
+            *ORIGINAL,
+            *prefixed(hf_clip.RULES, source="tower/", target="vision."),
+        ],
+        config=config,
+        is_it=_is_original,
+        tower=lambda values: values["mm_vision_tower"],
+        images=pads_to_square,
+        template="llava-v1",
+    ),
+)

@@ -3,9 +3,10 @@
 from mm1_mlx.config import DecoderConfig, MoEConfig
 
 from ..rules import Rule, Table
+from ..source import DECODER, Source, model_type
 from .fields import Fields
 from .llama import ATTENTION, LAYER, SOURCE
-from .parts import expert_rules, experts_in_memory
+from .parts import expert_rules, experts_in_memory, experts_in_mlx
 
 SPARSE = SOURCE + ".block_sparse_moe"
 EXPERT = SPARSE + ".experts.{e}"
@@ -16,6 +17,7 @@ RULES: Table = [
     # As transformers 5 holds them in memory.
     Rule(SOURCE + ".mlp.gate.weight", LAYER + ".moe.router.weight"),
     *experts_in_memory(SOURCE + ".mlp"),
+    *experts_in_mlx(SPARSE),
 ]
 
 # Class defaults of MixtralConfig; its default theta is not Llama's.
@@ -56,3 +58,13 @@ def config(hub_config: dict) -> DecoderConfig:
         head_dim=f.get("head_dim"),
         moe_config=moe,
     )
+
+
+ENTRY = Source(
+    name="mixtral",
+    what="Mixtral",
+    kind=DECODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=model_type("mixtral"),
+)

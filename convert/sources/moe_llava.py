@@ -11,10 +11,17 @@ from mm1_mlx.config import MM1Config, MoEConfig
 from mm1_mlx.errors import CheckpointError
 
 from ..rules import Rule, Table, prefixed
+from ..source import MODEL, Source, model_type
 from . import stablelm
 from .fields import Fields
 from .llama import SOURCE
-from .llava import find_tower, mlp_connector, outside_vocabulary, tower_rules
+from .llava import (
+    find_tower,
+    mlp_connector,
+    outside_vocabulary,
+    pads_to_square,
+    tower_rules,
+)
 from .parts import expert_rules
 
 SPARSE = SOURCE + ".mlp.deepspeed_moe"
@@ -97,3 +104,18 @@ def config(hub_config: dict, tower: dict | None = None) -> MM1Config:
         eos_token_id=f.get("eos_token_id"),
         pad_token_id=f.get("pad_token_id"),
     )
+
+
+ENTRY = Source(
+    name="moe_llava",
+    what="MoE-LLaVA with StableLM",
+    kind=MODEL,
+    rules=RULES,
+    config=config,
+    is_it=model_type("moe_llava_stablelm", "llava_stablelm"),
+    tower=lambda values: values.get("mm_image_tower"),
+    images=lambda values, *others: pads_to_square(
+        values | {"mm_vision_tower": values.get("mm_image_tower")}, *others
+    ),
+    template="vicuna",
+)

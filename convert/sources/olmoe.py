@@ -7,9 +7,10 @@ are not scaled to sum to 1.
 from mm1_mlx.config import DecoderConfig, MoEConfig
 
 from ..rules import Table
+from ..source import DECODER, Source, model_type
 from .fields import Fields
 from .llama import ATTENTION, SOURCE
-from .parts import expert_rules, experts_in_memory
+from .parts import expert_rules, experts_in_memory, experts_in_mlx
 
 MLP = SOURCE + ".mlp"
 
@@ -22,6 +23,7 @@ EXPERTS: Table = [
         down="down_proj",
     ),
     *experts_in_memory(MLP),
+    *experts_in_mlx(MLP),
 ]
 
 RULES: Table = [*ATTENTION, *EXPERTS]
@@ -68,3 +70,13 @@ def config(hub_config: dict) -> DecoderConfig:
         qk_norm="full",
         moe_config=moe,
     )
+
+
+ENTRY = Source(
+    name="olmoe",
+    what="OLMoE",
+    kind=DECODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=model_type("olmoe"),
+)

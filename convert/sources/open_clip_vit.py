@@ -2,8 +2,10 @@
 
 from mm1_mlx.config import VisionConfig
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.inputs.settings import CLIP_MEAN, CLIP_STD, ImageSettings
 
 from ..rules import Drop, Rule, Table, flatten_patches
+from ..source import ENCODER, Source
 from .fields import Fields
 
 BLOCK, LAYER = "visual.transformer.resblocks.{i}", "layers.{i}"
@@ -78,3 +80,39 @@ def config(hub_config: dict) -> VisionConfig:
         norm_eps=1e-5,  # torch's LayerNorm, which open_clip subclasses
         norm_in="all",
     )
+
+
+_RESIZE = {"squash": "squash", "shortest": "crop", "longest": "pad"}
+
+
+def _images(
+    values: dict, tower: dict | None, preprocessor: dict | None
+) -> ImageSettings:
+    """What preprocess_cfg says; open_clip's own default is the shortest side."""
+    settings = values.get("preprocess_cfg") or {}
+    mode = settings.get("resize_mode", "shortest")
+    if mode not in _RESIZE:
+        raise CheckpointError(
+            f"The open_clip config has resize_mode = {mode!r}, which is not supported; "
+            f"only {', '.join(map(repr, _RESIZE))}."
+        )
+    fill = settings.get("fill_color", 0)
+    red, green, blue = [fill] * 3 if isinstance(fill, int) else fill
+    return ImageSettings(
+        size=config(values).image_size,
+        resize_mode=_RESIZE[mode],
+        image_mean=tuple(settings.get("mean", CLIP_MEAN)),
+        image_std=tuple(settings.get("std", CLIP_STD)),
+        pad_color=(red, green, blue),
+    )
+
+
+ENTRY = Source(
+    name="open_clip_vit",
+    what="vision tower of an open_clip file (Apple's DFN)",
+    kind=ENCODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=lambda values, entries: "vision_cfg" in values.get("model_cfg", values),
+    images=_images,
+)

@@ -1,6 +1,6 @@
 """Rules that several tables share: fused projections, experts."""
 
-from ..rules import Rule, Table, concatenate
+from ..rules import Rule, Table, concatenate, concatenate_each
 
 LAYER = "layers.{i}"  # ours, in encoder and decoder
 
@@ -35,6 +35,19 @@ def expert_rules(router: str, expert: str, gate: str, up: str, down: str) -> Tab
             stack="e",
         ),
         Rule(f"{expert}.{down}.weight", moe + ".experts.down_proj", stack="e"),
+    ]
+
+
+def experts_in_mlx(mlp: str) -> Table:
+    """Stacked, but gate and up apart, as mlx-lm writes the experts of every family."""
+    moe, stacks = LAYER + ".moe.experts", mlp + ".switch_mlp"
+    return [
+        Rule(
+            (f"{stacks}.gate_proj.weight", f"{stacks}.up_proj.weight"),
+            moe + ".gate_up_proj",
+            concatenate_each,
+        ),
+        Rule(f"{stacks}.down_proj.weight", moe + ".down_proj"),
     ]
 
 

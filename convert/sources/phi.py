@@ -6,6 +6,7 @@ One LayerNorm per block, attention beside the MLP, biases everywhere, partial Ro
 from mm1_mlx.config import DecoderConfig
 
 from ..rules import Drop, Rule, Table
+from ..source import DECODER, Source, model_type
 from .fields import Fields
 from .llama import LAYER, SOURCE
 from .parts import fused_qkv
@@ -55,3 +56,13 @@ def config(hub_config: dict) -> DecoderConfig:
         parallel_block=True,
         lm_head_bias=True,
     )
+
+
+ENTRY = Source(
+    name="phi",
+    what="Phi-1.5 and Phi-2",
+    kind=DECODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=model_type("phi"),
+)

@@ -8,6 +8,7 @@ from mm1_mlx.config import DecoderConfig, MoEConfig
 from mm1_mlx.errors import CheckpointError
 
 from ..rules import Rule, Table
+from ..source import DECODER, Source, model_type
 from .fields import Fields
 from .llama import ATTENTION, LAYER, MLP, SOURCE
 from .olmoe import EXPERTS
@@ -108,3 +109,13 @@ def config(hub_config: dict) -> DecoderConfig:
         qk_norm="head" if new else None,
         moe_config=moe,
     )
+
+
+ENTRY = Source(
+    name="qwen_moe",
+    what="Qwen1.5-MoE and Qwen3-MoE",
+    kind=DECODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=model_type("qwen2_moe", "qwen3_moe"),
+)

@@ -6,6 +6,7 @@ No class token and no norm before the blocks; the patch convolution has a bias.
 from mm1_mlx.config import VisionConfig
 
 from ..rules import Drop, Rule, Table, flatten_patches, prefixed
+from ..source import ENCODER, Source, model_type
 from .fields import Fields
 from .hf_clip import BLOCKS
 
@@ -48,3 +49,13 @@ def config(hub_config: dict) -> VisionConfig:
         class_token=False,
         patch_bias=True,
     )
+
+
+ENTRY = Source(
+    name="siglip",
+    what="SigLIP vision tower of transformers",
+    kind=ENCODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=model_type("siglip", "siglip_vision_model"),
+)

@@ -3,6 +3,7 @@
 from mm1_mlx.config import DecoderConfig
 
 from ..rules import Table
+from ..source import DECODER, Source, model_type
 from .fields import Fields
 from .llama import ATTENTION, MLP
 
@@ -48,3 +49,13 @@ def config(hub_config: dict) -> DecoderConfig:
         qkv_bias=f["use_qkv_bias"],
         parallel_block=f["use_parallel_residual"],
     )
+
+
+ENTRY = Source(
+    name="stablelm",
+    what="StableLM 2",
+    kind=DECODER,
+    rules=RULES,
+    config=lambda values, tower: config(values),
+    is_it=model_type("stablelm", "stablelm_epoch"),
+)

@@ -3,12 +3,18 @@
 tamm is a library, not a checkpoint: VISION is its VisionTransformer, POOLER its
 CAbstractorPooler, MOE its MixtureOfExperts with the norm before it. Their
 configurations are the arguments of their builders.
+
+A folder for `convert` (an encoder) or `convert assemble --connector` has the module's
+state_dict() as model.safetensors or model.pt, and a config.json with the arguments of
+its create_basic_builder and "model_type": "tamm_vit" or "tamm_c_abstractor" (our own
+convention: tamm writes no such file).
 """
 
 from typing import Any
 
 from mm1_mlx.config import ConnectorConfig, MoEConfig, VisionConfig
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.inputs.settings import ImageSettings
 
 from ..rules import (
     Drop,
@@ -23,6 +29,7 @@ from ..rules import (
     squeeze_first,
     swap_last,
 )
+from ..source import CONNECTOR, ENCODER, Source, model_type
 from .fields import Fields
 
 TOKENS = "embedding.convolution_tokens"
@@ -223,3 +230,32 @@ def moe_config(hub_config: dict) -> MoEConfig:
         first_sparse_layer=0,
         moe_intermediate_size=f["expert_hidden_dim"],
     )
+
+
+def _images(values: dict, tower: dict | None, preprocessor: dict | None) -> Any:
+    """tamm says nothing of its pictures; without a preprocessor_config.json as CLIP's,
+    resized to the encoder's size."""
+    if preprocessor is not None:
+        return ImageSettings.from_dict(preprocessor)
+    return ImageSettings(size=config(values).image_size)
+
+
+ENTRIES = (
+    Source(
+        name="tamm_vit",
+        what="the VisionTransformer of Apple's tamm",
+        kind=ENCODER,
+        rules=lambda c: VISION if c.vision_config.class_token else VISION_WITHOUT_CLASS,
+        config=lambda values, tower: config(values),
+        is_it=model_type("tamm_vit"),
+        images=_images,
+    ),
+    Source(
+        name="tamm_c_abstractor",
+        what="the CAbstractorPooler of Apple's tamm, for assemble",
+        kind=CONNECTOR,
+        rules=POOLER,
+        config=lambda values, tower: pooler_config(values),
+        is_it=model_type("tamm_c_abstractor"),
+    ),
+)

@@ -1,0 +1,1 @@
+"""The commands behind `python -m mm1_mlx.convert NAME`."""

@@ -1,0 +1,181 @@
+"""The model folder that a conversion leaves: weights, config, processor, model card."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mm1_mlx._version import __version__
+from mm1_mlx.checkpoint.folder import replacing, write_json
+from mm1_mlx.config import EncoderConfig, MM1Config
+from mm1_mlx.errors import CheckpointError
+from mm1_mlx.inputs.settings import ImageSettings
+from mm1_mlx.quantization.recipes import most_common, settings_for_config
+
+from .pipeline import Conversion, write
+
+CARD = "README.md"
+
+
+def write_folder(
+    out: Path,
+    conversion: Conversion,
+    config: MM1Config | EncoderConfig,
+    settings: ImageSettings | None,
+    tokenizer: Any,
+    template: str | None = None,
+    *,
+    default_quantization: dict | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> None:
+    """Write a whole model folder, or nothing.
+
+    template: the chat template, where the tokenizer brings none. CheckpointError where
+    the disk is too small, before the work and during it.
+    """
+    _check_room(out, conversion.nbytes)
+    chosen = {w.name: w.quantize for w in conversion.weights if w.quantize is not None}
+    if chosen and isinstance(config, MM1Config):
+        default = default_quantization or most_common(chosen.values())
+        config = replace(config, quantization=settings_for_config(chosen, default))
+    done = 0
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, conversion.nbytes)
+
+    with replacing(out, overwrite=overwrite) as new:
+        try:
+            write(conversion, new, progress=count)
+            _write_processor(new, config, settings, tokenizer, template)
+            (new / CARD).write_text(card(config), encoding="utf-8")
+            write_json(new / "config.json", config.to_dict())
+        except OSError as error:
+            raise CheckpointError(
+                f"{out} could not be written: {error.strerror} after {done} of "
+                f"{conversion.nbytes} bytes. Nothing was left there; make room and "
+                f"run it again."
+            ) from error
+
+
+def _check_room(out: Path, needed: int) -> None:
+    """CheckpointError before the work where the disk is too small."""
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise CheckpointError(
+            f"{out} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on "
+            f"its disk. Make room, choose another place, or quantize (-q)."
+        )
+
+
+def _write_processor(
+    new: Path,
+    config: MM1Config | EncoderConfig,
+    settings: ImageSettings | None,
+    tokenizer: Any,
+    template: str | None,
+) -> None:
+    if tokenizer is not None and isinstance(config, MM1Config):
+        from mm1_mlx.inputs.processor import Processor
+
+        chat = tokenizer.chat_template or template
+        Processor(tokenizer, settings, config, chat_template=chat).save(new)
+    elif settings is not None:
+        settings.write(new)
+
+
+def with_extra(
+    config: MM1Config | EncoderConfig, key: str, values: dict[str, Any]
+) -> MM1Config | EncoderConfig:
+    """The config with one more entry of provenance; the earlier ones stay.
+
+    key: what was done, as "converted"; done again, it becomes "converted 2".
+    """
+    versions = {"mm1_mlx": __version__, "mlx": version("mlx")}
+    count = sum(re.fullmatch(rf"{key}( \d+)?", k) is not None for k in config.extra)
+    name = key if not count else f"{key} {count + 1}"
+    return replace(config, extra=config.extra | {name: values | versions})
+
+
+def public_name(name: str | Path) -> str:
+    """What a model card calls a model: a hub id, or of a path its last part, because
+    the rest is nobody's business."""
+    place = Path(name).expanduser()
+    if place.exists() or place.is_absolute():
+        return place.resolve().name or str(name)
+    return str(name)
+
+
+def public_command(words: Sequence[str]) -> str:
+    """A command line as a model card shows it: of every path its last part."""
+    shown = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if equals and flag.startswith("--"):
+            shown.append(f"{flag}={public_name(value)}")
+        else:
+            shown.append(public_name(word) if "/" in word else word)
+    return shlex.join(shown)
+
+
+_LICENCE = re.compile(r"^licen[sc]e:\s*(\S.*?)\s*$", re.MULTILINE)
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that a model card's front matter names, if there is one."""
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")[:20_000]
+    except OSError:
+        return None
+    parts = text.split("---", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    match = _LICENCE.search(parts[1])
+    return match[1].strip("'\"") if match else None
+
+
+def card(config: MM1Config | EncoderConfig) -> str:
+    """The folder's model card: what it is, what it was made from, and how."""
+    licences = sorted(_licences(config.extra))
+    front = ["---", "library_name: mlx", "tags:", "- mlx", "- mm1_mlx"]
+    if len(licences) == 1:
+        front.insert(1, f"license: {licences[0]}")
+    what = "An image encoder" if isinstance(config, EncoderConfig) else "A model"
+    lines = [*front, "---", "", f"# {what} for mm1_mlx", ""]
+    for step, values in config.extra.items():
+        if isinstance(values, dict):
+            lines += [f"## {step.capitalize()}", "", *_bullets(values), ""]
+    if not licences:
+        lines += ["The licence of the original was not found: look it up there.", ""]
+    elif len(licences) > 1:
+        lines += [f"Licences of its parts: {', '.join(licences)}.", ""]
+    return "\n".join(lines)
+
+
+def _licences(extra: dict) -> set[str]:
+    found = set()
+    for key, value in extra.items():
+        if key == "licence" and isinstance(value, str):
+            found.add(value)
+        elif isinstance(value, dict):
+            found |= _licences(value)
+    return found
+
+
+def _bullets(values: dict, indent: str = "") -> list[str]:
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}- {key}:", *_bullets(value, indent + "  ")]
+        elif value is not None:
+            lines.append(f"{indent}- {key}: {value}")
+    return lines

@@ -1,0 +1,84 @@
+"""PyTorch modules whose weights are in memory only while they are used."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+Read = Callable[[str], np.ndarray]  # a parameter's name -> its numbers, float32
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules made inside have parameters without memory; their buffers are real."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, value: Any) -> None:
+        if value is not None:
+            value = nn.Parameter(value.to("meta"), requires_grad=False)
+        register(module, name, value)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def attach(module: nn.Module, read: Read) -> None:
+    """Have every block of a module read its weights before it runs, and forget them
+    after.
+
+    A block is an element of a list of layers, or another module that has parameters of
+    its own, with all that is inside it.
+    """
+    module.eval()
+    for name, block in list(_blocks("", module)):
+        block.register_forward_pre_hook(_loader(name, block, read))
+        block.register_forward_hook(_forgetter(block))
+
+
+def _blocks(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    own = any(True for _ in module.parameters(recurse=False))
+    if own:
+        yield name, module
+        return
+    for child_name, child in module.named_children():
+        full = f"{name}.{child_name}" if name else child_name
+        if isinstance(module, nn.ModuleList):
+            yield full, child
+        else:
+            yield from _blocks(full, child)
+
+
+def _loader(name: str, block: nn.Module, read: Read) -> Callable[..., None]:
+    def load(*_: Any) -> None:
+        for inner, owner, short in list(_parameters(block)):
+            numbers = np.array(read(f"{name}.{inner}" if name else inner), np.float32)
+            wanted: Any = list(owner._parameters[short].shape)  # type: ignore[union-attr]
+            tensor = torch.from_numpy(numbers.reshape(wanted))
+            owner._parameters[short] = nn.Parameter(tensor, requires_grad=False)
+
+    return load
+
+
+def _forgetter(block: nn.Module) -> Callable[..., None]:
+    def forget(*_: Any) -> None:
+        for __, owner, short in list(_parameters(block)):
+            value = owner._parameters[short]
+            assert value is not None
+            empty = nn.Parameter(value.to("meta"), requires_grad=False)
+            owner._parameters[short] = empty
+
+    return forget
+
+
+def _parameters(block: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Full name, owner and own name of every parameter of a block."""
+    for prefix, owner in block.named_modules():
+        for short, value in owner._parameters.items():
+            if value is not None:
+                yield f"{prefix}.{short}" if prefix else short, owner, short
