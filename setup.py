@@ -71,8 +71,14 @@ setup(
         "cuda12": ["mlx[cuda12]"],
         "cuda13": ["mlx[cuda13]"],
         "heic": ["pillow-heif>=0.18"],
-        # The digits, the photographs and the fonts that mm1-tiny learns from.
-        "train": ["scikit-learn>=1.5", "scikit-image>=0.24", "matplotlib>=3.9"],
+        # The digits, the photographs and the fonts that mm1-tiny learns from, and
+        # mlx-lm's learned quantization.
+        "train": [
+            "scikit-learn>=1.5",
+            "scikit-image>=0.24",
+            "matplotlib>=3.9",
+            "mlx-lm>=0.32",
+        ],
         # Enough for the tests; those against a reference skip without `parity`.
         "test": ["pytest>=8"],
         # The references. Install a CPU torch first: on Linux the default one brings

@@ -1,7 +1,9 @@
 """From a name, folder or hub id to a model and its processor, and back to a folder."""
 
+from collections.abc import Callable
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,17 +11,25 @@ from mlx.utils import tree_flatten
 
 from mm1_mlx.checkpoint.folder import (
     check_weights,
+    is_complete,
+    is_foreign,
     read_config,
+    read_encoder_config,
     read_weights,
     write_folder,
 )
-from mm1_mlx.checkpoint.hub import find_folder
+from mm1_mlx.checkpoint.hub import find_folder, local_snapshot
 from mm1_mlx.config import MM1Config
-from mm1_mlx.errors import MM1Error
+from mm1_mlx.errors import CheckpointError, MM1Error
+from mm1_mlx.memory import machine_memory
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.models.vision import VisionEncoder
+from mm1_mlx.quantization.modules import quantize_model, settings_by_name
+from mm1_mlx.quantization.recipes import Recipe
 
 if TYPE_CHECKING:
     from mm1_mlx.inputs.processor import Processor
+    from mm1_mlx.inputs.settings import ImageSettings
 
 _DTYPES = {
     "float32": mx.float32,
@@ -29,9 +39,17 @@ _DTYPES = {
 
 
 def load(
-    name_or_path: str | Path, *, dtype: mx.Dtype | str | None = None, lazy: bool = False
+    name_or_path: str | Path,
+    *,
+    dtype: mx.Dtype | str | None = None,
+    lazy: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> "tuple[MM1, Processor]":
     """The model and the processor of a name ("mm1-tiny"), a folder or a hub id.
+
+    A public checkpoint in another project's layout (LLaVA, Llama, ...) is converted
+    once into a cache; `tell` receives where, `progress` the bytes written and all.
 
     dtype: the floating-point type of the weights. None keeps the stored one, except on
     MLX's CPU back end, whose 16-bit arithmetic is slow and coarse: there it is float32,
@@ -44,10 +62,70 @@ def load(
     from mm1_mlx.inputs.processor import Processor
 
     wanted = _wanted_type(dtype)
-    folder = find_folder(name_or_path)
+    folder = find_model(name_or_path, tell=tell, progress=progress)
     config = read_config(folder)
     processor = Processor.from_folder(folder, config)
     return load_model(folder, config, wanted, lazy=lazy), processor
+
+
+def find_model(
+    name_or_path: str | Path,
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Path:
+    """The model folder of a name, folder or hub id; see `load`."""
+    before = local_snapshot(str(name_or_path))
+    if before is not None and is_foreign(before):
+        from mm1_mlx.convert.cache import place_of
+
+        if is_complete(place := place_of(before, str(name_or_path))):
+            return place  # converted already: the hub is not asked
+    folder = find_folder(name_or_path, foreign=True)
+    if not is_foreign(folder):
+        return folder
+    from mm1_mlx.convert.cache import converted  # only where it is needed
+
+    return converted(folder, str(name_or_path), tell=tell, progress=progress)
+
+
+def quantize(
+    name_or_path: str | Path,
+    folder: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    provenance: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Write a model folder with fewer bits per weight; what it takes, before and after.
+
+    recipe: None for 4 bits in groups of 64. provenance: kept in the folder. One array
+    at a time is in memory. Raises CheckpointError, ConfigError.
+    """
+    from mm1_mlx.convert.conversion import convert
+
+    source = find_model(name_or_path, tell=tell, progress=progress)
+    recipe = recipe or Recipe()
+    done = convert(
+        source,
+        Path(folder).expanduser(),
+        source="mm1",
+        quantize=recipe,
+        overwrite=overwrite,
+        provenance=provenance,
+        step="quantized",
+        tell=tell,
+        progress=progress,
+    )
+    count = sum(prod(weight.shape) for weight in done.weights)
+    return {
+        "bytes_before": done.bytes_before,
+        "bytes": done.nbytes,
+        "bits_per_weight": 8 * done.nbytes / count,
+        "quantized": sum(weight.quantize is not None for weight in done.weights),
+    }
 
 
 def load_model(
@@ -65,19 +143,63 @@ def load_model(
     config = config or read_config(folder)
     weights = read_weights(folder)
     model = _empty_model(config, weights)
-    expected = {name: array.shape for name, array in _named(model).items()}
-    found = {name: array.shape for name, array in weights.items()}
-    check_weights(found, expected, str(folder))
-    if dtype is not None:
-        weights = {
-            name: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w
-            for name, w in weights.items()
-        }
+    check_weights(_shapes(weights), _shapes(_named(model)), str(folder))
+    weights = {name: _as_type(array, dtype) for name, array in weights.items()}
+    if not lazy:
+        _check_memory(sum(array.nbytes for array in weights.values()), folder)
     model.load_weights(list(weights.items()), strict=False)  # checked above
     model.eval()
     if not lazy:
         mx.eval(_all_arrays(model))
     return model
+
+
+def load_encoder(
+    name_or_path: str | Path, *, dtype: mx.Dtype | str | None = None
+) -> "tuple[VisionEncoder, ImageSettings]":
+    """An image encoder alone, and how pictures become its pixels.
+
+    name_or_path: a folder or hub id of an encoder (DFN, CLIP, SigLIP, AIMv2) or of a
+    whole model. dtype: as in `load`. Raises CheckpointError, ConfigError.
+    """
+    from mm1_mlx.inputs.settings import ImageSettings
+
+    wanted = _wanted_type(dtype)
+    folder = find_model(name_or_path)
+    config = read_encoder_config(folder)
+    encoder, start = VisionEncoder(config), "vision."
+    found = {
+        name.removeprefix(start): array
+        for name, array in read_weights(folder).items()
+        if name.startswith(start)
+    }
+    check_weights(_shapes(found), _shapes(_named(encoder)), str(folder))
+    encoder.load_weights([(n, _as_type(a, wanted)) for n, a in found.items()])
+    encoder.eval()
+    mx.eval(_all_arrays(encoder))
+    return encoder, ImageSettings.read(folder)
+
+
+def _check_memory(needed: int, folder: Path) -> None:
+    """CheckpointError, before anything is read, where weights exceed the machine."""
+    there = machine_memory()
+    if needed > there:
+        raise CheckpointError(
+            f"The weights of {folder} take {needed / 1e9:.1f} GB of memory here, but "
+            f"this machine has {there / 1e9:.1f} GB. Take fewer bits (python -m "
+            f"mm1_mlx.quantize), or a smaller model."
+        )
+
+
+def _shapes(arrays: dict[str, mx.array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def _as_type(array: mx.array, dtype: mx.Dtype | None) -> mx.array:
+    """A floating-point array in another type; others, and packed ones, as they are."""
+    if dtype is None or not mx.issubdtype(array.dtype, mx.floating):
+        return array
+    return array.astype(dtype)
 
 
 def _wanted_type(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
@@ -95,16 +217,7 @@ def _empty_model(config: MM1Config, weights: dict[str, mx.array]) -> MM1:
     """The model with weights that nobody will compute: MLX's are made when used."""
     model = MM1(config)
     if config.quantization is not None:
-        settings = {
-            key: config.quantization[key]
-            for key in ("group_size", "bits", "mode")
-            if key in config.quantization
-        }
-        nn.quantize(
-            model,
-            **settings,
-            class_predicate=lambda path, module: f"{path}.scales" in weights,
-        )
+        quantize_model(model, settings_by_name(config.quantization, set(weights)))
     return model
 
 

@@ -99,6 +99,7 @@ class JointStage:
         self.contrast: first.RegionText | None = None
         if settings.contrast:
             c = model.config
+            assert c.vision_config is not None
             width, vocabulary = c.vision_config.hidden_size, c.text_config.vocab_size
             self.contrast = first.RegionText(width, vocabulary)
             self.module = _Together(model, self.contrast)
@@ -133,8 +134,9 @@ class JointStage:
             for image, regions in zip(batch.images, batch.regions, strict=True)
         ]
         pictures += [((1, 1), [])] * (room - len(pictures))
-        grid = self._model.config.vision_config.grid
-        return first.contrast_arrays(pictures, self._encoder.encode, grid)
+        vision = self._model.config.vision_config
+        assert vision is not None
+        return first.contrast_arrays(pictures, self._encoder.encode, vision.grid)
 
     def loss(
         self, ids, document, branch, position, shots, source, target, weight, *regions
@@ -221,6 +223,7 @@ class EncoderStage:
         self.settings = settings
         self._source, self._images = source, images
         self._encode = encoder.encode
+        assert model.config.vision_config is not None
         self._grid = model.config.vision_config.grid
         if settings.objective == "reconstruction":
             self.module: nn.Module = first.Reconstruction(model.vision)
@@ -265,6 +268,11 @@ def document_encoder(config: MM1Config, encode: Callable) -> DocumentEncoder:
     eos = config.eos_token_ids
     if config.bos_token_id is None or not eos or config.pad_token_id is None:
         raise ConfigError("Pretraining needs bos_token_id, eos_token_id, pad_token_id.")
+    if config.image_token_id is None:
+        raise ConfigError(
+            "Pretraining needs a model that reads pictures: vision_config, "
+            "connector_config and image_token_id."
+        )
     marks = Marks(
         bos=config.bos_token_id,
         eos=eos[0],

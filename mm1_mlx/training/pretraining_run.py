@@ -157,8 +157,9 @@ def resized_positions(start: MM1, model: MM1) -> dict[str, mx.array]:
 
     MM1 (section 3.1) raises the resolution so: the tables are interpolated.
     """
-    weights, side = _flat(start), model.config.vision_config.grid
-    patches = start.config.vision_config.num_patches
+    new, old = model.config.vision_config, start.config.vision_config
+    assert new is not None and old is not None
+    weights, side, patches = _flat(start), new.grid, old.num_patches
     for name in ("vision.position_embedding", "connector.position_embedding"):
         if name in weights and side**2 != patches:
             table = weights[name]

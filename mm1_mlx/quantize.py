@@ -1,0 +1,171 @@
+"""python -m mm1_mlx.quantize: fewer bits per weight, and what that costs."""
+
+if __name__ == "__main__":  # first: it takes Ctrl-C from here on
+    from mm1_mlx.__main__ import enter
+
+    enter("quantize")
+
+import argparse
+import json
+from pathlib import Path
+
+from mm1_mlx.cli.parser import Parser, number, whole_number
+from mm1_mlx.cli.quantization import add_quantization, recipe
+from mm1_mlx.cli.run import run_door
+from mm1_mlx.cli.verbs import make_callable
+
+make_callable(__name__, "mm1_mlx.loading")
+
+
+def parser() -> Parser:
+    """The flags of this command; the names are mlx-lm's."""
+    p = Parser(
+        prog="mm1_mlx quantize",
+        description="Write a model with fewer bits per weight, and report what "
+        "changed.\nThe encoder, the connector and routers keep theirs.",
+    )
+    add = p.add_argument
+    add("--model", required=True, metavar="NAME", help="name, folder or hub id")
+    add(
+        "--mlx-path",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where to write; must not exist yet",
+    )
+    add_quantization(p)
+    _add_learned(p)
+    group = p.add_argument_group("report")
+    group.add_argument(
+        "--no-report", action="store_true", help="do not compare the two models"
+    )
+    group.add_argument(
+        "--image",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="pictures to compare on (built-in ones)",
+    )
+    group.add_argument(
+        "-p",
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="prompts to compare on (built-in ones); may be repeated",
+    )
+    group.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument("--overwrite", action="store_true", help="replace a model folder")
+    p.add_debug()
+    return p
+
+
+def _add_learned(p: Parser) -> None:
+    """The flags of the methods that look at data."""
+    add = p.add_argument_group("learned (mlx-lm's methods; extra: train)").add_argument
+    add(
+        "--method",
+        default="round",
+        choices=["round", "awq", "dwq"],
+        help="round: to the nearest; awq: scales chosen on data; dwq: scales trained "
+        "until the answers are the original's (%(default)s)",
+    )
+    add(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help='texts, .txt (apart by an empty line) or .jsonl ({"text": ..., '
+        '"images": [...]}); default: answers of the model itself',
+    )
+    add(
+        "--num-samples",
+        type=whole_number(8),
+        default=128,
+        metavar="N",
+        help="texts (%(default)s)",
+    )
+    add(
+        "--max-seq-length",
+        type=whole_number(16),
+        default=512,
+        metavar="N",
+        help="tokens of each (%(default)s)",
+    )
+    add(
+        "--learning-rate",
+        type=number(0, 1, above=True),
+        default=1e-6,
+        metavar="X",
+        help="of dwq (%(default)s)",
+    )
+    add("--seed", type=whole_number(0), default=0, metavar="N", help="(%(default)s)")
+
+
+def _quantize(args: argparse.Namespace, folder: Path) -> dict:
+    """Write the folder; what it takes, before and after."""
+    from mm1_mlx.cli.progress import conversion_progress, counting
+    from mm1_mlx.convert.output import public_command
+    from mm1_mlx.loading import quantize
+
+    made = {"command": public_command(args.invoked)}
+    if args.method == "round":
+        return quantize(
+            folder,
+            args.mlx_path,
+            recipe(args),
+            provenance=made,
+            overwrite=args.overwrite,
+            **conversion_progress(),
+        )
+    from mm1_mlx.training.learned_quantization import quantize_learned
+
+    with counting("texts") as progress:
+        return quantize_learned(
+            folder,
+            args.mlx_path,
+            args.method,
+            recipe(args),
+            data=args.data,
+            samples=args.num_samples,
+            length=args.max_seq_length,
+            learning_rate=args.learning_rate,
+            seed=args.seed,
+            provenance=made,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Quantize, then compare the answers of both."""
+    from mm1_mlx.cli.progress import conversion_progress
+    from mm1_mlx.loading import find_model, load
+    from mm1_mlx.quantization.damage import compare, record, table
+
+    folder = find_model(args.model, **conversion_progress())
+    written = _quantize(args, folder)
+    values = {"folder": str(args.mlx_path), **written}
+    if not args.no_report:
+        traces = []
+        for name in (folder, args.mlx_path):  # one after the other in memory
+            model, processor = load(name)
+            traces.append(
+                record(model, processor, args.prompt or None, args.image or None)
+            )
+            del model, processor
+        values["damage"] = compare(*traces)
+    if args.json:
+        print(json.dumps(values))
+        return
+    before, after = written["bytes_before"], written["bytes"]
+    print(
+        f"{args.mlx_path}: {after / 1e9:.3f} GB of weights, {before / 1e9:.3f} before, "
+        f"{written['bits_per_weight']:.2f} bits per weight"
+    )
+    if "damage" in values:
+        print(table(values["damage"]))
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_door(parser(), run, argv)
