@@ -99,6 +99,7 @@ def random_array(*shape: int, seed: int = 0) -> mx.array:
 class Inputs:
     input_ids: mx.array
     pixel_values: mx.array | None = None
+    layouts: tuple = ()
 
 
 class Detokenizer:
@@ -119,7 +120,7 @@ class SmallProcessor:
 
     def __init__(self, words: dict[int, str] | None = None):
         self.words = words or {}
-        self.tokenizer = SimpleNamespace(eos_token_ids=[EOS])
+        self.tokenizer = SimpleNamespace(eos_token_ids=[EOS], reads_text=True)
         self.seen: list = []
 
     def __call__(self, prompt, images=None, *, system=None) -> Inputs:

@@ -181,8 +181,8 @@ WRONG_INPUT = [
     (
         "a preset has no weights",
         ("--model", "mm1-3b"),
-        r"'mm1-3b' is a size of the papers, without public weights\. Pretrain a model "
-        r".*and give its folder, or use the built-in mm1-tiny\.",
+        r"'mm1-3b' is a size of the papers, without public weights\. Give a public "
+        r".*convert assemble.*or the built-in mm1-tiny\.",
     ),
     (
         "a system message without a template",

@@ -160,6 +160,45 @@ def test_a_terminal_without_unicode_still_gets_the_answer():
     assert (done.returncode, done.stdout) == (0, "caf?\n")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_swallow_what_is_printed(closed):
+    done = subprocess.run(
+        f"{sys.executable} -m mm1_mlx.info --model mm1-3b {closed}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        cwd=ROOT,
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_a_prompt_from_a_closed_stdin():
+    done = subprocess.run(
+        f"{sys.executable} -m mm1_mlx.generate -p - <&-",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        cwd=ROOT,
+    )
+    assert_fails(done, "stdin is closed")
+
+
+def test_warnings_of_pillow_are_not_shown(tmp_path):
+    code = (
+        "import sys, warnings\n"
+        "from mm1_mlx.cli.parser import Parser\n"
+        "from mm1_mlx.cli.run import run_door\n"
+        "def run(args):\n"
+        "    warnings.warn_explicit('damaged', UserWarning, 'x.py', 1, 'PIL.Image')\n"
+        "p = Parser(prog='x', description='d'); p.add_debug()\n"
+        "sys.exit(run_door(p, run, sys.argv[1:], needs_mlx=False))"
+    )
+    assert "damaged" not in run_python("-c", code).stderr
+    assert "damaged" in run_python("-c", code, "--debug").stderr
+
+
 # --- MLX that cannot be loaded ---
 
 ADVICE = [

@@ -1,5 +1,6 @@
 """load and save: the same model comes back, whatever thread uses it."""
 
+import gc
 import importlib
 import math
 import sys
@@ -90,6 +91,13 @@ def test_16_bit_weights_are_float32_on_the_cpu(tmp_path, stored):
     assert {array.dtype for array in named(by_name).values()} == {mx.float16}
 
 
+def test_a_machine_that_is_too_small(monkeypatch):
+    monkeypatch.setattr("mm1_mlx.loading.machine_memory", lambda: 2_000_000)
+    with pytest.raises(CheckpointError, match=r"take 0\.0 GB .*machine has 0\.0 GB"):
+        load_model(need_tiny())
+    load_model(need_tiny(), lazy=True)  # nothing is read yet
+
+
 @pytest.mark.parametrize("dtype", ["float64", "int8", mx.int32, 16])
 def test_unknown_dtype(folder, dtype):
     with pytest.raises(MM1Error, match="but must be one of float32, float16, bfloat16"):
@@ -126,6 +134,7 @@ def test_truncated_weights(folder):
 
 
 def test_nothing_is_evaluated_when_lazy(folder):
+    gc.collect()  # what other tests left must not be freed in the middle
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     model = load_model(folder, lazy=True)

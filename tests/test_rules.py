@@ -23,8 +23,17 @@ from convert.rules import (
     squeeze_first,
     swap_last,
 )
-from convert.sources import SOURCES, hf_clip, llava, load_source
-from helpers import assert_close, assert_equal, assert_fails, run_python
+from convert.source import (
+    CONNECTOR,
+    DECODER,
+    ENCODER,
+    MODEL,
+    detect,
+    find_source,
+    sources,
+)
+from convert.sources import hf_clip, llava
+from helpers import ROOT, assert_close, assert_equal, assert_fails, run_python
 from mm1_mlx.errors import CheckpointError
 
 # --- Matching ----------------------------------------------------------------------
@@ -261,20 +270,34 @@ def test_wrong_shapes_name_the_target(transform, shape, message):
 # --- The tables as a whole ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", sources())
 def test_every_source_has_a_table_and_a_reader(name):
-    source = load_source(name)
-    assert source.RULES
-    assert callable(source.config)
-    assert source.__doc__
-    for rule in source.RULES:
+    source = find_source(name)
+    assert source.name == name and source.what
+    assert source.kind in (MODEL, DECODER, ENCODER, CONNECTOR)
+    assert callable(source.config) and callable(source.is_it)
+    if callable(source.rules):
+        return  # made of a config: test_convert.py
+    assert source.rules
+    for rule in source.rules:
         if isinstance(rule, Drop):
             assert rule.why
 
 
+def test_every_module_with_an_entry_is_found():
+    found = {path.stem for path in (ROOT / "convert" / "sources").glob("*.py")}
+    assert len(sources()) >= 24
+    assert {"tamm", "fields", "parts", "llava", "vl360"} <= found
+
+
 def test_an_unknown_source():
     with pytest.raises(CheckpointError, match=r"no source named 'bert'.*open_clip_vit"):
-        load_source("bert")
+        find_source("bert")
+
+
+def test_a_config_of_nobody():
+    with pytest.raises(CheckpointError, match=r"has no model_type, which no source kn"):
+        detect({"hidden_size": 3})
 
 
 def test_a_key_too_many_is_an_error():
@@ -293,29 +316,45 @@ def convert(*args):
 
 
 def test_the_command_lists_sources_and_shows_names():
-    listed = convert()
+    listed = convert("--list-sources")
     assert listed.returncode == 0, listed.stderr
-    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == list(SOURCES)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(sources())
+    assert (
+        json.loads(convert("--list-sources", "--json").stdout).keys()
+        == sources().keys()
+    )
     folder = "tests/fixtures/decoder_mixtral"
-    done = convert("--source", "mixtral", folder, "--json")
+    done = convert("--hf-path", folder, "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     weights = json.loads(done.stdout)["weights"]
-    assert len(weights["layers.0.moe.experts.gate_up_proj"]) == 4
-    text = convert("--source", "siglip", "tests/fixtures/siglip").stdout
+    assert len(weights["decoder.layers.0.moe.experts.gate_up_proj"]) == 8  # 4 experts
+    text = convert("--hf-path", "tests/fixtures/siglip", "--dry-run").stdout
     assert "norm_out.bias <- vision_model.post_layernorm.bias" in text
     assert "(dropped) logit_bias: contrastive loss only" in text
     assert "attn.qkv_proj.weight <- " in text and " and 2 more" in text
 
 
 def test_wrong_use_of_the_command(tmp_path):
-    assert_fails(convert("--source", "llama"), r"Give both a folder and --source")
-    assert_fails(convert("--source", "lama", tmp_path), r"mean 'llama'", code=2)
-    empty = convert("--source", "llama", tmp_path)
-    assert_fails(empty, r"has no \.safetensors file")
-    other = convert("--source", "phi", "tests/fixtures/decoder_mixtral")
+    assert_fails(convert(), r"give --hf-path, a folder or a hub id")
+    mixtral = "tests/fixtures/decoder_mixtral"
+    unknown = convert("--hf-path", mixtral, "--source", "lama")
+    assert_fails(unknown, r"no source named 'lama'\. The sources are: aim, ")
+    empty = convert("--hf-path", tmp_path)
+    assert_fails(empty, r"has no config\.json .*cannot be known")
+    other = convert("--hf-path", mixtral, "--source", "phi", "--dry-run")
     assert_fails(other, r"weights no rule knows: model\.layers\.0\.block_sparse_moe")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    kind = convert("--hf-path", tmp_path)
+    assert_fails(kind, r"'bert', which no source knows\. The sources are: aim, ")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert_fails(convert("--hf-path", tmp_path), r"has no weights: expected \*\.safe")
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 20)
-    broken = convert("--source", "llama", tmp_path)
-    assert_fails(broken, r"cannot be read as safetensors: the header is longer")
+    assert_fails(convert("--hf-path", tmp_path), r"its header does not fit into the fi")
     (tmp_path / "a.safetensors").write_bytes(b"\x02" + b"\0" * 7 + b"{]")
-    assert_fails(convert("--source", "llama", tmp_path), r"cannot be read as safetens")
+    assert_fails(convert("--hf-path", tmp_path), r"its header is not JSON")
+    flags = convert("--hf-path", mixtral, "--q-bits", "4")
+    assert_fails(flags, r"Flags of quantization were given without -q")
+    both = convert("--hf-path", mixtral, "-q", "-d")
+    assert_fails(both, r"either -q or -d, not both")
+    part = convert("--hf-path", mixtral, "-q", "--q-part", "brain=4")
+    assert_fails(part, r"--q-part is 'brain=4', but must be PART=BITS")

@@ -7,12 +7,12 @@ import pytest
 from parity import hub_config
 
 from convert.sources import (
+    aim,
     aimv2,
     hf_clip,
     honeybee,
     llama,
     llava,
-    load_source,
     mixtral,
     moe_llava,
     olmoe,
@@ -170,7 +170,7 @@ REFUSED = [
     (
         llama,
         {"quantization_config": {"quant_method": "awq"}},
-        r"llama checkpoint is quantized \(awq\)",
+        r"is quantized by 'awq', which only its own",
     ),
     (llama, {"rope_scaling": {"type": "yarn"}}, r"RoPE scaling 'yarn', which is not"),
     (
@@ -243,7 +243,7 @@ def test_more_refusals():
     with pytest.raises(CheckpointError, match=r"projector 'resampler', which is not"):
         llava.mlp_connector("resampler")
     with pytest.raises(CheckpointError, match=r"has no 'num_blocks', and the family"):
-        load_source("aim").config({"embed_dim": 8})
+        aim.config({"embed_dim": 8})
     layers = {"moe_layers_idx": [0, 1, 3], "num_experts": [4, 4, 4]}
     with pytest.raises(CheckpointError, match=r"in layers \[0, 1, 3\] of 4, which is"):
         moe_llava.moe_config(layers, 4)

@@ -11,7 +11,7 @@ from helpers import ROOT, assert_close, assert_equal, need, needs
 # Each may import itself and what stands on the lines before it.
 ORDER = [
     ["_version", "errors"],
-    ["config_checks"],
+    ["config_checks", "grids"],
     ["config"],
     ["presets"],  # the sizes, as configs
     ["kernels", "memory"],
@@ -36,6 +36,7 @@ LEAVES = {
     "config",
     "presets",
     "config_checks",
+    "grids",
     "memory",
     "loading",
 }
@@ -76,7 +77,7 @@ def module_name(path: Path) -> str:
 
 def room(module: str) -> str:
     """The name of a module's place in ORDER."""
-    if module == "mm1_mlx.convert.__main__":
+    if module.startswith(("mm1_mlx.convert.__main__", "mm1_mlx.convert.doors")):
         return "DOORS"
     parts = module.split(".")
     first = parts[1] if len(parts) > 1 else "__init__"
