@@ -88,11 +88,6 @@ def sparse_config(
             f"{folder} has experts already ({text.moe_config.num_local_experts}). "
             f"Only a dense decoder can be upcycled."
         )
-    if text.mlp_bias:
-        raise CheckpointError(
-            f"The MLPs of {folder} have biases, which experts do not have. It cannot "
-            f"be upcycled."
-        )
     sparse = replace(text, moe_config=moe)
     if not any(map(sparse.is_sparse, range(text.num_hidden_layers))):
         raise CheckpointError(
@@ -136,6 +131,8 @@ def _repeated(weight: Weight, times: int) -> Weight:
     """The weight of an MLP as that of `times` equal experts, stacked."""
     assert weight.job is not None
     name = weight.name.replace(".mlp.", ".moe.experts.").removesuffix(".weight")
+    if name.endswith(".bias"):
+        name = name.removesuffix(".bias") + "_bias"
     job = replace(
         weight.job,
         target=name,

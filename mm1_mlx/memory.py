@@ -127,11 +127,12 @@ def _moe_shapes(config: DecoderConfig, name: str) -> Shapes:
     width, experts = config.hidden_size, moe.num_local_experts
     inner = moe.moe_intermediate_size or config.intermediate_size
     yield f"{name}.router.weight", (experts, width)
-    if config.gated_mlp:
-        yield f"{name}.experts.gate_up_proj", (experts, 2 * inner, width)
-    else:
-        yield f"{name}.experts.up_proj", (experts, inner, width)
+    up, rows = ("gate_up_proj", 2 * inner) if config.gated_mlp else ("up_proj", inner)
+    yield f"{name}.experts.{up}", (experts, rows, width)
     yield f"{name}.experts.down_proj", (experts, width, inner)
+    if config.mlp_bias:
+        yield f"{name}.experts.{up}_bias", (experts, rows)
+        yield f"{name}.experts.down_proj_bias", (experts, width)
     if shared := moe.shared_expert_intermediate_size:
         gated = config.gated_mlp
         yield from _mlp(f"{name}.shared_expert", width, shared, gated, False)
@@ -300,7 +301,7 @@ def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
     Matrices whose rows divide into groups; the router stays as it is (it is tiny and
     decides which experts run). The encoder and the connector stay at 16 bits.
     """
-    if len(shape) < 2 or name.endswith("router.weight"):
+    if len(shape) < 2 or name.endswith(("router.weight", "_bias")):
         return False
     *_, columns = shape
     return columns % GROUP_SIZE == 0

@@ -165,3 +165,27 @@ def write_ranks(folder: Path, name: str = "cl100k_base", **config) -> Path:
     if config:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_merges(folder: Path, **config) -> Path:
+    """vocab.json, merges.txt and added tokens: what slow tokenizers write (Phi-2)."""
+    model = json.loads(byte_level_json())["model"]
+    marks = {"<s>", "</s>", "<pad>", "<image>", "<|im_start|>", "<|im_end|>"}
+    own = {token: i for token, i in model["vocab"].items() if token not in marks}
+    order = sorted(own, key=own.__getitem__)
+    vocab = {token: i for i, token in enumerate([*order, "<|endoftext|>"])}
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    added = {"  ": len(vocab), "\t\t": len(vocab) + 1, "<image>": len(vocab) + 2}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    end = "<|endoftext|>"
+    config = {
+        "bos_token": end,
+        "eos_token": end,
+        "unk_token": end,
+        "additional_special_tokens": ["<image>"],
+        "tokenizer_class": "CodeGenTokenizer",
+    } | config
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 from small_tokenizers import (
     TEXTS,
     TRICKY,
@@ -13,12 +14,15 @@ from small_tokenizers import (
     sentencepiece_model,
     write_byte_level,
     write_llama,
+    write_merges,
     write_ranks,
 )
 
 from convert.conversion import convert
 from helpers import FIXTURES, need
 from mm1_mlx import load
+from mm1_mlx.errors import CheckpointError
+from mm1_mlx.inputs.tokenizer import load_tokenizer
 
 CORPUS = TEXTS + TRICKY + random_texts()
 
@@ -67,6 +71,40 @@ def test_tiktoken_ranks(tmp_path):
         assert ids_of(processor, text) == theirs.encode_ordinary(text), text
     file = (tmp_path / "foreign" / "cl100k_base.tiktoken").read_bytes()
     assert base64.b64decode(file.split()[0]) in ranks()
+
+
+def test_vocabulary_and_merges(tmp_path):
+    """The two files of GPT-2, which are all that MoE-LLaVA's Phi-2 has."""
+    transformers = need("transformers")
+    _, processor = folder_with(write_merges, "decoder_phi2", tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "foreign")
+    for text in CORPUS:
+        ids = ids_of(processor, text)
+        assert ids == theirs.encode(text), text
+        assert processor.tokenizer.decode(ids) == text.replace("<image>", "")
+    assert {"<|endoftext|>", "<image>"} <= processor.tokenizer.marks.keys()
+    assert "  " not in processor.tokenizer.marks  # a token, but text
+
+
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("merges.txt", "#version: 0.2\nĠ zz\n", r"merges\.txt, line 2: expected two to"),
+        ("merges.txt", "a b c", r"line 1: expected two tokens"),
+        ("vocab.json", "[1]", r"must hold an object of tokens"),
+        ("vocab.json", "{", r"vocab\.json cannot be read"),
+        (
+            "tokenizer_config.json",
+            '{"tokenizer_class": "BertTokenizer"}',
+            r"how a BertTokenizer splits text is not known",
+        ),
+    ],
+)
+def test_broken_vocabulary_or_merges(file, text, message, tmp_path):
+    write_merges(tmp_path)
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        load_tokenizer(tmp_path)
 
 
 def test_llava_reads_the_text_around_an_image_in_pieces(tmp_path):

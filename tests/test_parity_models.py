@@ -154,7 +154,8 @@ def test_original_and_hub_llava_are_the_same_net(original_llava):
 def moe_llava_model():
     tower = hub_config("moe_llava_stablelm/tower")
     config = moe_llava.config(hub_config("moe_llava_stablelm"), tower)
-    return build(config, safetensors("moe_llava_stablelm"), moe_llava.RULES)
+    weights = safetensors("moe_llava_stablelm")
+    return build(config, weights, moe_llava.rules(config))
 
 
 def test_moe_llava(moe_llava_model):

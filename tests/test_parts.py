@@ -28,7 +28,9 @@ IDS = mx.array([[5, 9, 17, 200, 33, 8]])
 
 
 @pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("folder", ["decoder_llama3/config5", "llava15/hf4"])
+@pytest.mark.parametrize(
+    "folder", ["decoder_llama3/config5", "llava15/hf4", "decoder_phi2"]
+)
 def test_an_upcycled_model_answers_as_its_parent(folder, every, tmp_path):
     parent, child = tmp_path / "parent", tmp_path / "child"
     convert(FIXTURES / folder, parent, dtype="float32")
@@ -40,7 +42,7 @@ def test_an_upcycled_model_answers_as_its_parent(folder, every, tmp_path):
     routers = [
         layer.moe.router.weight for layer in model.decoder.layers if "moe" in layer
     ]
-    assert not mx.array_equal(routers[0], routers[1])
+    assert len(routers) == 1 or not mx.array_equal(routers[0], routers[1])
 
 
 def test_one_of_our_own_folders_can_be_upcycled(tmp_path):
@@ -59,7 +61,6 @@ def test_one_of_our_own_folders_can_be_upcycled(tmp_path):
     [
         ("decoder_mixtral", {}, r"has experts already \(4\)"),
         ("siglip", {}, r"is an image encoder alone"),
-        ("decoder_phi2", {}, r"have biases, which experts do not have"),
         ("decoder_qwen2", {"first": 40}, r"none of \d+ has any"),
     ],
 )

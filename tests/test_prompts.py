@@ -163,7 +163,7 @@ LLAVA = (
         (
             "vicuna",
             [system("S"), *TALK],
-            "S USER: Hi ASSISTANT:Yo</s>USER: Bye ASSISTANT:",
+            "S USER: Hi ASSISTANT: Yo</s>USER: Bye ASSISTANT:",
         ),
         (
             "vicuna",

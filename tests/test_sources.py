@@ -227,7 +227,7 @@ REFUSED = [
         },
         r"projector_type = 'd-abs'",
     ),
-    (moe_llava, {"model_type": "moe_llava_phi"}, r"'moe_llava_phi'; of MoE-LLaVA's"),
+    (moe_llava, {"model_type": "moe_llava_qwen"}, r"'moe_llava_qwen', but of MoE-LL"),
     (tamm, {"num_class_tokens": 2}, r"num_class_tokens = 2"),
     (tamm, {"attention_logits_soft_cap": 50.0}, r"attention_logits_soft_cap = 50\.0"),
 ]

@@ -151,18 +151,33 @@ class _Expert(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class DeepSpeedMoE(nn.Module):
-    """MoE-LLaVA's experts: top-k of a softmax, the weights scaled to sum to 1."""
-
-    def __init__(self, width: int, hidden: int, experts: int, top_k: int):
+class _PhiExpert(nn.Module):
+    def __init__(self, width: int, hidden: int):
         super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class DeepSpeedMoE(nn.Module):
+    """MoE-LLaVA's experts: top-k of a softmax, the weights scaled to sum to 1.
+
+    phi: two layers with biases and a GELU between, instead of three with a gate.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, experts: int, top_k: int, *, phi: bool = False
+    ):
+        super().__init__()
+        one = _PhiExpert if phi else _Expert
         self.top_k = top_k
         self.deepspeed_moe = nn.Module()
         self.deepspeed_moe.gate = nn.Module()
         self.deepspeed_moe.gate.wg = nn.Linear(width, experts, bias=False)
         self.deepspeed_moe.experts = nn.Module()
         self.deepspeed_moe.experts.deepspeed_experts = nn.ModuleList(
-            [_Expert(width, hidden) for _ in range(experts)]
+            [one(width, hidden) for _ in range(experts)]
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -218,31 +218,45 @@ def _connectors(opened: Opened, arrays: Arrays) -> dict[str, nn.Module]:
 # transformers' model_type of decoders that hide behind another one.
 _TEXT_TYPES = {
     "llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral",
-    "QH_360VL": "llama", "moe_llava_stablelm": "stablelm", "llava_stablelm": "stablelm",
-    "hyperclovax": "llama",
+    "QH_360VL": "llama", "hyperclovax": "llama", "llava_stablelm": "stablelm",
+    "llava_phi": "phi",
 }  # fmt: skip
 
 
 def _decoder(name: str, values: dict, arrays: Arrays) -> nn.Module:
+    with without_weights():
+        model = _empty_decoder(name, values)
+    attach(model, _renamed(arrays, _DECODER.get(name, "")))
+    return model
+
+
+def moe_llava_decoder(values: dict) -> nn.Module:
+    """The decoder of a MoE-LLaVA config with random weights."""
+    return _empty_decoder("moe_llava", values)
+
+
+def _empty_decoder(name: str, values: dict) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     text = dict(values.get("text_config") or values)
-    kind = text.pop("model_type", None) or "llama"
+    kind = (text.pop("model_type", None) or "llama").removeprefix("moe_")
     kind = _TEXT_TYPES.get(kind, kind)
     if kind == "stablelm" and "rope_pct" in text:  # the spelling of its first code
         text["partial_rotary_factor"] = text["rope_pct"]
         text["layer_norm_eps"] = text.get("norm_eps", 1e-5)
     text.pop("architectures", None)
     config = AutoConfig.for_model(kind, **text)
-    with without_weights():
-        model = AutoModelForCausalLM.from_config(config)
-        if name == "moe_llava":
-            _add_experts(model, values)
-    attach(model, _renamed(arrays, _DECODER.get(name, "")))
+    model = AutoModelForCausalLM.from_config(config)
+    if name == "moe_llava":
+        _add_experts(model, values, kind)
     return model
 
 
-def _add_experts(model: nn.Module, values: dict) -> None:
+def _add_experts(model: nn.Module, values: dict, kind: str) -> None:
+    """Make a decoder of transformers what MoE-LLaVA's code makes of it."""
+    if kind == "phi":  # its own class has no bias there
+        head = nn.Linear(values["hidden_size"], values["vocab_size"], bias=False)
+        model.lm_head = head
     moe = values.get("moe") or {}
     if not moe.get("moe_enable"):
         return
@@ -253,6 +267,7 @@ def _add_experts(model: nn.Module, values: dict) -> None:
             values["intermediate_size"],
             experts,
             moe.get("top_k_experts", 2),
+            phi=kind == "phi",
         )
 
 

@@ -29,9 +29,10 @@ _SAME = (
 _STACKS = [
     f"{_LAYER}.moe.experts.{name}" for name in ("gate_up_proj", "up_proj", "down_proj")
 ]
+_BIASES = [f"{name}_bias" for name in _STACKS]
 
 RULES: Table = [
-    *(Rule(name, name) for name in (*_SAME, *_STACKS)),
+    *(Rule(name, name) for name in (*_SAME, *_STACKS, *_BIASES)),
     *(Rule(f"{name}.weight", name) for name in _STACKS),  # packed
 ]
 

@@ -11,7 +11,8 @@ torch's own [out, in], which is ours too. These may have torch's layout:
 - attn.q_proj, k_proj, v_proj apart, or fused in attn.qkv_proj (rows q, k, v);
 - mlp.gate_proj, up_proj apart, or fused in mlp.gate_up_proj (rows gate, up);
 - experts one by one, moe.experts.{e}.{gate,up,down}_proj.weight [out, in], or stacked
-  in moe.experts.gate_up_proj [E, 2F, D] and down_proj [E, D, F].
+  in moe.experts.gate_up_proj [E, 2F, D] and down_proj [E, D, F]; biases likewise, in
+  moe.experts.{e}.{...}_proj.bias or moe.experts.gate_up_proj_bias and down_proj_bias.
 """
 
 from mm1_mlx.config import MM1Config
@@ -43,6 +44,17 @@ def _attention(where: str) -> Table:
         Rule(parts, f"{fused}.{{p}}", concatenate),
         *_same(f"{where}.o_proj.{{p}}"),
     ]
+
+
+def _stack(where: str, parts: tuple[str, ...], stack: str) -> Table:
+    """A projection of the experts, and its bias: stacked, or one by one."""
+    table: Table = []
+    for last, end in (("weight", ""), ("bias", "_bias")):
+        one = tuple(f"{where}.{{e}}.{part}.{last}" for part in parts)
+        fused = concatenate if len(parts) > 1 else None
+        target = f"{where}.{stack}{end}"
+        table += [Rule(target, target), Rule(one, target, fused, stack="e")]
+    return table
 
 
 def _mlp(where: str, gated: bool) -> Table:
@@ -96,22 +108,16 @@ _DECODER: Table = [
     *_same(LAYER + ".attn.q_norm.weight", LAYER + ".attn.k_norm.weight"),
     *_attention(LAYER + ".attn"),
     *_same(_MOE + ".router.weight", _MOE + ".shared_expert_gate.weight"),
-    *_same(_MOE + ".experts.down_proj"),
-    Rule(
-        _MOE + ".experts.{e}.down_proj.weight", _MOE + ".experts.down_proj", stack="e"
-    ),
+    *_stack(_MOE + ".experts", ("down_proj",), "down_proj"),
 ]
 
 
 def _experts(gated: bool) -> Table:
-    """What goes into the experts: stacked, or one by one."""
-    where = _MOE + ".experts"
+    """What goes into the experts."""
     if not gated:
-        up = f"{where}.{{e}}.up_proj.weight"
-        return [*_same(f"{where}.up_proj"), Rule(up, f"{where}.up_proj", stack="e")]
-    fused = f"{where}.gate_up_proj"
-    parts = tuple(f"{where}.{{e}}.{x}_proj.weight" for x in ("gate", "up"))
-    return [*_same(fused), Rule(parts, fused, concatenate, stack="e")]
+        return _stack(_MOE + ".experts", ("up_proj",), "up_proj")
+    parts = ("gate_proj", "up_proj")
+    return _stack(_MOE + ".experts", parts, "gate_up_proj")
 
 
 def rules(config: MM1Config) -> Table:

@@ -1,4 +1,8 @@
-"""MoE-LLaVA with StableLM -> names of mm1_mlx.models.mm1.
+"""MoE-LLaVA with StableLM, Phi-2 or OpenChat (Mistral) -> names of mm1_mlx.models.mm1.
+
+Its Phi-2 has no bias in lm_head, where microsoft/phi-2 has one
+(moellava/model/language_model/llava_phi_moe.py), and its experts have biases. Its
+first-generation Qwen is not supported.
 
 Its own code picks the second expert at random even when it answers (DeepSpeed's
 sampling). With that noise off it equals a plain, dropless top-2, which is what we run:
@@ -7,12 +11,12 @@ eval_capacity_factor 2.0 with 4 experts never drops a token.
 
 from dataclasses import replace
 
-from mm1_mlx.config import MM1Config, MoEConfig
+from mm1_mlx.config import DecoderConfig, MM1Config, MoEConfig
 from mm1_mlx.errors import CheckpointError
 
 from ..rules import Rule, Table, prefixed
-from ..source import MODEL, Source, model_type
-from . import stablelm
+from ..source import MODEL, Source
+from . import llama, phi, stablelm
 from .fields import Fields
 from .llama import SOURCE
 from .llava import (
@@ -22,20 +26,48 @@ from .llava import (
     pads_to_square,
     tower_rules,
 )
-from .parts import expert_rules
+from .parts import LAYER, expert_rules
 
 SPARSE = SOURCE + ".mlp.deepspeed_moe"
 EXPERT = SPARSE + ".experts.deepspeed_experts.{e}"
 
-EXPERTS: Table = expert_rules(
-    SPARSE + ".gate.wg", EXPERT, gate="gate_proj", up="up_proj", down="down_proj"
-)
-
-RULES: Table = [
-    *tower_rules("model.image_tower.image_tower."),
-    Rule("model.mm_projector.image_spatial_proj.{j}.{p}", "connector.linear.{j/2}.{p}"),
-    *prefixed([*stablelm.RULES, *EXPERTS], target="decoder."),
+GATED: Table = [
+    *llama.RULES,
+    *expert_rules(
+        SPARSE + ".gate.wg", EXPERT, gate="gate_proj", up="up_proj", down="down_proj"
+    ),
 ]
+
+_STACKS = LAYER + ".moe.experts"
+PHI: Table = [
+    *phi.RULES,
+    Rule(SPARSE + ".gate.wg.weight", LAYER + ".moe.router.weight"),
+    Rule(EXPERT + ".fc1.weight", _STACKS + ".up_proj", stack="e"),
+    Rule(EXPERT + ".fc1.bias", _STACKS + ".up_proj_bias", stack="e"),
+    Rule(EXPERT + ".fc2.weight", _STACKS + ".down_proj", stack="e"),
+    Rule(EXPERT + ".fc2.bias", _STACKS + ".down_proj_bias", stack="e"),
+]
+
+
+def rules(config: MM1Config) -> Table:
+    """The table for a config: Phi-2's names, or those that the gated decoders share."""
+    decoder = GATED if config.text_config.gated_mlp else PHI
+    return [
+        *tower_rules("model.image_tower.image_tower."),
+        Rule(
+            "model.mm_projector.image_spatial_proj.{j}.{p}", "connector.linear.{j/2}.{p}"
+        ),
+        *prefixed(decoder, target="decoder."),
+    ]
+
+
+# model_type without "moe_" (a dense parent has none) -> the decoder's own.
+_DECODERS = {
+    "llava_stablelm": "stablelm",
+    "llava_phi": "phi",
+    "llava_mistral": "mistral",
+    "llava_llama": "llama",
+}
 
 _DEFAULTS = {
     "image_projector_type": "linear",
@@ -75,22 +107,41 @@ def moe_config(values: dict, num_layers: int) -> MoEConfig:
     )
 
 
+def _family(values: dict) -> str | None:
+    """The model_type of the decoder inside, or None where this is no MoE-LLaVA."""
+    return _DECODERS.get(str(values.get("model_type")).removeprefix("moe_"))
+
+
+def _decoder(values: dict) -> DecoderConfig:
+    """Of the decoder inside, which writes its keys beside the others."""
+    family = _family(values)
+    if family is None:
+        raise CheckpointError(
+            f"This config has model_type {values.get('model_type')!r}, but of "
+            f"MoE-LLaVA's decoders only these are supported: "
+            f"{', '.join(f'moe_{kind}' for kind in _DECODERS)}."
+        )
+    own = values | {"model_type": family}
+    if family == "stablelm":
+        return stablelm.config(own)
+    if family == "phi":
+        return replace(phi.config(own), lm_head_bias=False)
+    return llama.config(own)
+
+
+def _is_it(values: dict, entries: frozenset[str]) -> bool:
+    # Also LLaVA's authors write llava_mistral and llava_llama.
+    return _family(values) is not None and "mm_image_tower" in values
+
+
 def config(hub_config: dict, tower: dict | None = None) -> MM1Config:
     """tower: the config.json of the folder that mm_image_tower names.
 
     The checkpoint holds the tower's weights, but not its shape.
     """
-    if (kind := hub_config.get("model_type", "moe_llava_stablelm")) not in (
-        "moe_llava_stablelm",
-        "llava_stablelm",
-    ):
-        raise CheckpointError(
-            f"This config has model_type {kind!r}; of MoE-LLaVA's decoders only "
-            f"StableLM ('moe_llava_stablelm') is supported."
-        )
     f = Fields(hub_config, _DEFAULTS, "MoE-LLaVA")
     f.refuse("mm_vision_select_feature", "patch")
-    text = stablelm.config(hub_config)
+    text = _decoder(hub_config)
     if (hub_config.get("moe") or {}).get("moe_enable"):
         moe = moe_config(hub_config["moe"], text.num_hidden_layers)
         text = replace(text, moe_config=moe)
@@ -108,11 +159,11 @@ def config(hub_config: dict, tower: dict | None = None) -> MM1Config:
 
 ENTRY = Source(
     name="moe_llava",
-    what="MoE-LLaVA with StableLM",
+    what="MoE-LLaVA with StableLM, Phi-2 or OpenChat",
     kind=MODEL,
-    rules=RULES,
+    rules=rules,
     config=config,
-    is_it=model_type("moe_llava_stablelm", "llava_stablelm"),
+    is_it=_is_it,
     tower=lambda values: values.get("mm_image_tower"),
     images=lambda values, *others: pads_to_square(
         values | {"mm_vision_tower": values.get("mm_image_tower")}, *others

@@ -177,17 +177,28 @@ class ChatTemplate:
 
     start: once, in front. system: around a system message, None if the format has
     no place for one; default_system: used when no system message is given. answer:
-    what stands before an answer, and the prompt ends with. separator: between an image
-    that was put in front and the text (LLaVA was trained with a line break there).
+    around an answer that was given; END in it becomes the vocabulary's own end mark.
+    prompt: what the text ends with where an answer is asked for, None for answer's
+    first part (a model that writes its own space begins there without one). separator:
+    between an image that was put in front and the text (LLaVA was trained with a line
+    break there).
     """
 
     user: tuple[str, str]
     answer: tuple[str, str]
+    prompt: str | None = None
     system: tuple[str, str] | None = None
     default_system: str = ""
     start: str = ""
     separator: str = "\n"
 
+    @property
+    def asks(self) -> str:
+        """What the text ends with where an answer is asked for."""
+        return self.answer[0] if self.prompt is None else self.prompt
+
+
+END = "\ufdd2"  # in a template: eos_token, or "</s>" where there is none
 
 _LLAVA_SYSTEM = (
     "A chat between a curious {0} and an artificial intelligence assistant. The "
@@ -195,7 +206,8 @@ _LLAVA_SYSTEM = (
 )
 _VICUNA_TURNS: dict[str, Any] = {
     "user": ("USER: ", " "),
-    "answer": ("ASSISTANT:", "</s>"),
+    "answer": ("ASSISTANT: ", END),
+    "prompt": "ASSISTANT:",
     "system": ("", " "),
 }
 
@@ -256,8 +268,9 @@ def jinja_source(name: str) -> str:
 
     def turn(around: tuple[str, str]) -> str:
         before, after = around
+        end = "(eos_token or '</s>')" if after == END else text(after)
         whole = [text(before)] if before else []
-        whole += ["m['content']"] + ([text(after)] if after else [])
+        whole += ["m['content']"] + ([end] if after else [])
         return "{{ " + " + ".join(whole) + " }}"
 
     start = "{{ " + text(template.start) + " }}" if template.start else ""
@@ -277,7 +290,7 @@ def jinja_source(name: str) -> str:
         f"{{% if m['role'] == 'system' %}}{system}"
         f"{{% elif m['role'] == 'user' %}}{turn(template.user)}"
         f"{{% else %}}{turn(template.answer)}{{% endif %}}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{{{{ {text(template.answer[0])} }}}}"
+        f"{{% if add_generation_prompt %}}{{{{ {text(template.asks)} }}}}"
         "{% endif %}"
     )
 
@@ -303,9 +316,10 @@ def image_separator(template: str | None) -> str:
 
 
 def _render_builtin(
-    name: str, messages: list[dict], add_generation_prompt: bool
+    name: str, messages: list[dict], add_generation_prompt: bool, end: str
 ) -> str:
     template = TEMPLATES[name]
+    said, stop = template.answer
     out = [template.start]
     if template.default_system and messages[0]["role"] != "system":
         before, after = template.system or ("", "")
@@ -313,7 +327,7 @@ def _render_builtin(
     turns = {
         "system": template.system,
         "user": template.user,
-        "assistant": template.answer,
+        "assistant": (said, end if stop == END else stop),
     }
     for message in messages:
         role, around = message["role"], turns.get(message["role"])
@@ -329,7 +343,7 @@ def _render_builtin(
             )
         out.append(around[0] + message["content"] + around[1])
     if add_generation_prompt:
-        out.append(template.answer[0])
+        out.append(template.asks)
     return "".join(out)
 
 
@@ -437,7 +451,8 @@ def render_chat(
         variables = {**tokenizer.template_tokens(), **variables}
     name = builtin_name(template)
     if name is not None:
-        return _render_builtin(name, flat, add_generation_prompt)
+        end = variables.get("eos_token") or "</s>"
+        return _render_builtin(name, flat, add_generation_prompt, end)
     if not isinstance(template, str) or "{" not in template:
         raise PromptError(
             f"There is no chat template {str(template)[:60]!r}. Built in are: "

@@ -30,7 +30,7 @@ SPLITS = {
     "arcade100k": _CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _GPT2_END,
     "qwen": _CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _GPT2_END,
 }
-_NORMALISED = ("arcade100k", "qwen")  # NFC first
+NORMALISED = ("arcade100k", "qwen")  # NFC first
 
 # Marks that a vocabulary has beside its ranks when its config does not list them.
 # arcade100k: id 100256 stays empty.
@@ -157,7 +157,7 @@ def build(ranks: dict[bytes, int], name: str, marks: dict[str, int]) -> Any:
     vocab |= marks
     model = models.BPE(vocab=vocab, merges=merges, ignore_merges=True)
     tokenizer = Tokenizer(model)
-    if name in _NORMALISED:
+    if name in NORMALISED:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

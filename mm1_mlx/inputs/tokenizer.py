@@ -17,6 +17,7 @@ from mm1_mlx.inputs.backends import (
     JsonBackend,
     SentencePieceBackend,
 )
+from mm1_mlx.inputs.merges import MERGES_FILE
 from mm1_mlx.inputs.prompts import GUARD, guard
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -261,7 +262,7 @@ def _added_tokens(folder: Path, config: dict) -> dict[str, int]:
 def has_tokenizer(folder: str | Path) -> bool:
     """Whether a folder has a file that load_tokenizer would take."""
     folder = Path(folder)
-    patterns = (TOKENIZER_FILE, "*.model", "*.tiktoken")
+    patterns = (TOKENIZER_FILE, "*.model", "*.tiktoken", MERGES_FILE)
     return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
@@ -281,9 +282,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer in a model folder.
 
     Takes, in this order: tokenizer.json; a sentencepiece model (tokenizer.model or
-    another *.model); a tiktoken rank file (*.tiktoken). The other files of the hub
-    (tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-    chat_template.jinja) are read where they are. Raises CheckpointError.
+    another *.model); a tiktoken rank file (*.tiktoken); vocab.json and merges.txt. The
+    other files of the hub (tokenizer_config.json, special_tokens_map.json,
+    added_tokens.json, chat_template.jinja) are read where they are. Raises
+    CheckpointError.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -301,10 +303,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         return Tokenizer(backend, config)
     if ranks := sorted(folder.glob("*.tiktoken")):
         return _load_ranks(ranks[0], config)
+    if (folder / MERGES_FILE).is_file():
+        return _load_merges(folder, config)
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
     raise CheckpointError(
-        f"{folder} has no tokenizer: expected {TOKENIZER_FILE}, {SENTENCEPIECE_FILE} "
-        f"or a .tiktoken file, found {found}."
+        f"{folder} has no tokenizer: expected {TOKENIZER_FILE}, {SENTENCEPIECE_FILE}, "
+        f"a .tiktoken file or {MERGES_FILE}, found {found}."
     )
 
 
@@ -320,3 +324,16 @@ def _load_ranks(path: Path, config: dict) -> Tokenizer:
             k: v for k, v in config.items() if v is not None
         }
     return Tokenizer(JsonBackend(built), config)
+
+
+def _load_merges(folder: Path, config: dict) -> Tokenizer:
+    from mm1_mlx.inputs import merges
+
+    listed = dict(config.get("added_tokens_decoder") or {})
+    special = {_text(config.get(key)) for key in (*_NAMED, *_OTHER_NAMED)}
+    special |= set(map(_text, config.get("additional_special_tokens") or ()))
+    for text, i in read_json(folder / ADDED_TOKENS_FILE).items():
+        token = {"content": text, "special": text in special, "normalized": False}
+        listed.setdefault(str(i), token)
+    config = config | {"added_tokens_decoder": listed}
+    return Tokenizer(JsonBackend(merges.build(folder, config)), config)

@@ -218,11 +218,20 @@ class Experts(nn.Module):
     Shapes:
         gate_up_proj: (E, 2F, D), gate rows first; or up_proj (E, F, D)
         down_proj: (E, D, F)
-    Each may be a QuantizedStack of that shape; see `quantize`.
+        gate_up_proj_bias (E, 2F) or up_proj_bias (E, F), and down_proj_bias (E, D):
+            only with bias=True (MoE-LLaVA's Phi-2)
+    The first two may be a QuantizedStack of that shape; see `quantize`.
     """
 
     def __init__(
-        self, num_experts: int, dims: int, hidden: int, act: str, *, gated: bool
+        self,
+        num_experts: int,
+        dims: int,
+        hidden: int,
+        act: str,
+        *,
+        gated: bool,
+        bias: bool = False,
     ):
         super().__init__()
         scale = dims**-0.5
@@ -234,6 +243,10 @@ class Experts(nn.Module):
             self.up_proj = up
         scale = hidden**-0.5
         self.down_proj = mx.random.uniform(-scale, scale, (num_experts, dims, hidden))
+        if bias:
+            first = "gate_up_proj_bias" if gated else "up_proj_bias"
+            self[first] = mx.zeros((num_experts, rows))
+            self.down_proj_bias = mx.zeros((num_experts, dims))
         self._gated = gated
         self._act = activation(act)
 
@@ -255,6 +268,10 @@ class Experts(nn.Module):
 
     def _up(self) -> "mx.array | QuantizedStack":
         return self.gate_up_proj if self._gated else self.up_proj
+
+    def _biases(self) -> tuple[mx.array | None, mx.array | None]:
+        first, last = self.stacks
+        return self.get(f"{first}_bias"), self.get(f"{last}_bias")
 
     def _activate(self, hidden: mx.array) -> mx.array:
         if not self._gated:
@@ -282,8 +299,10 @@ class Experts(nn.Module):
         else:
             rows = mx.broadcast_to(x[:, None], (T, K, D)).reshape(T * K, 1, D)
         sorted_ = order is not None
-        hidden = self._activate(_gather(rows, self._up(), indices, sorted_))
-        out = _gather(hidden, self.down_proj, indices, sorted_)[:, 0]  # (T*K, D)
+        up_bias, down_bias = self._biases()
+        hidden = _gather(rows, self._up(), indices, sorted_, up_bias)
+        hidden = self._activate(hidden)
+        out = _gather(hidden, self.down_proj, indices, sorted_, down_bias)[:, 0]
         if order is not None:
             out = out[mx.argsort(order)]
         out = out.reshape(T, K, D)
@@ -300,10 +319,15 @@ class Experts(nn.Module):
         share = mx.where(chosen, weights[..., None], 0.0).sum(axis=1)  # (T, E)
         up, down = self._up(), self.down_proj
         assert isinstance(up, mx.array) and isinstance(down, mx.array)
-        hidden = self._activate((x @ up.reshape(-1, up.shape[-1]).T).reshape(T, E, -1))
-        hidden = hidden * share[..., None].astype(hidden.dtype)
+        hidden = (x @ up.reshape(-1, up.shape[-1]).T).reshape(T, E, -1)
+        up_bias, down_bias = self._biases()
+        if up_bias is not None:
+            hidden = hidden + up_bias
+        share = share.astype(hidden.dtype)
+        hidden = self._activate(hidden) * share[..., None]
         down = down.swapaxes(1, 2).reshape(-1, x.shape[-1])  # (E*F, D)
-        return hidden.reshape(T, -1) @ down
+        out = hidden.reshape(T, -1) @ down
+        return out if down_bias is None else out + share @ down_bias
 
     def __call__(self, x: mx.array, weights: mx.array, experts: mx.array) -> mx.array:
         few = self.num_experts <= 4 * experts.shape[-1]
@@ -316,16 +340,25 @@ class Experts(nn.Module):
 
 
 def _gather(
-    x: mx.array, stack: "mx.array | QuantizedStack", indices: mx.array, sorted_: bool
+    x: mx.array,
+    stack: "mx.array | QuantizedStack",
+    indices: mx.array,
+    sorted_: bool,
+    bias: mx.array | None = None,
 ) -> mx.array:
-    """Each row times the matrix of its expert. (R, 1, in) -> (R, 1, out)."""
+    """Each row times the matrix of its expert, and its bias. (R, 1, in) -> (R, 1, out).
+
+    bias: (E, out).
+    """
     if isinstance(stack, QuantizedStack):
-        return stack.gather(x, indices, sorted_)
-    if _on_cpu():
-        stack = stack.astype(mx.float32)
-    return mx.gather_mm(
-        x, stack.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_
-    )
+        out = stack.gather(x, indices, sorted_)
+    else:
+        if _on_cpu():
+            stack = stack.astype(mx.float32)
+        out = mx.gather_mm(
+            x, stack.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_
+        )
+    return out if bias is None else out + bias[indices][:, None].astype(out.dtype)
 
 
 class MoE(nn.Module):
@@ -344,8 +377,11 @@ class MoE(nn.Module):
         assert moe is not None
         dims, act, gated = config.hidden_size, config.hidden_act, config.gated_mlp
         hidden = moe.moe_intermediate_size or config.intermediate_size
+        bias = config.mlp_bias
         self.router = Router(dims, moe)
-        self.experts = Experts(moe.num_local_experts, dims, hidden, act, gated=gated)
+        self.experts = Experts(
+            moe.num_local_experts, dims, hidden, act, gated=gated, bias=bias
+        )
         self._shared = moe.shared_expert_intermediate_size > 0
         if self._shared:
             width = moe.shared_expert_intermediate_size
