@@ -21,6 +21,7 @@ from .origin import Origin, read_arrays, read_config, read_json
 from .output import licence_of, public_name, with_extra, write_folder
 from .pipeline import Conversion, prepare
 from .source import DECODER, ENCODER, AnyConfig, Source, detect, find_source
+from .sources.fields import names_theta
 
 
 @dataclass
@@ -69,7 +70,13 @@ def open_checkpoint(
             arrays |= read_arrays(tower_folder, "tower/")
     config = _whole(kind, kind.config(values, tower_config), values)
     origin = Origin(folder, values, arrays)
-    return Opened(origin, kind, config, tower_config, tower_folder)
+    opened = Opened(origin, kind, config, tower_config, tower_folder)
+    if isinstance(config, MM1Config) and not names_theta(values):
+        opened.warnings.append(
+            f"{folder} names no rope_theta: {config.text_config.rope_theta:g}, the "
+            f"default of its family in transformers, is taken"
+        )
+    return opened
 
 
 def find_origin(name: str | Path, revision: str | None = None) -> Path:

@@ -6,6 +6,7 @@ float32; two independent codes differ by 3e-5 on logits of standard deviation 3.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -36,15 +37,14 @@ class Case:
 
 
 MODELS = {
-    "llava-4": Case("llava15/hf4", marker=320, per_token=True, image=""),
-    "llava-5": Case("llava15/hf5", marker=320, per_token=True, image=""),
+    "llava-4": Case("llava15/hf4", marker=320, per_token=True),
+    "llava-5": Case("llava15/hf5", marker=320, per_token=True),
     "llava-original": Case(
         "llava15/original",
         "llava15/tower",
         marker=-200,
         suffix="_pad",
         ids="input_ids_original",
-        image="",
     ),
     "llava-1.6": Case("llava16", "llava16/tower", marker=-200),
     "auroracap": Case("auroracap", marker=-200),
@@ -108,12 +108,8 @@ def test_models(case, tmp_path, capsys):
     features = model.vision(shots)
     assert_close(features, values["vision_features" + case.suffix], atol=VISION)
     text = prompt_of(case, values)
-    image = values.get(case.image)
-    if image is None:  # pixels are known, the picture is not: any of that size
-        image = np.zeros((50, 50, 3), np.uint8)
-    inputs = processor(text, images=[image], use_template=False)
-    if case.image in values:
-        assert_close(inputs.pixel_values, shots, atol=3e-7)  # float32 of the same bytes
+    inputs = processor(text, images=[values[case.image]], use_template=False)
+    assert_close(inputs.pixel_values, shots, atol=3e-7)  # float32 of the same bytes
     tokens = model.encode_images(shots, inputs.layouts)
     whole = "image_sequence" if "image_sequence" in values else "connector_output"
     assert_close(tokens, values[whole + case.suffix], atol=CONNECTOR)
@@ -121,19 +117,13 @@ def test_models(case, tmp_path, capsys):
     assert_close(logits, values["logits" + case.suffix], atol=LOGITS)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [c for c in MODELS.values() if c.image],
-    ids=[n for n in MODELS if MODELS[n].image],
-)
+@pytest.mark.parametrize("case", MODELS.values(), ids=list(MODELS))
 def test_greedy_answers_from_the_picture_itself(case, tmp_path):
     out = tmp_path / "model"
     convert(FIXTURES / case.folder, out, "--dtype", "float32", *tower_of(case))
     model, processor = load(out)
     values = expected(case.folder.partition("/")[0])
-    if case.image not in values:
-        pytest.skip("the fixture has no picture")
-    answer = values["greedy_ids"].tolist()
+    answer = values["greedy_ids" + case.suffix].tolist()
     found = generate(
         model,
         processor,
@@ -230,3 +220,19 @@ def test_what_a_folder_keeps(tmp_path):
     assert made["source"] == "llama" and made["dtype"] == "BF16"
     weights = load_model(out, dtype=None).parameters()["decoder"]["norm"]["weight"]
     assert weights.dtype == mx.bfloat16
+
+
+def test_no_theta_is_a_silent_default(tmp_path, capsys):
+    """Old and sparse configs have none: the family's is taken, and said."""
+    source = FIXTURES / "decoder_qwen2"
+    convert(source, tmp_path / "named")
+    assert "rope_theta" not in capsys.readouterr().err
+    values = json.loads((source / "config.json").read_text())
+    for key in ("rope_theta", "rope_parameters"):
+        values.pop(key, None)
+    folder = tmp_path / "sparse"
+    shutil.copytree(source, folder)
+    (folder / "config.json").write_text(json.dumps(values))
+    convert(folder, tmp_path / "unnamed")
+    said = capsys.readouterr().err
+    assert "sparse names no rope_theta: 10000, the default of its family" in said

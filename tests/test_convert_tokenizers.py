@@ -89,7 +89,7 @@ def test_vocabulary_and_merges(tmp_path):
 @pytest.mark.parametrize(
     "file, text, message",
     [
-        ("merges.txt", "#version: 0.2\nĠ zz\n", r"merges\.txt, line 2: expected two to"),
+        ("merges.txt", "#version: 0.2\nĠ zz\n", r"merges\.txt, line 2: expected two"),
         ("merges.txt", "a b c", r"line 1: expected two tokens"),
         ("vocab.json", "[1]", r"must hold an object of tokens"),
         ("vocab.json", "{", r"vocab\.json cannot be read"),

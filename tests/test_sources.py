@@ -60,6 +60,9 @@ def test_both_spellings_of_rope(name):
     assert old.rope_scaling == {"rope_type": "linear", "factor": 2.0}
     plain = {"rope_type": "default", "rope_theta": default}
     assert source.config(hub | {"rope_parameters": plain}).rope_scaling is None
+    for lacking in ({"rope_type": "default"}, {"rope_theta": None}):
+        with pytest.raises(CheckpointError, match="rope_parameters without a rope_the"):
+            source.config(hub | {"rope_parameters": lacking})
 
 
 @pytest.mark.parametrize("name", READERS)

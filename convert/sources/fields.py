@@ -16,6 +16,12 @@ _ACTIVATIONS = {
 }
 
 
+def names_theta(values: dict) -> bool:
+    """Whether a hub configuration says which RoPE theta its decoder has."""
+    parts = [v for k, v in values.items() if isinstance(v, dict) and "vision" not in k]
+    return values.get("rope_theta") is not None or any(map(names_theta, parts))
+
+
 class Fields:
     """A hub configuration with its family's class defaults.
 
@@ -97,7 +103,8 @@ class Fields:
 
         transformers 4 writes them beside the other keys, transformers 5 into
         rope_parameters. A reader that knows one spelling gets the theta wrong with no
-        error, so both are read here and the default is the family's own.
+        error, so both are read here. Sparse configs have neither: the default is the
+        family's own, and open_checkpoint warns of it.
         """
         written = self.values.get("rope_parameters") or {}
         scaling = written or self.values.get("rope_scaling") or {}
@@ -110,6 +117,12 @@ class Fields:
         for key in ("rope_theta", "partial_rotary_factor"):
             value = written.get(key)
             result[key] = self[key] if value is None else value
+        if written and not names_theta(self.values):
+            raise CheckpointError(
+                f"The {self.family} config has rope_parameters without a rope_theta. "
+                f"Write the one that the model was trained with there; a wrong one "
+                f"gives wrong answers with no error."
+            )
         result["rope_theta"] = float(result["rope_theta"])
         return result
 

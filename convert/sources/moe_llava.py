@@ -29,6 +29,7 @@ from .llava import (
 from .parts import LAYER, expert_rules
 
 SPARSE = SOURCE + ".mlp.deepspeed_moe"
+PROJECTOR = "model.mm_projector.image_spatial_proj"
 EXPERT = SPARSE + ".experts.deepspeed_experts.{e}"
 
 GATED: Table = [
@@ -54,9 +55,7 @@ def rules(config: MM1Config) -> Table:
     decoder = GATED if config.text_config.gated_mlp else PHI
     return [
         *tower_rules("model.image_tower.image_tower."),
-        Rule(
-            "model.mm_projector.image_spatial_proj.{j}.{p}", "connector.linear.{j/2}.{p}"
-        ),
+        Rule(PROJECTOR + ".{j}.{p}", "connector.linear.{j/2}.{p}"),
         *prefixed(decoder, target="decoder."),
     ]
 
