@@ -19,7 +19,8 @@ from mm1_mlx.inputs.images import load_image, pixels
 from mm1_mlx.inputs.processor import Inputs, Processor
 from mm1_mlx.inputs.settings import ImageSettings
 
-from .conversion import Opened, find_origin, open_checkpoint
+from .conversion import Opened, find_origin, image_settings, open_checkpoint
+from .packed import settings_of
 from .streamed import Streamed
 
 # Largest difference that may be, over the root mean square of the original's stage, by
@@ -32,7 +33,7 @@ class Stage:
     """One comparison.
 
     difference: the largest, absolute. scale: root mean square of the original's.
-    tolerance: for difference / scale; None where weights are quantized.
+    tolerance: for difference / scale; None where nothing is judged.
     """
 
     name: str
@@ -51,11 +52,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Verification:
-    """All stages in order, and the first ids that both answer with."""
+    """All stages in order, and the first ids that both answer with.
+
+    judged: False where our weights are quantized and the original's are not: then
+    differences are what quantization costs, and only the pixels have a tolerance.
+    """
 
     stages: list[Stage]
     ours: list[int]
     theirs: list[int]
+    judged: bool = True
 
     @property
     def first_difference(self) -> Stage | None:
@@ -64,14 +70,17 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether every stage is within its tolerance, and the answers are the same."""
-        return self.first_difference is None and self.ours == self.theirs
+        """Whether every stage is within its tolerance, and the answers are the same
+        (where they are judged)."""
+        same = self.ours == self.theirs or not self.judged
+        return self.first_difference is None and same
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         first = self.first_difference
         return {
             "passed": self.passed,
+            "judged": self.judged,
             "first_difference": first.name if first else None,
             "stages": [
                 asdict(stage) | {"passed": stage.passed} for stage in self.stages
@@ -131,8 +140,11 @@ class _Check:
         self._opened, self._ours, self._tell = opened, ours, tell
         self._original = original(opened)
         packed = getattr(ours.config, "quantization", None) is not None
+        same = packed and settings_of(opened.origin.config) is not None
         kinds = [kind for kind in TOLERANCES if kind in ours.types]
-        self._tolerance = None if packed else max(TOLERANCES[kind] for kind in kinds)
+        limit = max(TOLERANCES[kind] for kind in kinds)
+        self._judged = same or not packed
+        self._tolerance = limit if self._judged else None
         self._stages: list[Stage] = []
 
     def _add(
@@ -165,14 +177,15 @@ class _Check:
             )
         loaded = [load_image(image) for image in images]
         folder = self._own_pictures()
-        theirs = [original_pixels(image, settings, folder) for image in loaded]
+        known = image_settings(self._opened) or settings
+        theirs = [original_pixels(image, known, folder) for image in loaded]
         shots = np.stack([pixels(image, settings) for image in loaded])
         ours = shots.transpose(0, 3, 1, 2)
         self._add("pixels", ours, np.concatenate(theirs), 1e-5)
         stages: dict[str, np.ndarray] = {}
         encode(self._original, ours.copy(), (), None, stages.__setitem__)
         self._ours.encode(mx.array(shots), (), self._against(stages))
-        return Verification(self._stages, [], [])
+        return Verification(self._stages, [], [], self._judged)
 
     def _own_pictures(self) -> Path | None:
         """The folder with the original's own settings of pictures, if they count."""
@@ -188,10 +201,14 @@ class _Check:
         settings = processor.image_settings
         if not images or settings is None or inputs.pixel_values is None:
             return
+        theirs = image_settings(self._opened) or settings
         own = self._own_pictures()
-        if self._ours.config.tiling_config is not None:
-            return  # tiles: their stages are compared from our pixels on
-        wanted = [pixels(load_image(image), settings, own) for image in images]
+        tiling = getattr(self._opened.config, "tiling_config", None)
+        layouts = inputs.layouts if tiling is not None else [None] * len(images)
+        wanted = [
+            pixels(load_image(image), theirs, own, tiling, layout)
+            for image, layout in zip(images, layouts, strict=True)
+        ]
         ours = np.array(inputs.pixel_values).transpose(0, 3, 1, 2)
         self._add("pixels", ours, np.concatenate(wanted), 1e-5)
 
@@ -223,7 +240,7 @@ class _Check:
         # its own greedy answer is, too.
         whole = decode(self._original, ids + answer, slot, tokens, lambda *_: None)
         wanted = whole[len(ids) - 1 : -1].argmax(-1).tolist()
-        return Verification(self._stages, answer, wanted)
+        return Verification(self._stages, answer, wanted, self._judged)
 
     def _against(self, theirs: dict[str, np.ndarray]):
         def emit(name: str, found: np.ndarray) -> None:
@@ -235,24 +252,30 @@ class _Check:
 
 def table(result: Verification) -> str:
     """A verification for people."""
-    lines = [f"{'stage':<20}{'difference':>12}{'of scale':>12}  "]
+    lines = [f"{'stage':<20}{'difference':>12}{'of scale':>12}{'tolerance':>12}"]
     for stage in result.stages:
-        mark = "" if stage.passed else f"  above {stage.tolerance:g}"
+        limit = "-" if stage.tolerance is None else f"{stage.tolerance:g}"
         lines.append(
-            f"{stage.name:<20}{stage.difference:>12.2e}{stage.relative:>12.2e}{mark}"
+            f"{stage.name:<20}{stage.difference:>12.2e}{stage.relative:>12.2e}"
+            f"{limit:>12}{'' if stage.passed else '  above it'}"
         )
-    same = next(
-        (
-            i
-            for i, pair in enumerate(zip(result.ours, result.theirs, strict=True))
-            if pair[0] != pair[1]
-        ),
-        len(result.ours),
-    )
+    pairs = zip(result.ours, result.theirs, strict=True)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(result.ours))
     if result.ours:
         count = len(result.ours)
         lines.append(f"greedy tokens: the first {same} of {count} are the same")
+    if not result.judged:
+        lines.append(
+            "The model is quantized and the original is not, so the differences are "
+            "what that costs and no tolerance is set; `mm1_mlx quantize --compare` "
+            "measures them on more questions."
+        )
     first = result.first_difference
     if first is not None:
         lines.append(f"first difference above its tolerance: {first.name}")
+    elif same < len(result.ours) and result.judged:
+        lines.append(
+            f"The answers differ from token {same + 1} on, with every stage within its "
+            f"tolerance: two tokens are nearly as likely there."
+        )
     return "\n".join(lines)

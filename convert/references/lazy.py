@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mm1_mlx.errors import CheckpointError
+
 Read = Callable[[str], np.ndarray]  # a parameter's name -> its numbers, float32
 
 
@@ -57,12 +59,28 @@ def _blocks(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _loader(name: str, block: nn.Module, read: Read) -> Callable[..., None]:
     def load(*_: Any) -> None:
         for inner, owner, short in list(_parameters(block)):
-            numbers = np.array(read(f"{name}.{inner}" if name else inner), np.float32)
-            wanted: Any = list(owner._parameters[short].shape)  # type: ignore[union-attr]
-            tensor = torch.from_numpy(numbers.reshape(wanted))
+            full = f"{name}.{inner}" if name else inner
+            wanted = tuple(owner._parameters[short].shape)  # type: ignore[union-attr]
+            tensor = torch.from_numpy(_shaped(read(full), wanted, full))
             owner._parameters[short] = nn.Parameter(tensor, requires_grad=False)
 
     return load
+
+
+def _shaped(numbers: np.ndarray, wanted: tuple[int, ...], name: str) -> np.ndarray:
+    """The numbers in the layout of torch; a convolution may come in that of MLX."""
+    found = np.array(numbers, np.float32)
+    if found.shape == wanted:
+        return found
+    if len(wanted) == 4 and found.shape == tuple(wanted[k] for k in (0, 2, 3, 1)):
+        return np.ascontiguousarray(found.transpose(0, 3, 1, 2))
+    long = [tuple(n for n in shape if n > 1) for shape in (found.shape, wanted)]
+    if long[0] != long[1]:
+        raise CheckpointError(
+            f"{name} has the shape {found.shape} in the original, but its config says "
+            f"{wanted}."
+        )
+    return found.reshape(wanted)
 
 
 def _forgetter(block: nn.Module) -> Callable[..., None]:

@@ -17,7 +17,8 @@ from mm1_mlx.errors import CheckpointError
 
 from .. import numbers
 from ..conversion import Opened
-from ..packed import Packed
+from ..packed import Packed, bundle, settings_of
+from ..pipeline import unpack
 from . import clip_names
 from .connectors import MLP, CAbstractor, DeepSpeedMoE
 from .lazy import attach, without_weights
@@ -43,7 +44,8 @@ class Arrays:
     """The checkpoint's numbers by name, float32; some names have several spellings."""
 
     def __init__(self, opened: Opened):
-        self._arrays = opened.origin.arrays
+        config = opened.origin.config
+        self._arrays = bundle(opened.origin.arrays, settings_of(config))
 
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
@@ -54,9 +56,7 @@ class Arrays:
             raise CheckpointError(f"The original has no weight {name!r}.")
         array = self._arrays[name]
         if isinstance(array, Packed):
-            raise CheckpointError(
-                f"The original is quantized ({name}); verify needs one that is not."
-            )
+            return unpack(array)
         return numbers.to_float32(np.asarray(array.read()), array.dtype)
 
     def under(self, *prefixes: str) -> Callable[[str], np.ndarray]:
@@ -301,6 +301,13 @@ def _stacked(
         where, parts = f"{layer}.block_sparse_moe.experts", ("w1", "w3", "w2")
     gate, up, down = parts
     wanted = (gate, up) if stack == "gate_up_proj" else (down,)
+    for mlp in (f"{layer}.block_sparse_moe", f"{layer}.mlp"):  # mlx-lm's stacks
+        stacks = [
+            f"{mlp}.switch_mlp.{part}_proj.weight" for part in ("gate", "up", "down")
+        ]
+        if prefix + stacks[0] in arrays:
+            chosen = stacks[:2] if stack == "gate_up_proj" else stacks[2:]
+            return np.concatenate([plain(name) for name in chosen], axis=1)
     experts = []
     while f"{prefix}{where}.{len(experts)}.{wanted[0]}.weight" in arrays:
         e = len(experts)
