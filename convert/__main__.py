@@ -15,7 +15,8 @@ from typing import Any
 from mm1_mlx.cli.parser import Parser
 from mm1_mlx.cli.quantization import add_quantization, is_wanted, recipe
 from mm1_mlx.cli.run import run_door
-from mm1_mlx.errors import CheckpointError
+from mm1_mlx.errors import UsageError
+from mm1_mlx.memory import bytes_text
 
 # first word, a module of convert.doors: what it does; each has its own --help
 COMMANDS = {
@@ -92,12 +93,12 @@ def parser() -> Parser:
 def _recipe(args: argparse.Namespace) -> Any:
     """The quantization that the flags ask for, or None."""
     if args.quantize and args.dequantize:
-        raise CheckpointError("Give either -q or -d, not both.")
+        raise UsageError("give either -q or -d, not both")
     if args.quantize:
         return recipe(args)
     if is_wanted(args):
-        raise CheckpointError(
-            "Flags of quantization were given without -q. Add -q, or leave them out."
+        raise UsageError(
+            "flags of quantization were given without -q: add -q, or leave them out"
         )
     return None
 
@@ -112,9 +113,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(known) if args.json else "\n".join(lines))
         return
     if args.hf_path is None:
-        raise CheckpointError(
-            "Nothing to convert: give --hf-path, a folder or a hub id."
-        )
+        raise UsageError("nothing to convert: give --hf-path, a folder or a hub id")
     from .conversion import find_origin, open_checkpoint
 
     folder = find_origin(args.hf_path, args.revision)
@@ -172,9 +171,16 @@ def _convert(args: argparse.Namespace, folder: Path) -> None:
         locate=find_origin,
         **conversion_progress(),
     )
-    values = {"folder": str(args.mlx_path), "bytes": found.nbytes}
+    values = {
+        "folder": str(args.mlx_path),
+        "bytes": found.nbytes,
+        "bits_per_weight": found.bits_per_weight,
+    }
     if not args.json:
-        print(f"{args.mlx_path}: {found.nbytes / 1e9:.2f} GB of weights")
+        print(
+            f"{args.mlx_path}: {bytes_text(found.nbytes)} of weights, "
+            f"{found.bits_per_weight:.2f} bits per weight"
+        )
     if args.upload_repo:
         values["uploaded"] = upload(args.mlx_path, args.upload_repo)
     if args.json:

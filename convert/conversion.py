@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mm1_mlx.checkpoint.folder import read_json
 from mm1_mlx.checkpoint.hub import find_folder
 from mm1_mlx.config import (
     ConnectorConfig,
@@ -17,7 +18,7 @@ from mm1_mlx.inputs.settings import PREPROCESSOR_FILE, ImageSettings
 from mm1_mlx.quantization.recipes import Recipe
 
 from . import numbers
-from .origin import Origin, read_arrays, read_config, read_json
+from .origin import Origin, read_arrays, read_config
 from .output import licence_of, public_name, with_extra, write_folder
 from .pipeline import Conversion, prepare
 from .source import DECODER, ENCODER, AnyConfig, Source, detect, find_source
@@ -70,13 +71,7 @@ def open_checkpoint(
             arrays |= read_arrays(tower_folder, "tower/")
     config = _whole(kind, kind.config(values, tower_config), values)
     origin = Origin(folder, values, arrays)
-    opened = Opened(origin, kind, config, tower_config, tower_folder)
-    if isinstance(config, MM1Config) and not names_theta(values):
-        opened.warnings.append(
-            f"{folder} names no rope_theta: {config.text_config.rope_theta:g}, the "
-            f"default of its family in transformers, is taken"
-        )
-    return opened
+    return Opened(origin, kind, config, tower_config, tower_folder)
 
 
 def find_origin(name: str | Path, revision: str | None = None) -> Path:
@@ -198,6 +193,12 @@ def convert(
         overwrite=overwrite,
         progress=progress,
     )
+    if plan.lost_groups:
+        share = plan.lost_groups / plan.groups
+        tell(
+            f"warning: nvfp4 has rounded {share:.1%} of the groups of weights to zero, "
+            f"because they are smaller than its scales can say. Take mxfp4 or affine."
+        )
     return plan
 
 
@@ -209,10 +210,22 @@ def processor_of(
     eyes, words: what the encoder and the decoder come from.
     """
     settings, tokenizer = image_settings(eyes), find_tokenizer(words)
+    _check_theta(words)
     both = [eyes] if eyes is words else [eyes, words]
     for line in (line for opened in both for line in opened.warnings):
         tell(f"warning: {line}")
     return settings, tokenizer, words.source.template
+
+
+def _check_theta(opened: Opened) -> None:
+    """A warning where a sparse config leaves RoPE's theta to the class default."""
+    config = opened.config
+    if isinstance(config, MM1Config) and not names_theta(opened.origin.config):
+        opened.warnings.append(
+            f"{opened.origin.folder} names no rope_theta: "
+            f"{config.text_config.rope_theta:g}, the default of its family in "
+            f"transformers, is taken"
+        )
 
 
 def origin_of(opened: Opened) -> dict[str, Any]:

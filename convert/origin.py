@@ -5,12 +5,11 @@ Files are taken as the hub lays them out: an index with its shards, or whole fil
 source knows have the folder's name in front.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm1_mlx.checkpoint.folder import inside
+from mm1_mlx.checkpoint.folder import inside, read_json
 from mm1_mlx.errors import CheckpointError
 
 from .readers import LazyArray, read_safetensors, read_torch
@@ -31,19 +30,6 @@ class Origin:
     folder: Path
     config: dict[str, Any]
     arrays: dict[str, LazyArray]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; CheckpointError for anything else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
-    return values
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mm1_mlx.checkpoint.folder import replacing, write_json
 from mm1_mlx.config import EncoderConfig, MM1Config
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.inputs.settings import ImageSettings
+from mm1_mlx.memory import bytes_text
 from mm1_mlx.quantization.recipes import most_common, settings_for_config
 
 from .pipeline import Conversion, write
@@ -72,8 +73,8 @@ def _check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise CheckpointError(
-            f"{out} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on "
-            f"its disk. Make room, choose another place, or quantize (-q)."
+            f"{out} needs {bytes_text(needed)}, but {bytes_text(free)} are free on its "
+            f"disk. Make room, choose another place, or take fewer bits."
         )
 
 

@@ -7,6 +7,7 @@ model. Everything that can be checked is checked before the first byte is writte
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,17 @@ class Weight:
 
 @dataclass
 class Conversion:
-    """What is going to be written, all checked; nothing is read yet."""
+    """What is going to be written, all checked; nothing is read yet.
+
+    groups, lost_groups: when it is written, how many groups of weights nvfp4 has
+    rounded, and how many of them to nothing.
+    """
 
     weights: list[Weight]
     dropped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    groups: int = 0
+    lost_groups: int = 0
 
     @property
     def slots(self) -> list[Slot]:
@@ -75,6 +82,11 @@ class Conversion:
     def nbytes(self) -> int:
         """Bytes of the weight files."""
         return sum(slot.nbytes for slot in self.slots)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """On average, with the scales of what is quantized."""
+        return 8 * self.nbytes / sum(prod(weight.shape) for weight in self.weights)
 
     @property
     def bytes_before(self) -> int:
@@ -94,8 +106,9 @@ class Conversion:
         """
         if any(weight.packed for weight in self.weights):
             raise CheckpointError(
-                "This checkpoint is quantized already. Leave out -q, or take the one "
-                "that is not quantized."
+                "This checkpoint is quantized already: rounding it again would lose "
+                "twice. Take the one that is not quantized, or convert this one to 16 "
+                "bits first (mm1_mlx convert -d)."
             )
         choose = recipe.chooser(num_layers)
         for weight in self.weights:
@@ -241,6 +254,7 @@ def write(
                 for block in numbers.rows(array):
                     before = writer.written
                     made = _made(weight, block, dtype)
+                    _count_groups(conversion, weight, block, dtype, made)
                     for name, data in zip(names, made, strict=True):
                         writer.add(name, data)
                     progress(writer.written - before)
@@ -307,6 +321,26 @@ def unpack(array: Packed) -> np.ndarray:
 
 def _float32(array: LazyArray) -> np.ndarray:
     return numbers.to_float32(array.read(), array.dtype)
+
+
+def _count_groups(
+    conversion: Conversion,
+    weight: Weight,
+    block: np.ndarray,
+    dtype: str,
+    made: list[np.ndarray],
+) -> None:
+    """Count the groups that have numbers, and those whose scale has become zero.
+
+    nvfp4's scales have 8 bits with 2^-9 as the smallest above zero, and MLX's kernels
+    take no second scale for the whole matrix, so small weights vanish.
+    """
+    if weight.quantize is None or weight.quantize.get("mode") != "nvfp4":
+        return
+    values = numbers.to_float32(block, dtype)
+    groups = values.reshape(*made[1].shape, -1).any(axis=-1)
+    conversion.groups += int(groups.sum())
+    conversion.lost_groups += int((groups & (made[1] == 0)).sum())
 
 
 def _made(weight: Weight, block: np.ndarray, dtype: str) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from mm1_mlx.checkpoint.folder import (
     check_weights,
     read_config,
     read_encoder_config,
+    read_json,
     weight_files,
 )
 from mm1_mlx.config import VisionConfig
@@ -22,8 +23,6 @@ from mm1_mlx.grids import Layout
 from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.models.vision import VisionEncoder
 from mm1_mlx.quantization.modules import quantize_model, settings_by_name
-
-from .origin import read_json
 
 Emit = Callable[[str, np.ndarray], None]
 

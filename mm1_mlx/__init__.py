@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         stream_generate,
     )
     from mm1_mlx.inputs.processor import Processor
-    from mm1_mlx.loading import load, save
+    from mm1_mlx.loading import damage_report, load, quantize, save
     from mm1_mlx.models.mm1 import MM1
 
 __all__ = [
@@ -56,8 +56,10 @@ __all__ = [
     "Processor",
     "__version__",
     "batch_generate",
+    "damage_report",
     "generate",
     "load",
+    "quantize",
     "save",
     "stream_generate",
 ]
@@ -72,7 +74,9 @@ _HOMES = {
     "Processor": "mm1_mlx.inputs.processor",
     "batch_generate": "mm1_mlx.inference.generation",
     "generate": "mm1_mlx.inference.generation",
+    "damage_report": "mm1_mlx.loading",
     "load": "mm1_mlx.loading",
+    "quantize": "mm1_mlx.loading",
     "save": "mm1_mlx.loading",
     "stream_generate": "mm1_mlx.inference.generation",
 }

@@ -5,6 +5,10 @@ class MM1Error(Exception):
     """Base of every error meant for the user: one line, no traceback on the CLI."""
 
 
+class UsageError(MM1Error):
+    """Flags of a command that do not go together; it exits with 2."""
+
+
 class ConfigError(MM1Error):
     """A configuration value or key is not usable."""
 

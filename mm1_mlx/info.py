@@ -122,13 +122,6 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _bytes(number: int) -> str:
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.1f} {name}"
-    return f"{number} B"
-
-
 def table(name: str, values: dict[str, Any]) -> str:
     """What `describe` gave, for people."""
     lines = [name, "", f"{'parameters':<24}{'total':>12}{'active':>12}"]
@@ -141,8 +134,8 @@ def table(name: str, values: dict[str, Any]) -> str:
     def row(label: str, cells: list[str]) -> None:
         lines.append(f"  {label:<22}" + "".join(c.rjust(12) for c in cells))
 
-    row("weights", [_bytes(values["weight_bytes"][str(b)]) for b in BITS])
-    row("in use", [_bytes(values["needed_bytes"][str(b)]) for b in BITS])
+    row("weights", [memory.bytes_text(values["weight_bytes"][str(b)]) for b in BITS])
+    row("in use", [memory.bytes_text(values["needed_bytes"][str(b)]) for b in BITS])
     macs = [values["macs_gb"][str(b)] for b in BITS]
     row("fits a Mac from", [f"{m[0]} GB" if m else "none" for m in macs])
     row(
@@ -158,11 +151,13 @@ def table(name: str, values: dict[str, Any]) -> str:
         lines.append(f"  {'image':<22}{shown}")
     if "context" in values:
         lines.append(f"  {'context':<22}{values['context']} tokens")
-        kv = _bytes(values["kv_bytes_per_1k_tokens"])
+        kv = memory.bytes_text(values["kv_bytes_per_1k_tokens"])
         lines.append(f"  {'KV cache':<22}{kv} per 1000 tokens at 16 bit")
     for key, label in (("disk_bytes", "on disk"), ("stored_bits", "stored bits")):
         if key in values:
-            shown = _bytes(values[key]) if key == "disk_bytes" else values[key]
+            shown = (
+                memory.bytes_text(values[key]) if key == "disk_bytes" else values[key]
+            )
             lines.append(f"  {label:<22}{shown}")
     lines += ["", *_notes(values)]
     return "\n".join(lines)

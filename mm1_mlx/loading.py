@@ -1,7 +1,6 @@
 """From a name, folder or hub id to a model and its processor, and back to a folder."""
 
-from collections.abc import Callable
-from math import prod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from mm1_mlx.checkpoint.folder import (
 from mm1_mlx.checkpoint.hub import find_folder, local_snapshot
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError, MM1Error
-from mm1_mlx.memory import machine_memory
+from mm1_mlx.memory import bytes_text, machine_memory
 from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.models.vision import VisionEncoder
 from mm1_mlx.quantization.modules import quantize_model, settings_by_name
@@ -119,13 +118,47 @@ def quantize(
         tell=tell,
         progress=progress,
     )
-    count = sum(prod(weight.shape) for weight in done.weights)
     return {
         "bytes_before": done.bytes_before,
         "bytes": done.nbytes,
-        "bits_per_weight": 8 * done.nbytes / count,
+        "bits_per_weight": done.bits_per_weight,
         "quantized": sum(weight.quantize is not None for weight in done.weights),
     }
+
+
+def damage_report(
+    original: str | Path,
+    quantized: str | Path,
+    *,
+    prompts: Sequence[str] | None = None,
+    images: Sequence[Any] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> dict[str, Any]:
+    """What quantization changed: two models on the same questions.
+
+    original, quantized: names, folders or hub ids, loaded one after the other. prompts,
+    images: every prompt is asked about every image; None for built-in ones. progress:
+    told of the questions done, and all, of both.
+
+    Returns "kl" (mean and max, nats), "top1" (share of positions with the same
+    likeliest token), "parts" (relative error after each stage), "questions" and
+    "positions"; mm1_mlx.quantization.damage.table shows it. Raises CheckpointError,
+    PromptError, ImageError; MM1Error where the two are not the same model with other
+    weights.
+    """
+    from mm1_mlx.quantization.damage import compare, record
+
+    traces = []
+    for number, name in enumerate((original, quantized)):
+        model, processor = load(name, tell=tell)
+
+        def step(done: int, total: int, before: int = number) -> None:
+            progress(before * total + done, 2 * total)
+
+        traces.append(record(model, processor, prompts, images, progress=step))
+        del model, processor
+    return compare(*traces)
 
 
 def load_model(
@@ -185,8 +218,8 @@ def _check_memory(needed: int, folder: Path) -> None:
     there = machine_memory()
     if needed > there:
         raise CheckpointError(
-            f"The weights of {folder} take {needed / 1e9:.1f} GB of memory here, but "
-            f"this machine has {there / 1e9:.1f} GB. Take fewer bits (python -m "
+            f"The weights of {folder} take {bytes_text(needed)} of memory here, but "
+            f"this machine has {bytes_text(there)}. Take fewer bits (python -m "
             f"mm1_mlx.quantize), or a smaller model."
         )
 

@@ -388,6 +388,14 @@ def prompt_bytes(config: DecoderConfig, tokens: int, chunk: int = 2048) -> int:
     return 2 * min(tokens, chunk) * row + 4 * config.vocab_size
 
 
+def bytes_text(number: float) -> str:
+    """ "7.2 GB", "3.4 MB" (10^9, 10^6 bytes): with the unit that fits."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= unit:
+            return f"{number / unit:.1f} {name}"
+    return f"{number:.0f} B"
+
+
 def needed_bytes(
     config: MM1Config | VisionConfig | DecoderConfig,
     bits: int = 16,

@@ -10,9 +10,11 @@ import json
 from pathlib import Path
 
 from mm1_mlx.cli.parser import Parser, number, whole_number
-from mm1_mlx.cli.quantization import add_quantization, recipe
+from mm1_mlx.cli.quantization import add_quantization, is_wanted, recipe
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.verbs import make_callable
+from mm1_mlx.errors import UsageError
+from mm1_mlx.memory import bytes_text
 
 make_callable(__name__, "mm1_mlx.loading")
 
@@ -22,16 +24,22 @@ def parser() -> Parser:
     p = Parser(
         prog="mm1_mlx quantize",
         description="Write a model with fewer bits per weight, and report what "
-        "changed.\nThe encoder, the connector and routers keep theirs.",
+        "changed.\nThe encoder, the connector and routers keep theirs. With --compare: "
+        "only report,\nof a quantized model that is there.",
     )
     add = p.add_argument
     add("--model", required=True, metavar="NAME", help="name, folder or hub id")
-    add(
+    place = p.add_mutually_exclusive_group(required=True)
+    place.add_argument(
         "--mlx-path",
         type=Path,
-        required=True,
         metavar="FOLDER",
         help="where to write; must not exist yet",
+    )
+    place.add_argument(
+        "--compare",
+        metavar="NAME",
+        help="write nothing: report how far this model is from --model",
     )
     add_quantization(p)
     _add_learned(p)
@@ -137,30 +145,45 @@ def _quantize(args: argparse.Namespace, folder: Path) -> dict:
         )
 
 
+def _report(args: argparse.Namespace, original: Path, quantized: str | Path) -> dict:
+    """The damage report of two models."""
+    from mm1_mlx.cli.progress import conversion_progress, counting
+    from mm1_mlx.loading import damage_report
+
+    with counting("questions") as progress:
+        return damage_report(
+            original,
+            quantized,
+            prompts=args.prompt or None,
+            images=args.image or None,
+            tell=conversion_progress()["tell"],
+            progress=progress,
+        )
+
+
 def run(args: argparse.Namespace) -> None:
     """Quantize, then compare the answers of both."""
     from mm1_mlx.cli.progress import conversion_progress
-    from mm1_mlx.loading import find_model, load
-    from mm1_mlx.quantization.damage import compare, record, table
+    from mm1_mlx.loading import find_model
+    from mm1_mlx.quantization.damage import table
 
     folder = find_model(args.model, **conversion_progress())
+    if args.compare is not None:
+        if is_wanted(args) or args.method != "round" or args.no_report:
+            raise UsageError("--compare only reports: leave out what says how to write")
+        report = _report(args, folder, args.compare)
+        print(json.dumps({"damage": report}) if args.json else table(report))
+        return
     written = _quantize(args, folder)
     values = {"folder": str(args.mlx_path), **written}
     if not args.no_report:
-        traces = []
-        for name in (folder, args.mlx_path):  # one after the other in memory
-            model, processor = load(name)
-            traces.append(
-                record(model, processor, args.prompt or None, args.image or None)
-            )
-            del model, processor
-        values["damage"] = compare(*traces)
+        values["damage"] = _report(args, folder, args.mlx_path)
     if args.json:
         print(json.dumps(values))
         return
-    before, after = written["bytes_before"], written["bytes"]
+    before, after = (bytes_text(written[key]) for key in ("bytes_before", "bytes"))
     print(
-        f"{args.mlx_path}: {after / 1e9:.3f} GB of weights, {before / 1e9:.3f} before, "
+        f"{args.mlx_path}: {after} of weights, {before} before, "
         f"{written['bits_per_weight']:.2f} bits per weight"
     )
     if "damage" in values:

@@ -165,7 +165,7 @@ def test_a_disk_that_is_too_small(source, monkeypatch):
     folder = source(DENSE)
     usage = shutil.disk_usage(folder)._replace(free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    refuses(folder, r"out needs 0\.0 GB, but 0\.0 GB are free on its disk")
+    refuses(folder, r"out needs 262\.3 kB, but 1\.0 kB are free on its disk")
 
 
 def limit_files() -> None:

@@ -138,7 +138,7 @@ def test_a_trained_connector_is_taken_over(tmp_path):
     assert all(mx.array_equal(made[name], known[name]) for name in known)
     extra = json.loads((out / "config.json").read_text())["extra"]["assembled"]
     assert extra["connector"]["source"] == "mm1"
-    assert main([*args, str(whole), *flags, "--num-query-tokens", "9"]) == 1
+    assert main([*args, str(whole), *flags, "--num-query-tokens", "9"]) == 2
 
 
 def test_the_command_assembles(tmp_path, capsys):

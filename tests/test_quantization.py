@@ -16,7 +16,7 @@ from helpers import FIXTURES, assert_close, assert_fails, need, need_tiny, run_p
 from mm1_mlx import load
 from mm1_mlx.checkpoint.folder import read_weights
 from mm1_mlx.errors import CheckpointError, ConfigError, MM1Error
-from mm1_mlx.loading import load_model, quantize
+from mm1_mlx.loading import damage_report, load_model, quantize
 from mm1_mlx.models.moe import Experts, QuantizedStack
 from mm1_mlx.quantization.damage import Trace, compare, record, table
 from mm1_mlx.quantization.recipes import (
@@ -26,6 +26,9 @@ from mm1_mlx.quantization.recipes import (
     parts_from_text,
     settings_for_config,
 )
+from mm1_mlx.quantize import main
+
+TOWER = FIXTURES / "llava15/tower"
 
 # --- Which weights -------------------------------------------------------------------
 
@@ -356,6 +359,57 @@ def test_damage_grows_as_bits_shrink(tmp_path):
     assert json.loads(json.dumps(reports[0])) == reports[0]
 
 
+def test_nvfp4_says_what_it_loses(tmp_path):
+    """Groups below the smallest scale become zero; others do not."""
+    folder, lines = tmp_path / "theirs", []
+    shutil.copytree(FIXTURES / "decoder_qwen2", folder)
+    recipe = Recipe(mode="nvfp4")
+    name = "model.layers.0.mlp.down_proj.weight"
+    found = {}
+    for place in (folder, tmp_path / "small"):
+        done = convert(folder, place / "out", quantize=recipe, tell=lines.append)
+        found[place.name] = done.lost_groups, done.groups
+        weights = read_weights_of(folder)
+        weights[name] = (weights[name] * 1e-4).astype(weights[name].dtype)
+        mx.eval(weights)
+        for path in folder.glob("*.safetensors*"):
+            path.unlink()
+        mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    (before, _), (after, count) = found["theirs"], found["small"]
+    assert after - before == weights[name].size // 16
+    assert lines[-1].startswith(
+        f"warning: nvfp4 has rounded {after / count:.1%} of the"
+    )
+
+
+def test_any_two_folders_are_compared(tmp_path, capsys):
+    """The report of a pair that is there, the same from the shell and from Python."""
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    convert(FIXTURES / "llava15/hf5", plain, dtype="float32")
+    convert(FIXTURES / "llava15/hf5", packed, quantize=Recipe(bits=3, group_size=32))
+    steps = []
+    found = damage_report(
+        plain,
+        packed,
+        prompts=["1 5 6 7"],
+        images=["examples/shapes.png"],
+        progress=lambda *at: steps.append(at),
+    )
+    assert 0 < found["kl"]["mean"] < found["kl"]["max"] and steps == [(1, 2), (2, 2)]
+    assert found["parts"]["encoder"] < 0.01 < found["parts"]["decoder.0"]
+    flags = ["--model", str(plain), "--compare", str(packed), "-p", "1 5 6 7"]
+    flags += ["--image", "examples/shapes.png"]
+    assert main([*flags, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"damage": found}
+    assert main(flags) == 0
+    assert "same likeliest token" in capsys.readouterr().out
+    assert main([*flags, "--q-bits", "4"]) == 2
+    assert "--compare only reports" in capsys.readouterr().err
+    convert(FIXTURES / "llava15/original", tmp_path / "other", tower=TOWER)
+    assert main([*flags[:3], str(tmp_path / "other"), "-p", "4 5"]) == 1
+    assert "cannot be compared" in capsys.readouterr().err
+
+
 def test_a_model_against_itself():
     need_tiny()
     model, processor = load("mm1-tiny")
@@ -371,7 +425,7 @@ def test_a_model_against_itself():
 
 def test_kl_by_hand():
     p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.25, 0.25, 0.5]])
-    first, second = Trace([np.log(p)], [{}]), Trace([np.log(q)], [{}])
+    first, second = (Trace([[1]], [np.log(x)], [{}]) for x in (p, q))
     found = compare(first, second)
     wanted = 0.5 * np.log(2) - 0.25 * np.log(2)
     assert found["kl"]["mean"] == pytest.approx(wanted)

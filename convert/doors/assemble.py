@@ -8,7 +8,7 @@ from mm1_mlx.cli.parser import Parser, whole_number
 from mm1_mlx.cli.progress import conversion_progress
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.config import CONNECTORS, ConnectorConfig
-from mm1_mlx.errors import CheckpointError
+from mm1_mlx.errors import UsageError
 
 from .. import numbers
 from ..assemble import assemble
@@ -63,8 +63,8 @@ def _new(args: argparse.Namespace) -> ConnectorConfig:
 
 def _trained(args: argparse.Namespace) -> Path:
     if args.num_query_tokens is not None:
-        raise CheckpointError(
-            "--num-query-tokens is of a new connector; a trained one has its own."
+        raise UsageError(
+            "--num-query-tokens is of a new connector; a trained one has its own"
         )
     return find_origin(args.connector)
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -29,7 +30,7 @@ def is_foreign(folder: Path) -> bool:
     """
     if not (folder / CONFIG_FILE).is_file():
         return (folder / "open_clip_config.json").is_file()
-    kind = _read_json(folder / CONFIG_FILE).get("model_type", "mm1")
+    kind = read_json(folder / CONFIG_FILE).get("model_type", "mm1")
     return kind not in ("mm1", "mm1_vision")
 
 
@@ -41,7 +42,7 @@ def is_complete(folder: Path) -> bool:
 def read_config(folder: Path) -> MM1Config:
     """The folder's config.json; CheckpointError or ConfigError says what is wrong."""
     path = folder / CONFIG_FILE
-    values = _read_json(path)
+    values = read_json(path)
     if "model_type" not in values:
         raise ConfigError(f"{path} has no model_type, so it is not a model's config.")
     return MM1Config.from_dict(values)
@@ -49,7 +50,7 @@ def read_config(folder: Path) -> MM1Config:
 
 def read_encoder_config(folder: Path) -> VisionConfig:
     """The encoder's part of a folder's config.json, of an encoder or a whole model."""
-    values = _read_json(folder / CONFIG_FILE)
+    values = read_json(folder / CONFIG_FILE)
     if values.get("model_type") == "mm1_vision":
         return EncoderConfig.from_dict(values).vision_config
     found = read_config(folder).vision_config
@@ -58,7 +59,8 @@ def read_encoder_config(folder: Path) -> VisionConfig:
     return found
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; CheckpointError for anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -99,7 +101,7 @@ def weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
 
 def _indexed_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
     path = folder / INDEX_FILE
-    table = _read_json(path).get("weight_map")
+    table = read_json(path).get("weight_map")
     if not isinstance(table, dict) or not all(
         isinstance(file, str) for file in table.values()
     ):
@@ -260,7 +262,8 @@ def check_target(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(
-            f"{folder} exists and is not empty. Give another folder, or overwrite=True."
+            f"{folder} exists and is not empty. Give another folder, or overwrite it "
+            f"(--overwrite; in Python overwrite=True)."
         )
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(
@@ -281,10 +284,16 @@ def replacing(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     check_target(folder, overwrite)
     place = Path(os.path.abspath(folder))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    _clear_up(place)
     start = f".{place.name}.{os.getpid()}."
-    new = Path(tempfile.mkdtemp(prefix=start, dir=place.parent))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(place)
+        new = Path(tempfile.mkdtemp(prefix=start, dir=place.parent))
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be made: {error.strerror} ({error.filename}). Give a "
+            f"place that you can write to."
+        ) from error
     try:
         yield new
         new.chmod(0o777 & ~_umask())  # mkdtemp's is private

@@ -13,9 +13,10 @@ def add_quantization(p: Parser) -> None:
     add = p.add_argument_group("quantization").add_argument
     add(
         "--q-bits",
-        type=whole_number(2, 8),
+        type=int,
+        choices=[2, 3, 4, 5, 6, 8],
         metavar="N",
-        help="bits per weight (4; mxfp8: 8)",
+        help="bits per weight: 2 to 6 or 8, what MLX has (4; mxfp8: 8)",
     )
     add(
         "--q-group-size",

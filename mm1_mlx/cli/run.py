@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Callable
 
 from mm1_mlx.cli.backend import require_mlx
-from mm1_mlx.cli.parser import Parser
-from mm1_mlx.errors import MM1Error
+from mm1_mlx.cli.parser import Parser, usage_error
+from mm1_mlx.errors import MM1Error, UsageError
 
-OK, FAILED, INTERRUPTED, CLOSED_PIPE = 0, 1, 130, 141  # 128 + signal, as shells count
+OK, FAILED, MISUSED = 0, 1, 2
+INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + signal, as shells count
 
 
 def run_door(
@@ -23,9 +24,9 @@ def run_door(
 ) -> int:
     """Parse `argv`, call `run`, and give the exit code.
 
-    A usage error exits with 2 (argparse). MM1Error and what the system refuses are one
-    line `error: ...` on stderr and 1; `--debug` adds the traceback. Ctrl-C gives 130;
-    what was printed stays.
+    A usage error exits with 2 (argparse and UsageError). MM1Error and what the system
+    refuses are one line `error: ...` on stderr and 1; `--debug` adds the traceback.
+    Ctrl-C gives 130; what was printed stays.
     """
     _never_fail_to_print()
     args = parser.parse_args(argv)
@@ -39,6 +40,9 @@ def run_door(
         code = run(args) or OK
         sys.stdout.flush()  # here, so that a closed pipe is met inside the try
         return code
+    except UsageError as error:
+        print(usage_error(str(error), parser.prog), file=sys.stderr)
+        return MISUSED
     except KeyboardInterrupt:
         _end_line()
         return INTERRUPTED

@@ -29,10 +29,12 @@ PROMPTS = (
 class Trace:
     """What a model did with the questions.
 
-    logits: per question (positions, V) float32. states: per question and stage
-    ("encoder", "connector", "decoder.0", ..., "decoder") an array (rows, width).
+    ids: of each question. logits: per question (positions, V) float32. states: per
+    question and stage ("encoder", "connector", "decoder.0", ..., "decoder") an array
+    (rows, width).
     """
 
+    ids: list[list[int]] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
     states: list[dict[str, np.ndarray]] = field(default_factory=list)
 
@@ -55,6 +57,7 @@ def record(
     for number, (prompt, pictures) in enumerate(asked):
         inputs = processor(prompt, images=pictures)
         states: dict[str, np.ndarray] = {}
+        trace.ids.append(inputs.input_ids[0].tolist())
         trace.logits.append(_run(model, inputs, states))
         trace.states.append(states)
         progress(number + 1, len(asked))
@@ -122,9 +125,13 @@ def compare(before: Trace, after: Trace) -> dict[str, Any]:
     kl: mean KL divergence of the next-token distributions, in nats, and its largest
     value. top1: share of positions whose likeliest token is the same. parts: relative
     error of each stage's output, |after - before| / |before| over all questions.
+    MM1Error where they are not the same model with other weights.
     """
-    if len(before.logits) != len(after.logits):
-        raise MM1Error("The two models were asked different questions.")
+    if before.ids != after.ids:
+        raise MM1Error(
+            "The two models were asked different questions: their tokenizers or chat "
+            "templates are not the same. Compare a model with its own quantized copy."
+        )
     divergences, same, count = [], 0, 0
     for first, second in zip(before.logits, after.logits, strict=True):
         if first.shape != second.shape:
@@ -156,6 +163,14 @@ def _parts(before: Trace, after: Trace) -> dict[str, float]:
     error: dict[str, float] = {}
     size: dict[str, float] = {}
     for first, second in zip(before.states, after.states, strict=True):
+        shapes = [{n: x.shape for n, x in states.items()} for states in (first, second)]
+        if shapes[0] != shapes[1]:
+            name = next(iter(dict(shapes[0].items() ^ shapes[1].items())))
+            found = [str(known.get(name, "nothing")) for known in shapes]
+            raise MM1Error(
+                f"The models cannot be compared: {name} gives {found[0]} in one and "
+                f"{found[1]} in the other. Compare a model with its own quantized copy."
+            )
         for name, x in first.items():
             gap = second[name].astype(np.float64) - x
             error[name] = error.get(name, 0.0) + float((gap**2).sum())
