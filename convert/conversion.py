@@ -21,7 +21,7 @@ from . import numbers
 from .origin import Origin, read_arrays, read_config
 from .output import licence_of, public_name, with_extra, write_folder
 from .pipeline import Conversion, prepare
-from .source import DECODER, ENCODER, AnyConfig, Source, detect, find_source
+from .source import DECODER, ENCODER, AnyConfig, Source, detect, find_source, read_as
 from .sources.fields import names_theta
 
 
@@ -56,6 +56,7 @@ def open_checkpoint(
     values = read_config(folder)
     entries = frozenset(path.name for path in folder.iterdir())
     kind = find_source(source) if source else detect(values, entries)
+    values = read_as(kind, values) if source else values
     arrays = read_arrays(folder)
     for name in kind.folders:
         arrays |= read_arrays(folder / name, name + "/")
@@ -65,13 +66,27 @@ def open_checkpoint(
     elif named := tower or kind.tower(values):
         inside = any("vision_tower" in name or "image_tower" in name for name in arrays)
         if tower is not None or not inside:
-            tower_folder = locate(str(named))
+            tower_folder = _find_tower(str(named), tower is not None, locate)
             tower_config = read_config(tower_folder)
         if tower_folder is not None and not inside:
             arrays |= read_arrays(tower_folder, "tower/")
     config = _whole(kind, kind.config(values, tower_config), values)
     origin = Origin(folder, values, arrays)
     return Opened(origin, kind, config, tower_config, tower_folder)
+
+
+def _find_tower(name: str, given: bool, locate: Callable[[str], Path]) -> Path:
+    """The folder of an encoder; CheckpointError says how to give another one."""
+    try:
+        return locate(name)
+    except CheckpointError as error:
+        if given:
+            raise
+        raise CheckpointError(
+            f"This checkpoint does not hold its image encoder, it only names {name!r}. "
+            f"Give the encoder's folder (--vision-tower), or let it be downloaded: "
+            f"{error}"
+        ) from error
 
 
 def find_origin(name: str | Path, revision: str | None = None) -> Path:
@@ -221,10 +236,10 @@ def _check_theta(opened: Opened) -> None:
     """A warning where a sparse config leaves RoPE's theta to the class default."""
     config = opened.config
     if isinstance(config, MM1Config) and not names_theta(opened.origin.config):
+        theta = f"{config.text_config.rope_theta:g}"
         opened.warnings.append(
-            f"{opened.origin.folder} names no rope_theta: "
-            f"{config.text_config.rope_theta:g}, the default of its family in "
-            f"transformers, is taken"
+            f"{opened.origin.folder} names no rope_theta: {theta}, the default of its "
+            f"family, is taken"
         )
 
 

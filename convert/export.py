@@ -179,7 +179,7 @@ def _family(c: DecoderConfig) -> tuple[str, dict[str, Any]]:
             _refuse("its biases are not Qwen3's")
         return "qwen3", {"attention_bias": c.qkv_bias, "use_sliding_window": False}
     if c.qk_norm is not None:
-        _refuse("its queries and keys are normalised over their full width")
+        _refuse(f"its queries and keys are normalised otherwise ({c.qk_norm})")
     if c.qkv_bias and not c.attention_out_bias:
         if c.mlp_bias:
             _refuse("its MLP has biases and its attention only some")

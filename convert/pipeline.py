@@ -155,7 +155,9 @@ def match(
     """
     part = _PART.get(source.kind, "")
     arrays = bundle(origin.arrays, settings_of(origin.config))
-    rules = source.rules(config) if callable(source.rules) else source.rules
+    rules = source.rules
+    if callable(rules):
+        rules = rules(config, origin.config)
     found = plan(arrays, prefixed(rules, target=part))
     shapes = {
         job.target: job.shape(lambda name: arrays[name].shape) for job in found.jobs

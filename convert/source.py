@@ -36,11 +36,14 @@ class Source:
 
     name: as --source takes it. what: for people. kind: MODEL, DECODER, ENCODER, or
         CONNECTOR, which `assemble` alone takes.
-    rules: its table, or what makes it from our configuration; targets are without the
-        part's own "decoder.", "vision." or "connector." where kind is that part.
+    rules: its table, or what makes it from our configuration and config.json; targets
+        are without the part's own "decoder.", "vision." or "connector." where kind is
+        that part.
     config: (config.json, the tower's config.json or None) -> our configuration.
+    types: the values of model_type that it has, the usual one first; () where only
+        is_it tells.
     is_it: (config.json, names of the folder's entries) -> whether they are of this
-        kind; the names of the weights confirm it.
+        kind, where model_type alone does not tell. The names of the weights confirm it.
     folders: sub-folders with weights of their own; "projector" makes the names
         "projector/...".
     tower: (config.json) -> hub id or path of an encoder that the checkpoint only
@@ -55,9 +58,10 @@ class Source:
     name: str
     what: str
     kind: str
-    rules: Table | Callable[[Any], Table] = field(repr=False)
+    rules: Table | Callable[[Any, dict], Table] = field(repr=False)
     config: Callable[[dict, dict | None], AnyConfig]
-    is_it: Callable[[dict, frozenset[str]], bool]
+    types: tuple[str, ...] = ()
+    is_it: Callable[[dict, frozenset[str]], bool] | None = None
     folders: tuple[str, ...] = ()
     tower: Callable[[dict], str | None] = _never
     images: Callable[[dict, dict | None, dict | None], ImageSettings | None] | None = (
@@ -65,6 +69,12 @@ class Source:
     )
     template: str | None = None
     additions: Callable[[Any], dict[str, Any]] | None = None
+
+    def fits(self, config: dict, entries: frozenset[str]) -> bool:
+        """Whether a folder's config.json, and what lies beside it, are of this kind."""
+        if self.types and config.get("model_type") not in self.types:
+            return False
+        return self.is_it is None or self.is_it(config, entries)
 
 
 @cache
@@ -94,14 +104,9 @@ def find_source(name: str) -> Source:
     return sources()[name]
 
 
-def model_type(*kinds: str) -> Callable[[dict, frozenset[str]], bool]:
-    """The usual `is_it`: the config's model_type is one of these."""
-    return lambda config, entries: config.get("model_type") in kinds
-
-
 def detect(config: dict, entries: frozenset[str] = frozenset()) -> Source:
     """The source whose config.json this is; CheckpointError if none or several fit."""
-    fitting = [s for s in sources().values() if s.is_it(config, entries)]
+    fitting = [s for s in sources().values() if s.fits(config, entries)]
     if len(fitting) == 1:
         return fitting[0]
     kind = config.get("model_type")
@@ -111,7 +116,18 @@ def detect(config: dict, entries: frozenset[str] = frozenset()) -> Source:
         raise CheckpointError(
             f"This config.json has {said}, which may be {names}. Say which: --source."
         )
+    types = {kind for source in sources().values() for kind in source.types}
+    known = sorted(types, key=str.lower)
     raise CheckpointError(
-        f"This config.json has {said}, which no source knows. The sources are: "
-        f"{', '.join(sources())}. If it is one of them, say which: --source."
+        f"This config.json has {said}, which is not supported; known are: "
+        f"{', '.join(known)}. If it is one of them under another name, say which "
+        f"source reads it (--source; --list-sources)."
     )
+
+
+def read_as(source: Source, config: dict) -> dict:
+    """The config.json of a checkpoint that is to be read as this source, whatever its
+    model_type says: an unknown one becomes the source's first."""
+    if not source.types or config.get("model_type") in source.types:
+        return config
+    return config | {"model_type": source.types[0]}

@@ -249,7 +249,7 @@ class DecoderConfig(Strict):
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: str | None = None  # "head" (Qwen3) or "full" (OLMoE)
+    qk_norm: str | None = None  # "head" (Qwen3), "full" (OLMoE), "rotated_head" (tamm)
     parallel_block: bool = False  # Phi-2: one norm, attention beside the MLP
     tie_word_embeddings: bool = False
     lm_head_bias: bool = False
@@ -263,7 +263,7 @@ class DecoderConfig(Strict):
         self._above_zero("norm_eps", "rope_theta")
         self._one_of("hidden_act", ACTIVATIONS)
         self._one_of("norm_type", NORMS)
-        self._one_of("qk_norm", (None, "head", "full"))
+        self._one_of("qk_norm", (None, "head", "full", "rotated_head"))
         _check_heads(self)
         if self.num_attention_heads % self.kv_heads:
             self._refuse(

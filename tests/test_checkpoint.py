@@ -403,7 +403,8 @@ def test_a_file_is_not_a_folder(tmp_path):
 def fake_hub(monkeypatch, answer) -> None:
     module = types.ModuleType("huggingface_hub")
     module.snapshot_download = answer
-    module.HfApi = lambda: types.SimpleNamespace(list_repo_files=lambda *a, **k: [])
+    empty = types.SimpleNamespace(siblings=[])
+    module.HfApi = lambda: types.SimpleNamespace(model_info=lambda *a, **k: empty)
     module.constants = types.SimpleNamespace(HF_HUB_OFFLINE=False)
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
 

@@ -235,4 +235,6 @@ def test_no_theta_is_a_silent_default(tmp_path, capsys):
     (folder / "config.json").write_text(json.dumps(values))
     convert(folder, tmp_path / "unnamed")
     said = capsys.readouterr().err
-    assert "sparse names no rope_theta: 10000, the default of its family" in said
+    assert (
+        "sparse names no rope_theta: 10000, the default of its family, is taken" in said
+    )

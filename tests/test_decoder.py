@@ -150,6 +150,7 @@ STYLES = {
     "experts": {"moe_config": SPARSE.moe_config},
     "qwen3": {"qk_norm": "head", "head_dim": 12},
     "olmoe": {"qk_norm": "full"},
+    "tamm": {"qk_norm": "rotated_head"},
     "qwen2": {"qkv_bias": True, "tie_word_embeddings": True},
     "phi2": {
         "parallel_block": True,

@@ -238,10 +238,12 @@ def test_a_hub_id_that_is_converted_needs_no_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("MM1_MLX_CACHE", str(tmp_path))
 
     class Unreachable:
-        def list_repo_files(self, *args, **settings):
+        def model_info(self, *args, **settings):
             raise ConnectionError("no network")
 
     def download(repo, *, local_files_only=False, **settings):
+        if repo == "org/other":
+            raise FileNotFoundError("nothing was downloaded")
         return str(FIXTURES / "decoder_qwen2")
 
     module = types.ModuleType("huggingface_hub")
@@ -257,6 +259,10 @@ def test_a_hub_id_that_is_converted_needs_no_hub(tmp_path, monkeypatch):
     assert_close(again(IDS), first(IDS), atol=0)
     with pytest.raises(CheckpointError, match="the hub cannot be reached"):
         load("org/other")
+    lines.clear()
+    monkeypatch.setenv("MM1_MLX_CACHE", str(tmp_path / "empty"))
+    load("org/third", tell=lines.append)  # from what an earlier download brought
+    assert "converting org/third" in lines[0]
 
 
 def test_the_command_answers_with_a_foreign_checkpoint(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from ..rules import (
     prefixed,
     squeeze_first,
 )
-from ..source import ENCODER, Source, model_type
+from ..source import ENCODER, Source
 from .aim import BLOCK, LAYER, TRUNK
 from .fields import Fields
 from .parts import fused_gate_up, fused_qkv
@@ -102,5 +102,5 @@ ENTRY = Source(
     kind=ENCODER,
     rules=RULES,
     config=lambda values, tower: config(values),
-    is_it=model_type("aimv2", "aimv2_vision_model"),
+    types=("aimv2", "aimv2_vision_model"),
 )

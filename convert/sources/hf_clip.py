@@ -6,7 +6,7 @@ transformers 4 puts `vision_model.` before the names, transformers 5 nothing.
 from mm1_mlx.config import VisionConfig
 
 from ..rules import Drop, Rule, Table, flatten_patches_either, prefixed
-from ..source import ENCODER, Source, model_type
+from ..source import ENCODER, Source
 from .fields import Fields
 from .parts import fused_qkv
 
@@ -73,5 +73,5 @@ ENTRY = Source(
     kind=ENCODER,
     rules=RULES,
     config=lambda values, tower: config(values),
-    is_it=model_type("clip", "clip_vision_model"),
+    types=("clip", "clip_vision_model"),
 )

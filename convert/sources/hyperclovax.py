@@ -12,7 +12,7 @@ from mm1_mlx.errors import CheckpointError
 from mm1_mlx.inputs.settings import ImageSettings
 
 from ..rules import Rule, Table, prefixed
-from ..source import MODEL, Source, model_type
+from ..source import MODEL, Source
 from . import hf_clip, llama, siglip
 from .fields import Fields
 from .honeybee import ABSTRACTOR
@@ -126,7 +126,7 @@ ENTRY = Source(
     kind=MODEL,
     rules=RULES,
     config=config,
-    is_it=model_type("hyperclovax_vlm"),
+    types=("hyperclovax_vlm",),
     images=_images,
     template="chatml",
 )

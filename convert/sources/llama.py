@@ -108,16 +108,12 @@ def config(hub_config: dict) -> DecoderConfig:
     )
 
 
-def _is_it(values: dict, entries: frozenset[str]) -> bool:
-    alone = "visual_encoder" not in entries  # else it is AuroraCap
-    return values.get("model_type") in _DEFAULTS and alone
-
-
 ENTRY = Source(
     name="llama",
     what="Llama, Vicuna, Mistral, Qwen2, Qwen2.5 and Qwen3",
     kind=DECODER,
     rules=RULES,
     config=lambda values, tower: config(values),
-    is_it=_is_it,
+    types=tuple(_DEFAULTS),
+    is_it=lambda values, entries: "visual_encoder" not in entries,  # else AuroraCap
 )

@@ -202,16 +202,9 @@ def pads_to_square(
     return ImageSettings(size=vision.image_size, resize_mode=mode)
 
 
-def _is_hf(values: dict, entries: frozenset[str]) -> bool:
-    return values.get("model_type") == "llava" and "mm_vision_tower" not in values
-
-
 def _is_original(values: dict, entries: frozenset[str]) -> bool:
-    kinds = ("llava", "llava_llama", "llava_mistral")
     tiled = "unpad" in str(values.get("mm_patch_merge_type"))
-    return (
-        values.get("model_type") in kinds and "mm_vision_tower" in values and not tiled
-    )
+    return "mm_vision_tower" in values and not tiled
 
 
 ENTRIES = (
@@ -221,7 +214,8 @@ ENTRIES = (
         kind=MODEL,
         rules=[*HF, *HF_IN_MEMORY],
         config=config,
-        is_it=_is_hf,
+        types=("llava",),
+        is_it=lambda values, entries: "mm_vision_tower" not in values,
         template="llava-hf",
     ),
     Source(
@@ -233,6 +227,7 @@ ENTRIES = (
             *prefixed(hf_clip.RULES, source="tower/", target="vision."),
         ],
         config=config,
+        types=("llava", "llava_llama", "llava_mistral"),
         is_it=_is_original,
         tower=lambda values: values["mm_vision_tower"],
         images=pads_to_square,

@@ -130,12 +130,6 @@ def _images(
     return replace(found, size=size, resize_mode="squash")
 
 
-def _is_original(values: dict, entries: frozenset[str]) -> bool:
-    return values.get("model_type") in _DECODERS and "unpad" in str(
-        values.get("mm_patch_merge_type")
-    )
-
-
 ENTRIES = (
     Source(
         name="llava_next",
@@ -143,7 +137,7 @@ ENTRIES = (
         kind=MODEL,
         rules=HF,
         config=config,
-        is_it=lambda values, entries: values.get("model_type") == "llava_next",
+        types=("llava_next",),
         images=_images,
         template="llava-hf",
     ),
@@ -153,7 +147,8 @@ ENTRIES = (
         kind=MODEL,
         rules=ORIGINAL,
         config=config,
-        is_it=_is_original,
+        types=tuple(_DECODERS),
+        is_it=lambda values, _: "unpad" in str(values.get("mm_patch_merge_type")),
         tower=lambda values: values.get("mm_vision_tower"),
         images=_images,
         template="llava-v1",

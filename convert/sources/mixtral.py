@@ -3,7 +3,7 @@
 from mm1_mlx.config import DecoderConfig, MoEConfig
 
 from ..rules import Rule, Table
-from ..source import DECODER, Source, model_type
+from ..source import DECODER, Source
 from .fields import Fields
 from .llama import ATTENTION, LAYER, SOURCE
 from .parts import expert_rules, experts_in_memory, experts_in_mlx
@@ -66,5 +66,5 @@ ENTRY = Source(
     kind=DECODER,
     rules=RULES,
     config=lambda values, tower: config(values),
-    is_it=model_type("mixtral"),
+    types=("mixtral",),
 )

@@ -7,7 +7,7 @@ from mm1_mlx.config import EncoderConfig, MM1Config
 from mm1_mlx.inputs.settings import ImageSettings
 
 from ..rules import Rule, Table
-from ..source import MODEL, Source, model_type
+from ..source import MODEL, Source
 
 _LAYER = "decoder.layers.{i}"
 _SAME = (
@@ -55,6 +55,6 @@ ENTRY = Source(
     kind=MODEL,
     rules=RULES,
     config=config,
-    is_it=model_type("mm1", "mm1_vision"),
+    types=("mm1", "mm1_vision"),
     images=_images,
 )

@@ -27,7 +27,7 @@ from ..rules import (
     prefixed,
     squeeze_1x1_or_flat,
 )
-from ..source import MODEL, Source, model_type
+from ..source import MODEL, Source
 
 LAYER = "layers.{i}"
 
@@ -120,7 +120,7 @@ def _experts(gated: bool) -> Table:
     return _stack(_MOE + ".experts", parts, "gate_up_proj")
 
 
-def rules(config: MM1Config) -> Table:
+def rules(config: MM1Config, values: dict | None = None) -> Table:
     """The table for a config: an up_proj alone is half of a gated MLP, or all of one
     without a gate."""
     vision, gated = config.vision_config, config.text_config.gated_mlp
@@ -159,6 +159,6 @@ ENTRY = Source(
     kind=MODEL,
     rules=rules,
     config=config,
-    is_it=model_type("mm1_torch"),
+    types=("mm1_torch",),
     images=_images,
 )

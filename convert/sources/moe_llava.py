@@ -50,7 +50,7 @@ PHI: Table = [
 ]
 
 
-def rules(config: MM1Config) -> Table:
+def rules(config: MM1Config, values: dict | None = None) -> Table:
     """The table for a config: Phi-2's names, or those that the gated decoders share."""
     decoder = GATED if config.text_config.gated_mlp else PHI
     return [
@@ -128,11 +128,6 @@ def _decoder(values: dict) -> DecoderConfig:
     return llama.config(own)
 
 
-def _is_it(values: dict, entries: frozenset[str]) -> bool:
-    # Also LLaVA's authors write llava_mistral and llava_llama.
-    return _family(values) is not None and "mm_image_tower" in values
-
-
 def config(hub_config: dict, tower: dict | None = None) -> MM1Config:
     """tower: the config.json of the folder that mm_image_tower names.
 
@@ -162,7 +157,9 @@ ENTRY = Source(
     kind=MODEL,
     rules=rules,
     config=config,
-    is_it=_is_it,
+    types=(*(f"moe_{kind}" for kind in _DECODERS), *_DECODERS),
+    # Also LLaVA's authors write llava_mistral and llava_llama.
+    is_it=lambda values, entries: "mm_image_tower" in values,
     tower=lambda values: values.get("mm_image_tower"),
     images=lambda values, *others: pads_to_square(
         values | {"mm_vision_tower": values.get("mm_image_tower")}, *others

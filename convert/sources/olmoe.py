@@ -7,7 +7,7 @@ are not scaled to sum to 1.
 from mm1_mlx.config import DecoderConfig, MoEConfig
 
 from ..rules import Table
-from ..source import DECODER, Source, model_type
+from ..source import DECODER, Source
 from .fields import Fields
 from .llama import ATTENTION, SOURCE
 from .parts import expert_rules, experts_in_memory, experts_in_mlx
@@ -78,5 +78,5 @@ ENTRY = Source(
     kind=DECODER,
     rules=RULES,
     config=lambda values, tower: config(values),
-    is_it=model_type("olmoe"),
+    types=("olmoe",),
 )

@@ -6,7 +6,7 @@ One LayerNorm per block, attention beside the MLP, biases everywhere, partial Ro
 from mm1_mlx.config import DecoderConfig
 
 from ..rules import Drop, Rule, Table
-from ..source import DECODER, Source, model_type
+from ..source import DECODER, Source
 from .fields import Fields
 from .llama import LAYER, SOURCE
 from .parts import fused_qkv
@@ -64,5 +64,5 @@ ENTRY = Source(
     kind=DECODER,
     rules=RULES,
     config=lambda values, tower: config(values),
-    is_it=model_type("phi"),
+    types=("phi",),
 )

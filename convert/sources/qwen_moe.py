@@ -8,7 +8,7 @@ from mm1_mlx.config import DecoderConfig, MoEConfig
 from mm1_mlx.errors import CheckpointError
 
 from ..rules import Rule, Table
-from ..source import DECODER, Source, model_type
+from ..source import DECODER, Source
 from .fields import Fields
 from .llama import ATTENTION, LAYER, MLP, SOURCE
 from .olmoe import EXPERTS
@@ -117,5 +117,5 @@ ENTRY = Source(
     kind=DECODER,
     rules=RULES,
     config=lambda values, tower: config(values),
-    is_it=model_type("qwen2_moe", "qwen3_moe"),
+    types=("qwen2_moe", "qwen3_moe"),
 )

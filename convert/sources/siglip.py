@@ -6,7 +6,7 @@ No class token and no norm before the blocks; the patch convolution has a bias.
 from mm1_mlx.config import VisionConfig
 
 from ..rules import Drop, Rule, Table, flatten_patches, prefixed
-from ..source import ENCODER, Source, model_type
+from ..source import ENCODER, Source
 from .fields import Fields
 from .hf_clip import BLOCKS
 
@@ -57,5 +57,5 @@ ENTRY = Source(
     kind=ENCODER,
     rules=RULES,
     config=lambda values, tower: config(values),
-    is_it=model_type("siglip", "siglip_vision_model"),
+    types=("siglip", "siglip_vision_model"),
 )

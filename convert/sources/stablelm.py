@@ -3,7 +3,7 @@
 from mm1_mlx.config import DecoderConfig
 
 from ..rules import Table
-from ..source import DECODER, Source, model_type
+from ..source import DECODER, Source
 from .fields import Fields
 from .llama import ATTENTION, MLP
 
@@ -57,5 +57,5 @@ ENTRY = Source(
     kind=DECODER,
     rules=RULES,
     config=lambda values, tower: config(values),
-    is_it=model_type("stablelm", "stablelm_epoch"),
+    types=("stablelm", "stablelm_epoch"),
 )

@@ -29,7 +29,7 @@ from ..rules import (
     squeeze_first,
     swap_last,
 )
-from ..source import CONNECTOR, ENCODER, Source, model_type
+from ..source import CONNECTOR, ENCODER, Source
 from .fields import Fields
 
 TOKENS = "embedding.convolution_tokens"
@@ -92,13 +92,13 @@ POOLER: Table = [
 ]
 
 
-def _gate_up(linear: Any, gate: Any) -> Any:
+def experts_gate_up(linear: Any, gate: Any) -> Any:
     """(1, E, D, F) twice -> (E, 2F, D): the gated side's rows first."""
     both = [swap_last(squeeze_first(array)) for array in (linear, gate)]
     return library(linear).concatenate(both, axis=1)
 
 
-def _down(weight: Any) -> Any:
+def experts_down(weight: Any) -> Any:
     """(1, E, F, D) -> (E, D, F)."""
     return swap_last(squeeze_first(weight))
 
@@ -112,9 +112,9 @@ MOE: Table = [
             "experts.hidden_transform.linear_1.weight",
         ),
         "moe.experts.gate_up_proj",
-        _gate_up,
+        experts_gate_up,
     ),
-    Rule("experts.output_transform.weight", "moe.experts.down_proj", _down),
+    Rule("experts.output_transform.weight", "moe.experts.down_proj", experts_down),
 ]
 
 RULES: Table = [
@@ -245,9 +245,11 @@ ENTRIES = (
         name="tamm_vit",
         what="the VisionTransformer of Apple's tamm",
         kind=ENCODER,
-        rules=lambda c: VISION if c.vision_config.class_token else VISION_WITHOUT_CLASS,
+        rules=lambda config, values: (
+            VISION if config.vision_config.class_token else VISION_WITHOUT_CLASS
+        ),
         config=lambda values, tower: config(values),
-        is_it=model_type("tamm_vit"),
+        types=("tamm_vit",),
         images=_images,
     ),
     Source(
@@ -256,6 +258,6 @@ ENTRIES = (
         kind=CONNECTOR,
         rules=POOLER,
         config=lambda values, tower: pooler_config(values),
-        is_it=model_type("tamm_c_abstractor"),
+        types=("tamm_c_abstractor",),
     ),
 )

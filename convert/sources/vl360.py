@@ -14,7 +14,7 @@ from mm1_mlx.errors import CheckpointError
 from mm1_mlx.inputs.settings import ImageSettings
 
 from ..rules import Rule, Table, drop_cls_row, prefixed
-from ..source import MODEL, Source, model_type
+from ..source import MODEL, Source
 from . import llama
 from .fields import Fields
 from .honeybee import ABSTRACTOR, abstractor_config
@@ -118,7 +118,7 @@ ENTRY = Source(
     kind=MODEL,
     rules=RULES,
     config=config,
-    is_it=model_type("QH_360VL"),
+    types=("QH_360VL",),
     tower=lambda values: values.get("mm_vision_tower"),
     images=_images,
     template="llama-3",

@@ -1,6 +1,9 @@
 """From what a user calls a model to a folder: built in, on disk, or on the hub."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -122,25 +125,51 @@ def _download(repo: str, revision: str | None, foreign: bool) -> Path:
             f"huggingface_hub is needed: run pip install huggingface_hub."
         ) from None
     try:
-        wanted: list[str] = list(_WANTED)
-        if foreign and not _offline():
-            wanted = choose_files(HfApi().list_repo_files(repo, revision=revision))
-        elif foreign:  # what an earlier download brought
-            wanted = ["*"]
-        found = snapshot_download(repo, revision=revision, allow_patterns=wanted)
-        return Path(str(found))
+        with _quiet():
+            wanted: list[str] = list(_WANTED)
+            if foreign and not _offline():  # one question, which is not repeated
+                asked = HfApi().model_info(repo, revision=revision, timeout=20)
+                wanted = choose_files([file.rfilename for file in asked.siblings or ()])
+            elif foreign:  # what an earlier download brought
+                wanted = ["*"]
+            found = snapshot_download(repo, revision=revision, allow_patterns=wanted)
+            return Path(str(found))
     except Exception as error:  # the hub's own kinds of errors, and the network's
+        before = local_snapshot(repo, revision) if _is_unreachable(error) else None
+        if before is not None and any(before.glob("*config.json")):
+            return before  # on a plane, what an earlier download brought must do
         raise CheckpointError(_no_download(repo, error)) from error
 
 
-def local_snapshot(name: str) -> Path | None:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines that the hub's package logs about every try; its progress bars
+    stay."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _is_unreachable(error: Exception) -> bool:
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(_UNREACHABLE & kinds) or isinstance(
+        error, ConnectionError | TimeoutError
+    )
+
+
+def local_snapshot(name: str, revision: str | None = None) -> Path | None:
     """What an earlier download left of a hub id, perhaps not all of it; no network."""
     if Path(name).expanduser().exists() or not _HUB_ID.fullmatch(name):
         return None
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(str(snapshot_download(name, local_files_only=True)))
+        found = snapshot_download(name, revision=revision, local_files_only=True)
+        return Path(str(found))
     except Exception:  # not there, or the package is not
         return None
 
@@ -163,7 +192,7 @@ def _no_download(repo: str, error: Exception) -> str:
             f"There is no model '{repo}' on the hub (or it is private: `hf auth "
             f"login`), and no such folder here."
         )
-    if _UNREACHABLE & kinds or isinstance(error, ConnectionError | TimeoutError):
+    if _is_unreachable(error):
         return (
             f"'{repo}' is neither a folder here nor in the hub's cache, and the hub "
             f"cannot be reached. Check the network (and HF_HUB_OFFLINE), or give the "

@@ -168,7 +168,8 @@ class Attention(nn.Module):
     """Multi-head attention with grouped keys; q, k and v are one matmul.
 
     rope: None in an encoder. qk_norm: None, "head" (RMSNorm over each head, Qwen3) or
-    "full" (over all heads together, OLMoE), before the rotation.
+    "full" (over all heads together, OLMoE), both before the rotation; or
+    "rotated_head" (over each head, after it, Apple's tamm).
 
     Shapes:
         x: (B, L, D)
@@ -218,7 +219,7 @@ class Attention(nn.Module):
         B, L, _ = x.shape
         H, KV, hd = self.num_heads, self.num_kv_heads, self.head_dim
         qk, v = mx.split(self.qkv_proj(x), [(H + KV) * hd], axis=-1)
-        if self._qk_norm is not None:
+        if self._qk_norm in ("head", "full"):
             qk = self._normed(qk)
         qk = qk.reshape(B, L, H + KV, hd).swapaxes(1, 2)  # (B, H + KV, L, hd)
         v = v.reshape(B, L, KV, hd).swapaxes(1, 2)
@@ -226,6 +227,8 @@ class Attention(nn.Module):
             offset = 0 if cache is None else getattr(cache, "positions", cache.offset)
             qk = self._rope(qk, offset, positions)
         q, k = qk[:, :H], qk[:, H:]
+        if self._qk_norm == "rotated_head":
+            q, k = self.q_norm(q), self.k_norm(k)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
         if last_only and L > 1:
