@@ -1,7 +1,7 @@
 """convert(): a foreign checkpoint, on disk or on the hub, to a model folder of ours."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,8 @@ def open_checkpoint(
         if tower_folder is not None and not inside:
             arrays |= read_arrays(tower_folder, "tower/")
     config = _whole(kind, kind.config(values, tower_config), values)
+    if isinstance(known := values.get("mm1_mlx"), dict):  # what `export` wrote
+        config = replace(config, extra=known)
     origin = Origin(folder, values, arrays)
     return Opened(origin, kind, config, tower_config, tower_folder)
 

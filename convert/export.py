@@ -1,7 +1,8 @@
 """A model folder of ours in the hub's layout, so that work done here is not locked in.
 
 What transformers has a class for: decoders like Llama, Qwen2, Qwen3 and Mixtral, and
-LLaVA around the first three. Import after export is the identity.
+LLaVA around the first three. Import after export is the identity, what the folder knows
+of its making included: it stands in config.json under "mm1_mlx".
 """
 
 from collections.abc import Callable, Iterator
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mm1_mlx.checkpoint.folder import read_config, replacing, weight_files, write_json
+from mm1_mlx.checkpoint.folder import read_config, weight_files, write_json
 from mm1_mlx.checkpoint.writer import Slot, WeightWriter
 from mm1_mlx.config import DecoderConfig, MM1Config, VisionConfig
 from mm1_mlx.errors import CheckpointError
 
 from . import numbers
+from .output import CARD, card, making, with_extra
 from .readers import LazyArray, read_safetensors
 
 _TYPES = {name: key for key, name in numbers.BY_NAME.items()}
@@ -36,10 +38,13 @@ def export(
     folder: Path,
     out: Path,
     *,
+    provenance: dict[str, Any] | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Write the model of `folder` as transformers does; gives its config.json.
 
+    provenance: kept in config.json and the model card, beside what the folder has.
     Raises CheckpointError for a model that transformers has no class for, and for a
     quantized one (its numbers are not those of the hub's format).
     """
@@ -58,13 +63,17 @@ def export(
     slots = [Slot(p.name, arrays[p.source].dtype, p.shape) for p in pieces]
     values["torch_dtype"] = _TYPES[slots[-1].dtype]
     total = sum(slot.nbytes for slot in slots)
-    with replacing(out) as new:
+    made = with_extra(config, "exported", {"to": "hf"} | (provenance or {}))
+    values["mm1_mlx"] = made.extra
+    with making(out, total, overwrite, progress) as (new, count):
         with WeightWriter(new, slots, metadata="pt") as writer:
             for piece in pieces:
                 for block in numbers.rows(piece.take(arrays[piece.source].read())):
+                    before = writer.written
                     writer.add(piece.name, block)
-                progress(writer.written, total)
+                    count(writer.written - before)
         _write_processor(folder, new, config)
+        (new / CARD).write_text(card(made, "transformers"), encoding="utf-8")
         write_json(new / "config.json", values)
     return values
 
@@ -159,7 +168,7 @@ def _family(c: DecoderConfig) -> tuple[str, dict[str, Any]]:
     """model_type, and the keys that only it has."""
     moe = c.moe_config
     if moe is not None:
-        plain = not (c.qkv_bias or c.qk_norm or c.attention_out_bias)
+        plain = not (c.qkv_bias or c.qk_norm or c.attention_out_bias or c.mlp_bias)
         regular = moe.sparse_step == 1 and moe.first_sparse_layer == 0
         same = moe.moe_intermediate_size in (None, c.intermediate_size)
         shared = moe.shared_expert_intermediate_size

@@ -3,7 +3,8 @@
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -39,29 +40,41 @@ def write_folder(
     template: the chat template, where the tokenizer brings none. CheckpointError where
     the disk is too small, before the work and during it.
     """
-    _check_room(out, conversion.nbytes)
     chosen = {w.name: w.quantize for w in conversion.weights if w.quantize is not None}
     if chosen and isinstance(config, MM1Config):
         default = default_quantization or most_common(chosen.values())
         config = replace(config, quantization=settings_for_config(chosen, default))
+    with making(out, conversion.nbytes, overwrite, progress) as (new, count):
+        write(conversion, new, progress=count)
+        _write_processor(new, config, settings, tokenizer, template)
+        (new / CARD).write_text(card(config), encoding="utf-8")
+        write_json(new / "config.json", config.to_dict())
+
+
+@contextmanager
+def making(
+    out: Path, nbytes: int, overwrite: bool, progress: Callable[[int, int], Any]
+) -> Iterator[tuple[Path, Callable[[int], None]]]:
+    """The folder to write into, which takes the place of `out` in the end, and what
+    is to be told of bytes written. nbytes: how many there will be.
+
+    CheckpointError where the disk is too small, before the work and during it.
+    """
+    _check_room(out, nbytes)
     done = 0
 
-    def count(nbytes: int) -> None:
+    def count(more: int) -> None:
         nonlocal done
-        done += nbytes
-        progress(done, conversion.nbytes)
+        done += more
+        progress(done, nbytes)
 
     with replacing(out, overwrite=overwrite) as new:
         try:
-            write(conversion, new, progress=count)
-            _write_processor(new, config, settings, tokenizer, template)
-            (new / CARD).write_text(card(config), encoding="utf-8")
-            write_json(new / "config.json", config.to_dict())
+            yield new, count
         except OSError as error:
             raise CheckpointError(
                 f"{out} could not be written: {error.strerror} after {done} of "
-                f"{conversion.nbytes} bytes. Nothing was left there; make room and "
-                f"run it again."
+                f"{nbytes} bytes. Nothing was left there; make room and run it again."
             ) from error
 
 
@@ -144,14 +157,18 @@ def licence_of(folder: Path) -> str | None:
     return match[1].strip("'\"") if match else None
 
 
-def card(config: MM1Config | EncoderConfig) -> str:
-    """The folder's model card: what it is, what it was made from, and how."""
+def card(config: MM1Config | EncoderConfig, library: str = "mlx") -> str:
+    """The folder's model card: what it is, what it was made from, and how.
+
+    library: "mlx" for a folder of ours, "transformers" for an exported one.
+    """
     licences = sorted(_licences(config.extra))
-    front = ["---", "library_name: mlx", "tags:", "- mlx", "- mm1_mlx"]
+    front = ["---", f"library_name: {library}", "tags:", f"- {library}", "- mm1_mlx"]
     if len(licences) == 1:
         front.insert(1, f"license: {licences[0]}")
     what = "An image encoder" if isinstance(config, EncoderConfig) else "A model"
-    lines = [*front, "---", "", f"# {what} for mm1_mlx", ""]
+    reader = "mm1_mlx" if library == "mlx" else library
+    lines = [*front, "---", "", f"# {what} for {reader}", ""]
     for step, values in config.extra.items():
         if isinstance(values, dict):
             lines += [f"## {step.capitalize()}", "", *_bullets(values), ""]

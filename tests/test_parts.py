@@ -177,9 +177,31 @@ def test_import_after_export_is_the_identity(folder, tmp_path):
     for name, array in first.items():
         assert mx.array_equal(array, second[name]), name
     configs = [json.loads((f / "config.json").read_text()) for f in (ours, back)]
-    for config in configs:
-        config.pop("extra")
+    first_extra, extra = (config.pop("extra") for config in configs)
     assert configs[0] == configs[1]
+    assert list(extra) == ["converted", "exported", "converted 2"]
+    assert extra["converted"] == first_extra["converted"]
+
+
+def test_an_exported_folder_says_what_it_is(tmp_path, monkeypatch, capsys):
+    source, ours, hub = (tmp_path / name for name in ("source", "ours", "hub"))
+    shutil.copytree(FIXTURES / "decoder_qwen2", source)
+    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    convert(source, ours)
+    flags = ["export", "--model", str(ours), "--hf-path", str(hub)]
+    assert main(flags) == 0
+    card = (hub / "README.md").read_text()
+    assert "library_name: transformers" in card and "license: apache-2.0" in card
+    assert "# A model for transformers" in card and "## Exported" in card
+    assert "export --model ours --hf-path hub" in card and str(tmp_path) not in card
+    assert main(flags) == 1
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert main([*flags, "--overwrite"]) == 0
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert main([*flags[:-1], str(tmp_path / "full")]) == 1
+    assert "1.0 kB are free on its disk" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hub", "ours", "source"]
 
 
 @pytest.mark.parametrize("folder", ["llava15/hf5", "decoder_mixtral", "decoder_qwen3"])

@@ -355,6 +355,6 @@ def test_wrong_use_of_the_command(tmp_path):
     flags = convert("--hf-path", mixtral, "--q-bits", "4")
     assert_fails(flags, r"flags of quantization were given without -q", code=2)
     both = convert("--hf-path", mixtral, "-q", "-d")
-    assert_fails(both, r"either -q or -d, not both")
+    assert_fails(both, r"either -q or -d, not both", code=2)
     part = convert("--hf-path", mixtral, "-q", "--q-part", "brain=4")
     assert_fails(part, r"--q-part is 'brain=4', but must be PART=BITS")

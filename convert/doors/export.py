@@ -9,6 +9,7 @@ from mm1_mlx.cli.progress import conversion_progress
 from mm1_mlx.cli.run import run_door
 
 from ..export import export
+from ..output import public_command
 
 
 def parser() -> Parser:
@@ -22,6 +23,7 @@ def parser() -> Parser:
     add("--to", choices=["hf"], default="hf", help="the layout (%(default)s)")
     add("--model", required=True, metavar="NAME", help="a model folder of mm1_mlx")
     add("--hf-path", type=Path, required=True, metavar="FOLDER", help="where to write")
+    add("--overwrite", action="store_true", help="replace a model folder there")
     add("--json", action="store_true", help="print one JSON object")
     p.add_debug()
     return p
@@ -32,7 +34,13 @@ def run(args: argparse.Namespace) -> None:
     from mm1_mlx.checkpoint.hub import find_folder
 
     progress = conversion_progress()["progress"]
-    values = export(find_folder(args.model), args.hf_path, progress=progress)
+    values = export(
+        find_folder(args.model),
+        args.hf_path,
+        provenance={"command": public_command(args.invoked)},
+        overwrite=args.overwrite,
+        progress=progress,
+    )
     if args.json:
         print(json.dumps({"folder": str(args.hf_path), "config": values}))
     else:
