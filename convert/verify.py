@@ -54,14 +54,16 @@ class Stage:
 class Verification:
     """All stages in order, and the first ids that both answer with.
 
-    judged: False where our weights are quantized and the original's are not: then
-    differences are what quantization costs, and only the pixels have a tolerance.
+    reference: whose code the original ran in. judged: False where our weights are
+    quantized and the original's are not: then differences are what quantization costs,
+    and only the pixels have a tolerance.
     """
 
     stages: list[Stage]
     ours: list[int]
     theirs: list[int]
     judged: bool = True
+    reference: str = "transformers"
 
     @property
     def first_difference(self) -> Stage | None:
@@ -81,6 +83,7 @@ class Verification:
         return {
             "passed": self.passed,
             "judged": self.judged,
+            "reference": self.reference,
             "first_difference": first.name if first else None,
             "stages": [
                 asdict(stage) | {"passed": stage.passed} for stage in self.stages
@@ -185,7 +188,7 @@ class _Check:
         stages: dict[str, np.ndarray] = {}
         encode(self._original, ours.copy(), (), None, stages.__setitem__)
         self._ours.encode(mx.array(shots), (), self._against(stages))
-        return Verification(self._stages, [], [], self._judged)
+        return self._verification([], [])
 
     def _own_pictures(self) -> Path | None:
         """The folder with the original's own settings of pictures, if they count."""
@@ -240,7 +243,11 @@ class _Check:
         # its own greedy answer is, too.
         whole = decode(self._original, ids + answer, slot, tokens, lambda *_: None)
         wanted = whole[len(ids) - 1 : -1].argmax(-1).tolist()
-        return Verification(self._stages, answer, wanted, self._judged)
+        return self._verification(answer, wanted)
+
+    def _verification(self, ours: list[int], theirs: list[int]) -> Verification:
+        what = self._original.what
+        return Verification(self._stages, ours, theirs, self._judged, what)
 
     def _against(self, theirs: dict[str, np.ndarray]):
         def emit(name: str, found: np.ndarray) -> None:
@@ -252,7 +259,8 @@ class _Check:
 
 def table(result: Verification) -> str:
     """A verification for people."""
-    lines = [f"{'stage':<20}{'difference':>12}{'of scale':>12}{'tolerance':>12}"]
+    lines = [f"reference: {result.reference}"]
+    lines += [f"{'stage':<20}{'difference':>12}{'of scale':>12}{'tolerance':>12}"]
     for stage in result.stages:
         limit = "-" if stage.tolerance is None else f"{stage.tolerance:g}"
         lines.append(

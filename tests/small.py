@@ -51,14 +51,14 @@ SPARSE = replace(DENSE, moe_config=MOE)
 
 
 def small_config(text: DecoderConfig = SPARSE, **settings) -> MM1Config:
-    settings = {"eos_token_id": EOS, "pad_token_id": PAD} | settings
-    return MM1Config(
-        vision_config=VISION,
-        connector_config=CONNECTOR,
-        text_config=text,
-        image_token_id=IMAGE,
-        **settings,
-    )
+    usual = {
+        "vision_config": VISION,
+        "connector_config": CONNECTOR,
+        "image_token_id": IMAGE,
+        "eos_token_id": EOS,
+        "pad_token_id": PAD,
+    }
+    return MM1Config(text_config=text, **(usual | settings))
 
 
 def small_model(text: DecoderConfig = SPARSE, seed: int = 0, **settings) -> MM1:

@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
+from small import VISION, small_model
+from test_parts import tamm_folder
 from test_quantization import mlx_lm_folder
 
 from convert.__main__ import main
@@ -13,6 +17,7 @@ from convert.conversion import convert
 from convert.verify import Stage, Verification, table
 from helpers import FIXTURES, need
 from mm1_mlx.checkpoint.folder import read_weights
+from mm1_mlx.config import ConnectorConfig
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.quantization.recipes import Recipe
 
@@ -65,6 +70,127 @@ def test_an_encoder_is_verified_layer_by_layer(folder, tmp_path):
     assert max(stage.relative for stage in found.stages) < 5e-5
     with pytest.raises(CheckpointError, match="give it a picture"):
         verified(folder, tmp_path / "ours", "", [])
+
+
+@pytest.mark.parametrize(
+    "folder, tower",
+    [
+        ("llava15/hf5", None),
+        ("llava16", "llava16/tower"),
+        ("vl360", "vl360/tower"),
+        ("honeybee/last", None),
+        ("moe_llava_stablelm", "moe_llava_stablelm/tower"),
+        ("decoder_llama3/config5", None),
+        ("decoder_mixtral", None),
+        ("decoder_olmoe", None),
+        ("decoder_phi2", None),
+        ("decoder_qwen15_moe", None),
+        ("decoder_qwen3", None),
+    ],
+)
+def test_our_own_code_in_torch_agrees(folder, tower, tmp_path):
+    """A folder of ours as the original of itself: MM1 in PyTorch against MLX."""
+    tower = FIXTURES / tower if tower else None
+    ours = tmp_path / "ours"
+    convert(FIXTURES / folder, ours, dtype="float32", tower=tower)
+    text, images = "1 5 6 7 9 10", None
+    if not folder.startswith("decoder"):
+        text, images = "1 5 6 <image> 7 9", ["examples/shapes.png"]
+    found = verified(ours, ours, text, images)
+    assert found.passed, found.first_difference
+    assert max(stage.relative for stage in found.stages) < 5e-5
+    assert found.reference.startswith("our own code in PyTorch")
+
+
+CONNECTORS = [
+    {"type": "average_pool", "num_query_tokens": 4, "norm_input": True},
+    {"type": "attention_pool", "num_query_tokens": 3, "num_attention_heads": 2},
+    {"type": "c_abstractor", "num_query_tokens": 4, "norm_output": True, "depth": 1},
+    {
+        "type": "c_abstractor",
+        "num_query_tokens": 4,
+        "variant": "tamm",
+        "pooling": "strided",
+        "hidden_act": "relu",
+        "norm_bias": False,
+        "squeeze_bias": False,
+        "num_eos_tokens": 2,
+    },
+]
+
+
+@pytest.mark.parametrize("connector", CONNECTORS, ids=lambda c: c["type"])
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {"norm_in": "patches", "feature_norm": True, "norm_bias": False},
+        {"norm_in": "embed", "norm_type": "rms_norm", "gated_mlp": True},
+        {"norm_in": "all", "class_token": False, "feature_layer": -2},
+    ],
+    ids=lambda v: v["norm_in"],
+)
+def test_every_connector_and_encoder_in_torch(connector, vision, tmp_path):
+    settings = {"type": "mlp", "hidden_size": 24, **connector}
+    model = small_model(
+        seed=3,
+        connector_config=ConnectorConfig(**settings),
+        vision_config=replace(VISION, **vision),
+    )
+    folder = tmp_path / "ours"
+    weights = {
+        name: array + 0.1 * mx.random.normal(array.shape)
+        for name, array in tree_flatten(model.parameters())
+    }
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    config = model.config.to_dict()
+    size = {"size": model.config.vision_config.image_size}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(size))
+    found = verified(folder, folder, "1 5 <image> 7", ["examples/shapes.png"])
+    assert found.passed, found.first_difference
+    assert max(stage.relative for stage in found.stages) < 5e-5
+
+
+def test_an_mm1_of_torch_is_verified(tmp_path):
+    """The source mm1_torch: its spelling on one side, the converted model on the other;
+    and what MM1 in PyTorch calls its weights is a spelling that it reads."""
+    torch = need("torch")
+    from convert.references.mm1 import Connector, Decoder, Encoder
+
+    config = small_model(seed=1).config
+    parts = {
+        "vision": Encoder(config.vision_config),
+        "connector": Connector(
+            config.connector_config,
+            config.vision_config.hidden_size,
+            config.text_config.hidden_size,
+            config.vision_config.num_patches,
+        ),
+        "decoder": Decoder(config.text_config),
+    }
+    arrays = {
+        f"{part}.{name}": tensor
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    torch.save(arrays, folder / "model.pt")
+    values = config.to_dict() | {"model_type": "mm1_torch"}
+    (folder / "config.json").write_text(json.dumps(values))
+    convert(folder, tmp_path / "ours", dtype="float32")
+    found = verified(
+        folder, tmp_path / "ours", "1 5 <image> 7", ["examples/shapes.png"]
+    )
+    assert found.passed, found.first_difference
+
+
+def test_a_vision_transformer_of_tamm_is_verified(tmp_path):
+    folder = tamm_folder("vision", "tamm_vit", tmp_path / "eyes")
+    convert(folder, tmp_path / "ours", dtype="float32")
+    found = verified(folder, tmp_path / "ours", "", ["examples/shapes.png"])
+    assert found.passed, found.first_difference
 
 
 def test_verification_says_where_it_begins(tmp_path):

@@ -35,30 +35,33 @@ def attach(module: nn.Module, read: Read) -> None:
     after.
 
     A block is an element of a list of layers, or another module that has parameters of
-    its own, with all that is inside it.
+    its own, with all that is inside it but lists of layers.
     """
     module.eval()
-    for name, block in list(_blocks("", module)):
-        block.register_forward_pre_hook(_loader(name, block, read))
-        block.register_forward_hook(_forgetter(block))
+    for name, block, deep in list(_blocks("", module)):
+        block.register_forward_pre_hook(_loader(name, block, deep, read))
+        block.register_forward_hook(_forgetter(block, deep))
 
 
-def _blocks(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _blocks(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Name, module, and whether what is inside it belongs to it."""
     own = any(True for _ in module.parameters(recurse=False))
+    lists = any(isinstance(inner, nn.ModuleList) for inner in module.modules())
     if own:
-        yield name, module
+        yield name, module, not lists
+    if own and not lists:
         return
     for child_name, child in module.named_children():
         full = f"{name}.{child_name}" if name else child_name
         if isinstance(module, nn.ModuleList):
-            yield full, child
+            yield full, child, True
         else:
             yield from _blocks(full, child)
 
 
-def _loader(name: str, block: nn.Module, read: Read) -> Callable[..., None]:
+def _loader(name: str, block: nn.Module, deep: bool, read: Read) -> Callable[..., None]:
     def load(*_: Any) -> None:
-        for inner, owner, short in list(_parameters(block)):
+        for inner, owner, short in list(_parameters(block, deep)):
             full = f"{name}.{inner}" if name else inner
             wanted = tuple(owner._parameters[short].shape)  # type: ignore[union-attr]
             tensor = torch.from_numpy(_shaped(read(full), wanted, full))
@@ -83,9 +86,9 @@ def _shaped(numbers: np.ndarray, wanted: tuple[int, ...], name: str) -> np.ndarr
     return found.reshape(wanted)
 
 
-def _forgetter(block: nn.Module) -> Callable[..., None]:
+def _forgetter(block: nn.Module, deep: bool) -> Callable[..., None]:
     def forget(*_: Any) -> None:
-        for __, owner, short in list(_parameters(block)):
+        for __, owner, short in list(_parameters(block, deep)):
             value = owner._parameters[short]
             assert value is not None
             empty = nn.Parameter(value.to("meta"), requires_grad=False)
@@ -94,9 +97,9 @@ def _forgetter(block: nn.Module) -> Callable[..., None]:
     return forget
 
 
-def _parameters(block: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+def _parameters(block: nn.Module, deep: bool) -> Iterator[tuple[str, nn.Module, str]]:
     """Full name, owner and own name of every parameter of a block."""
-    for prefix, owner in block.named_modules():
+    for prefix, owner in block.named_modules() if deep else [("", block)]:
         for short, value in owner._parameters.items():
             if value is not None:
                 yield f"{prefix}.{short}" if prefix else short, owner, short

@@ -18,8 +18,9 @@ from mm1_mlx.errors import CheckpointError
 from .. import numbers
 from ..conversion import Opened
 from ..packed import Packed, bundle, settings_of
-from ..pipeline import unpack
-from . import clip_names
+from ..pipeline import Weight, prepare, rows_of, unpack
+from ..source import DECODER
+from . import clip_names, mm1
 from .connectors import MLP, CAbstractor, DeepSpeedMoE
 from .lazy import attach, without_weights
 
@@ -29,7 +30,8 @@ class Original:
     """The parts of a checkpoint in PyTorch; None where it lacks one.
 
     connectors: for whole pictures; for crops first where there are two ("crops",
-    "overview").
+    "overview"). output_norm: of the encoder, where the connector reads what it gives.
+    what: whose code it is, for people.
     """
 
     encoder: nn.Module | None
@@ -38,6 +40,8 @@ class Original:
     connectors: dict[str, nn.Module]
     newline: Callable[[], torch.Tensor] | None
     decoder: nn.Module | None
+    output_norm: nn.Module | None = None
+    what: str = "transformers, and our own code for what it lacks"
 
 
 class Arrays:
@@ -115,12 +119,17 @@ _DECODER = {
     "honeybee": "language_model.",
     "hyperclovax": "language_model.",
 }
+_NOT_IN_TRANSFORMERS = ("tamm_text", "tamm_moe")
 _NEWLINE = ("model.image_newline", "image_newline")
 
 
 def original(opened: Opened) -> Original:
-    """The PyTorch original; CheckpointError where there is no reference for a part."""
+    """The original in PyTorch: transformers' where it has the parts, else our own."""
     name, values = opened.source.name, opened.origin.config
+    if opened.source.kind != DECODER and name not in _ENCODER:
+        return _own(opened)
+    if opened.source.kind == DECODER and name in _NOT_IN_TRANSFORMERS:
+        return _own(opened)
     arrays = Arrays(opened)
     config = opened.config
     vision = config.vision_config
@@ -140,15 +149,61 @@ def original(opened: Opened) -> Original:
     )
 
 
+def _own(opened: Opened) -> Original:
+    """Our own code in PyTorch (mm1.py); the weights go through the source's table."""
+    config: Any = opened.config
+    plan = prepare(opened.origin, opened.source, config, "F32", dequantize=True)
+    weights = {weight.name: weight for weight in plan.weights}
+
+    def with_weights(name: str, module: nn.Module) -> nn.Module:
+        attach(module, lambda inner: _numbers(weights[f"{name}.{inner}"]))
+        return module
+
+    vision: Any = config.vision_config
+    text: Any = getattr(config, "text_config", None)
+    encoder = decoder = None
+    connectors = {}
+    with without_weights():
+        if vision is not None:
+            encoder = mm1.Encoder(vision)
+        if text is not None:
+            decoder = mm1.Decoder(text)
+        if vision is not None and text is not None:
+            for part, tiles in _own_connectors(config):
+                size = vision.hidden_size, text.hidden_size, tiles * vision.num_patches
+                connectors[part] = mm1.Connector(config.connector_config, *size)
+    ours = {"crops": "tile_connector", "overview": "connector"}
+    newline = weights.get("image_newline")
+    normed = vision is not None and vision.feature_norm
+    return Original(
+        encoder=encoder and with_weights("vision", encoder),
+        feature_layer=vision.feature_layer if vision else -1,
+        drops_class=bool(vision and vision.class_token),
+        connectors={k: with_weights(ours[k], v) for k, v in connectors.items()},
+        newline=(lambda: torch.from_numpy(_numbers(newline))) if newline else None,
+        decoder=decoder and with_weights("decoder", decoder),
+        output_norm=encoder.norm_out if encoder and normed else None,
+        what="our own code in PyTorch, through the source's table of names",
+    )
+
+
+def _own_connectors(config: Any) -> list[tuple[str, int]]:
+    """Which there are, and how many pictures' patches each reads as one map."""
+    tiling = config.tiling_config
+    if tiling is None or tiling.type != "crops":
+        return [("overview", 1)]
+    ((rows, columns),) = tiling.grids
+    return [("crops", rows * columns), ("overview", 1)]
+
+
+def _numbers(weight: Weight) -> np.ndarray:
+    return rows_of(weight, 1).reshape(weight.shape)
+
+
 def _encoder(opened: Opened, arrays: Arrays) -> nn.Module:
     import transformers
 
     name = opened.source.name
-    if name not in _ENCODER:
-        raise CheckpointError(
-            f"There is no PyTorch reference for the encoder of {name}; verify knows "
-            f"{', '.join(_ENCODER)}."
-        )
     values = opened.origin.config
     given = opened.tower_config or values.get("vision_config") or values
     given = dict(given.get("vision_config") or given)

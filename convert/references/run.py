@@ -66,12 +66,14 @@ def _features(original: Original, pixels: torch.Tensor, emit: Emit) -> torch.Ten
         for hook in (*hooks, first):
             hook.remove()
     chosen = states[len(states) + original.feature_layer]
+    if original.output_norm is not None:
+        chosen = original.output_norm(chosen)
     return chosen[:, 1:] if original.drops_class else chosen
 
 
 def _layers(encoder: torch.nn.Module) -> list[torch.nn.Module]:
     inner = getattr(encoder, "vision_model", encoder)
-    return list(inner.encoder.layers)  # type: ignore[union-attr]
+    return list(getattr(inner, "encoder", inner).layers)  # type: ignore[union-attr]
 
 
 def _by_picture(tokens, layouts, original, arrange) -> list[torch.Tensor]:
@@ -140,7 +142,7 @@ def decode(
         emit(f"decoder layer {number}", out.numpy())
         number += 1
 
-    layers = decoder.model.layers  # type: ignore[union-attr]
+    layers = getattr(decoder, "model", decoder).layers
     hooks = [layer.register_forward_hook(keep) for layer in layers]  # type: ignore
     try:
         logits = decoder(inputs_embeds=embeddings, use_cache=False).logits
