@@ -4,13 +4,13 @@ import argparse
 import json
 from pathlib import Path
 
+from mm1_mlx.cli.conversion import add_target
 from mm1_mlx.cli.parser import Parser, whole_number
 from mm1_mlx.cli.progress import conversion_progress
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.config import CONNECTORS, ConnectorConfig
 from mm1_mlx.errors import UsageError
 
-from .. import numbers
 from ..assemble import assemble
 from ..conversion import find_origin
 from ..output import public_command
@@ -26,7 +26,6 @@ def parser() -> Parser:
     add = p.add_argument
     add("--vision", required=True, metavar="PATH", help="folder or hub id")
     add("--decoder", required=True, metavar="PATH", help="folder or hub id")
-    add("--mlx-path", type=Path, required=True, metavar="FOLDER", help="where to write")
     add(
         "--connector",
         default="c_abstractor",
@@ -46,10 +45,7 @@ def parser() -> Parser:
         metavar="N",
         help="the encoder block that is read, -1 the last (the encoder's own)",
     )
-    add("--dtype", choices=list(numbers.BY_NAME), help="of the weights (the decoder's)")
-    add("--seed", type=whole_number(0), default=0, metavar="N", help="(%(default)s)")
-    add("--overwrite", action="store_true", help="replace a model folder")
-    add("--json", action="store_true", help="print one JSON object")
+    add_target(p, "the decoder's", "of a new connector")
     p.add_debug()
     return p
 

@@ -2,13 +2,12 @@
 
 import argparse
 import json
-from pathlib import Path
 
+from mm1_mlx.cli.conversion import add_target
 from mm1_mlx.cli.parser import Parser, whole_number
 from mm1_mlx.cli.progress import conversion_progress
 from mm1_mlx.cli.run import run_door
 
-from .. import numbers
 from ..conversion import find_origin
 from ..output import public_command
 from ..upcycle import upcycle
@@ -23,7 +22,6 @@ def parser() -> Parser:
     )
     add = p.add_argument
     add("--model", required=True, metavar="PATH", help="folder or hub id, dense")
-    add("--mlx-path", type=Path, required=True, metavar="FOLDER", help="where to write")
     add("--num-experts", type=whole_number(2), default=8, metavar="N", help="(8)")
     add("--top-k", type=whole_number(1), default=2, metavar="K", help="per token (2)")
     add("--every", type=whole_number(1), default=2, metavar="N", help="layers (2)")
@@ -33,10 +31,7 @@ def parser() -> Parser:
         metavar="N",
         help="first layer with experts (1)",
     )
-    add("--dtype", choices=list(numbers.BY_NAME), help="of the weights")
-    add("--seed", type=whole_number(0), default=0, metavar="N", help="of routers (0)")
-    add("--overwrite", action="store_true", help="replace a model folder")
-    add("--json", action="store_true", help="print one JSON object")
+    add_target(p, "the parent's", "of the routers")
     p.add_debug()
     return p
 

@@ -150,7 +150,7 @@ def original(opened: Opened) -> Original:
 
 
 def _own(opened: Opened) -> Original:
-    """Our own code in PyTorch (mm1.py); the weights go through the source's table."""
+    """Our own code in PyTorch (mm1/); the weights go through the source's table."""
     config: Any = opened.config
     plan = prepare(opened.origin, opened.source, config, "F32", dequantize=True)
     weights = {weight.name: weight for weight in plan.weights}

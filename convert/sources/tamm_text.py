@@ -79,6 +79,7 @@ def _layer(source: str, target: str, c: DecoderConfig) -> Table:
 
 
 def text_rules(config: MM1Config, values: dict) -> Table:
+    """The table of AFMTextV7 for a config: heads are reordered by their size."""
     return [*_ENDS, *_layer("layers.layer_{i}", LAYER, config.text_config)]
 
 
