@@ -57,6 +57,7 @@ class Streamed:
     def __init__(self, folder: Path, dtype: mx.Dtype | None):
         self._files = weight_files(folder)
         self._dtype = dtype
+        self.in_float32 = dtype == mx.float32
         stored = {n: i for infos in self._files.values() for n, i in infos.items()}
         self.types = {info.dtype for info in stored.values()}
         self.model: Any = make(folder)

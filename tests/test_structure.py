@@ -17,7 +17,8 @@ ORDER = [
     ["kernels", "memory"],
     ["models"],
     ["inputs", "checkpoint"],
-    ["adapters", "quantization"],
+    ["quantization"],
+    ["adapters"],  # by the same parts
     ["convert"],
     ["loading"],
     ["inference"],

@@ -4,6 +4,8 @@ MM1 (section 4) follows GShard and ST-MoE: top-2, load-balance loss 0.01, router
 0.001. What it leaves open follows Apple's axlearn (common/mixture_of_experts.py).
 """
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -300,9 +302,9 @@ class Experts(nn.Module):
             rows = mx.broadcast_to(x[:, None], (T, K, D)).reshape(T * K, 1, D)
         sorted_ = order is not None
         up_bias, down_bias = self._biases()
-        hidden = _gather(rows, self._up(), indices, sorted_, up_bias)
+        hidden = gather(rows, self._up(), indices, sorted_, up_bias)
         hidden = self._activate(hidden)
-        out = _gather(hidden, self.down_proj, indices, sorted_, down_bias)[:, 0]
+        out = gather(hidden, self.down_proj, indices, sorted_, down_bias)[:, 0]
         if order is not None:
             out = out[mx.argsort(order)]
         out = out.reshape(T, K, D)
@@ -339,18 +341,19 @@ class Experts(nn.Module):
         return self.routed(x, weights, experts)
 
 
-def _gather(
+def gather(
     x: mx.array,
-    stack: "mx.array | QuantizedStack",
+    stack: Any,
     indices: mx.array,
     sorted_: bool,
     bias: mx.array | None = None,
 ) -> mx.array:
     """Each row times the matrix of its expert, and its bias. (R, 1, in) -> (R, 1, out).
 
-    bias: (E, out).
+    stack: (E, out, in), or what knows how to do it itself: a QuantizedStack, or one
+    with an adapter. bias: (E, out).
     """
-    if isinstance(stack, QuantizedStack):
+    if not isinstance(stack, mx.array):
         out = stack.gather(x, indices, sorted_)
     else:
         if _on_cpu():

@@ -30,10 +30,11 @@ def quantize_model(model: nn.Module, settings_of: SettingsOf) -> None:
             if (settings := settings_of(path)) is not None:
                 module.quantize(settings)
         elif hasattr(module, "to_quantized") and (settings := settings_of(path)):
-            _replace(model, path, module.to_quantized(**settings))  # type: ignore
+            replace_module(model, path, module.to_quantized(**settings))  # type: ignore
 
 
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, path: str, module: Any) -> None:
+    """Put another module (or array) at a path like "decoder.layers.3.mlp.up_proj"."""
     *parents, last = path.split(".")
     place: Any = model
     for part in parents:
