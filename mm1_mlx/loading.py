@@ -40,6 +40,7 @@ _DTYPES = {
 def load(
     name_or_path: str | Path,
     *,
+    adapter_path: str | Path | None = None,
     dtype: mx.Dtype | str | None = None,
     lazy: bool = False,
     tell: Callable[[str], None] = lambda line: None,
@@ -50,10 +51,11 @@ def load(
     A public checkpoint in another project's layout (LLaVA, Llama, ...) is converted
     once into a cache; `tell` receives where, `progress` the bytes written and all.
 
-    dtype: the floating-point type of the weights. None keeps the stored one, except on
-    MLX's CPU back end, whose 16-bit arithmetic is slow and coarse: there it is float32,
-    at twice the memory. lazy: leave the weights on disk until they are used; then only
-    the thread that loaded may use them.
+    adapter_path: a folder with an adapter (of mm1_mlx.lora, mlx-lm or PEFT), which is
+    put onto the model. dtype: the floating-point type of the weights. None keeps the
+    stored one, except on MLX's CPU back end, whose 16-bit arithmetic is slow and
+    coarse: there it is float32, at twice the memory. lazy: leave the weights on disk
+    until they are used; then only the thread that loaded may use them.
 
     Raises CheckpointError for a model that cannot be found or does not fit its config,
     ConfigError for a config that makes no sense.
@@ -64,7 +66,23 @@ def load(
     folder = find_model(name_or_path, tell=tell, progress=progress)
     config = read_config(folder)
     processor = Processor.from_folder(folder, config)
-    return load_model(folder, config, wanted, lazy=lazy), processor
+    model = load_model(folder, config, wanted, lazy=lazy)
+    if adapter_path is not None:
+        load_adapter(model, adapter_path)
+    return model, processor
+
+
+def load_adapter(model: MM1, folder: str | Path) -> None:
+    """Put the adapter of a folder onto a model that has none, in place.
+
+    CheckpointError where it is of another model, or not an adapter.
+    """
+    from mm1_mlx.adapters.folder import apply_adapter, read_adapter
+
+    place = Path(folder).expanduser()
+    apply_adapter(model, *read_adapter(place), str(place))
+    model.eval()
+    mx.eval(_all_arrays(model))
 
 
 def find_model(

@@ -432,8 +432,8 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mm1_mlx.training.state.os.fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("mm1_mlx.checkpoint.folder.os.fsync", no_space)
+    with pytest.raises(CheckpointError, match=r"No space.* before is whole"):
         save_state(path, {"tree": {"x": mx.array([2.0])}}, {"step": 2})
     trees, facts = load_state(path)
     assert trees["tree"]["x"].tolist() == [1.0] and facts == {"step": 1}

@@ -78,6 +78,7 @@ def part_of_weight(name: str) -> str:
         return "connector"
     if name.endswith(("router.weight", "shared_expert_gate.weight")):
         return "router"
+    name = name.replace(".base.", ".")  # inside an adapted layer
     stem = name.removesuffix(".bias").removesuffix("_bias")
     found = part_of(stem if stem.endswith(".weight") else stem + ".weight")
     return found or "norms"

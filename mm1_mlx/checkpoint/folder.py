@@ -309,6 +309,28 @@ def replacing(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` if all goes well, else vanishes.
+
+    Its bytes are on the disk before the old file goes. CheckpointError where the disk
+    does not take them; the old file is whole then.
+    """
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # MLX raises the latter
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path} could not be written: {reason}. What was there before is whole."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _clear_up(place: Path) -> None:
     """Remove what a killed process left beside a folder that it was writing.
 

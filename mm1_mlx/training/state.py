@@ -1,7 +1,6 @@
 """Checkpoints of a run: complete, atomic, and exact to resume from."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mm1_mlx.checkpoint.folder import check_weights
+from mm1_mlx.checkpoint.folder import check_weights, replacing_file
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.models.mm1 import MM1
@@ -27,11 +26,8 @@ def save_state(path: Path, trees: dict[str, dict], facts: dict) -> None:
         for key, value in tree_flatten(tree)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.partial.safetensors")
-    mx.save_safetensors(str(temporary), arrays, {"facts": json.dumps(facts)})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing_file(path) as temporary:
+        mx.save_safetensors(str(temporary), arrays, {"facts": json.dumps(facts)})
 
 
 def load_state(path: Path) -> tuple[dict[str, dict], dict]:
