@@ -1,17 +1,15 @@
 """Names and lazy arrays of a checkpoint: .safetensors, and .bin/.pt without torch.
 
-Nothing in a file is trusted and nothing in it is run. A pickle is read by an unpickler
-that knows the few names that weights need; every other name is refused. Arrays are
+Nothing in a file is trusted and nothing in it is run. A pickle is read by a machine of
+our own (unpickle.py) that knows the few names and operations that weights need; every
+other one is refused. Arrays are
 views of the mapped file, so reading one costs no memory until it is copied.
 """
 
 import mmap
-import pickle
 import struct
 import zipfile
-from collections import OrderedDict
 from dataclasses import dataclass, field
-from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ import numpy as np
 
 from mm1_mlx.checkpoint.safetensors import ITEM_SIZES, read_header
 from mm1_mlx.errors import CheckpointError
+
+from .unpickle import RefusedError, UnpickleError, unpickle
 
 MAX_PICKLE = 256 << 20  # bytes of data.pkl; that of a 70B model has 2 MB
 MAX_TENSORS = 1_000_000
@@ -273,7 +273,7 @@ def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
     good = isinstance(storage, _Storage) and _size(offset)
     good = good and isinstance(shape, tuple) and isinstance(strides, tuple)
     if not (good and len(shape) == len(strides) and all(map(_size, shape + strides))):
-        raise pickle.UnpicklingError("a tensor without a sound storage, shape, strides")
+        raise UnpickleError("a tensor without a sound storage, shape, strides")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -281,52 +281,57 @@ def _rebuild_parameter(data, *_) -> Any:
     return data
 
 
+def _rebuild_size(shape=()) -> tuple:
+    if not isinstance(shape, tuple | list):
+        raise UnpickleError("a size that is no tuple")
+    return tuple(shape)
+
+
+def _ordered(*arguments) -> dict:
+    """A dictionary that is filled later, as Python 3 writes it."""
+    if arguments:
+        raise UnpickleError("an OrderedDict that is not written by Python 3")
+    return {}
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
-    ("torch", "Size"): lambda shape=(): tuple(shape),
+    ("torch", "Size"): _rebuild_size,
     **{("torch", name): _StorageType(kind) for name, kind in _STORAGES.items()},
     **{("torch.storage", name): _StorageType(kind) for name, kind in _STORAGES.items()},
     **{("torch", name): _Dtype(kind) for name, kind in _DTYPES.items()},
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows what arrays are made of. Every other name ends the reading."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _RefusedError(f"{module}.{name}") from None
-
-    def persistent_load(self, pid: Any) -> Any:
-        match pid:
-            case ("storage", _StorageType(dtype), str(key), _, int(numel)) if (
-                numel >= 0 and "/" not in key
-            ):
-                return _Storage(dtype, key, numel)
-        raise pickle.UnpicklingError("a reference to something that is no storage")
+def _find(module: str, name: str) -> Any:
+    try:
+        return _ALLOWED[module, name]
+    except KeyError:
+        raise RefusedError(f"{module}.{name}") from None
 
 
-class _RefusedError(pickle.UnpicklingError):
-    """A name that weights do not need."""
+def _persistent(pid: Any) -> _Storage:
+    match pid:
+        case ("storage", _StorageType(dtype), str(key), _, int(numel)) if (
+            numel >= 0 and "/" not in key
+        ):
+            return _Storage(dtype, key, numel)
+    raise UnpickleError("a reference to something that is no storage")
 
 
 def _unpickle(path: Path, archive: _Archive) -> Any:
     try:
-        return _Unpickler(BytesIO(archive.pickle())).load()
-    except _RefusedError as error:
+        return unpickle(archive.pickle(), _find, _persistent)
+    except RefusedError as error:
         raise CheckpointError(
             f"{path} asks to load {error}, which weights do not need. Nothing of it "
             f"was run. If you trust the file, save its state_dict() alone with torch."
         ) from None
-    except CheckpointError:
-        raise
-    except Exception as error:  # a hostile pickle can raise anything
+    except UnpickleError as error:
         raise archive.broken(f"its data.pkl cannot be read ({error})") from error
 
 

@@ -5,6 +5,7 @@ bytes JSON {name: {dtype, shape, data_offsets}}; the data.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -54,6 +55,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     for name, info in sorted(infos.items(), key=lambda item: item[1].start):
         if info.start < last:
             raise _broken(path, f"'{name}' overlaps another array")
+        if info.start > last:
+            gap = info.start - last
+            raise _broken(path, f"{gap} bytes before '{name}' belong to no array")
         last = max(last, info.stop)
     if last > size:
         raise _broken(
@@ -74,7 +78,8 @@ def _read_json(path: Path) -> tuple[dict[str, Any], int]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise _broken(path, _why_no_header(path))
-            header = json.loads(file.read(length))
+            text = file.read(length)
+            header = json.loads(text, object_pairs_hook=_unique(path))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -82,6 +87,20 @@ def _read_json(path: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a JSON object")
     return header, size - 8 - length
+
+
+def _unique(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """Objects of a header as dictionaries; of two equal names JSON keeps the last."""
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise _broken(path, f"its header has '{twice[:80]}' twice")
+        return values
+
+    return made
 
 
 def _why_no_header(path: Path) -> str:
