@@ -55,9 +55,9 @@ def assemble(
     training starts from image tokens that look like text to the decoder.
 
     connector: of a new one, None for MM1's C-Abstractor with 144 tokens; or the folder
-    of a trained one, alone (tamm's) or in a model. feature_layer: which
-    block's output it reads; None for the encoder's own, or -2 for CLIP (LLaVA's
-    choice). seed: of the connector. Raises CheckpointError, ConfigError.
+    of a trained one, alone (tamm's) or in a model. feature_layer: which block's output
+    it reads; None for the encoder's own, or -2 for CLIP (LLaVA's choice). seed: of the
+    connector. Raises CheckpointError, ConfigError.
     """
     eyes = open_checkpoint(vision, locate=find_origin)
     words = open_checkpoint(decoder, locate=find_origin)
@@ -66,11 +66,7 @@ def assemble(
         raise CheckpointError(f"{decoder} is an image encoder alone: no decoder.")
     if feature_layer is not None:
         encoder = replace(encoder, feature_layer=feature_layer, feature_norm=False)
-    bridge: _Trained | _Fresh
-    if isinstance(connector, Path):
-        bridge = _open_connector(connector)
-    else:
-        bridge = _Fresh(connector or ConnectorConfig(type="c_abstractor"), words, seed)
+    bridge = _bridge(connector, words, seed)
     config = replace(
         words.config,
         vision_config=encoder,
@@ -89,10 +85,19 @@ def assemble(
         plan,
         with_extra(config, "assembled", made | (provenance or {})),
         *processor_of(eyes, words, tell),
+        sources=[vision, decoder, connector if isinstance(connector, Path) else None],
         overwrite=overwrite,
         progress=progress,
     )
     return config
+
+
+def _bridge(
+    connector: ConnectorConfig | Path | None, words: Opened, seed: int
+) -> "_Trained | _Fresh":
+    if isinstance(connector, Path):
+        return _open_connector(connector)
+    return _Fresh(connector or ConnectorConfig(type="c_abstractor"), words, seed)
 
 
 def _encoder(opened: Opened) -> VisionConfig:

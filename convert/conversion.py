@@ -14,14 +14,27 @@ from mm1_mlx.config import (
     VisionConfig,
 )
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.inputs.settings import PREPROCESSOR_FILE, ImageSettings
+from mm1_mlx.inputs.settings import (
+    PREPROCESSOR_FILE,
+    ImageSettings,
+    read_preprocessor,
+)
 from mm1_mlx.quantization.recipes import Recipe
 
 from . import numbers
 from .origin import Origin, read_arrays, read_config
 from .output import licence_of, public_name, with_extra, write_folder
-from .pipeline import Conversion, prepare
-from .source import DECODER, ENCODER, AnyConfig, Source, detect, find_source, read_as
+from .pipeline import Conversion, prepare, same
+from .source import (
+    DECODER,
+    ENCODER,
+    AnyConfig,
+    Source,
+    detect,
+    find_source,
+    no_tower,
+    read_as,
+)
 from .sources.fields import names_theta
 
 
@@ -63,6 +76,11 @@ def open_checkpoint(
     tower_folder, tower_config = None, None
     if kind.folders:
         tower_config = read_config(folder / kind.folders[0])
+    elif tower is not None and kind.tower is no_tower:
+        raise CheckpointError(
+            f"{folder} was read as {kind.name}, which has its image encoder inside or "
+            f"none at all: leave out --vision-tower."
+        )
     elif named := tower or kind.tower(values):
         inside = any("vision_tower" in name or "image_tower" in name for name in arrays)
         if tower is not None or not inside:
@@ -73,8 +91,37 @@ def open_checkpoint(
     config = _whole(kind, kind.config(values, tower_config), values)
     if isinstance(known := values.get("mm1_mlx"), dict):  # what `export` wrote
         config = replace(config, extra=known)
+    if isinstance(config, MM1Config):
+        config = _untied(_with_generation_ids(config, folder), arrays)
     origin = Origin(folder, values, arrays)
     return Opened(origin, kind, config, tower_config, tower_folder)
+
+
+def _with_generation_ids(config: MM1Config, folder: Path) -> MM1Config:
+    """With the end marks of generation_config.json, which transformers answers by."""
+    path = folder / "generation_config.json"
+    ids = _id(read_json(path).get("eos_token_id")) if path.is_file() else None
+    return config if ids is None else replace(config, eos_token_id=ids)
+
+
+def _untied(config: MM1Config, arrays: dict[str, Any]) -> MM1Config:
+    """Without tying, where the file has an output table that is not the token table.
+
+    transformers 5 keeps such a table, whatever tie_word_embeddings says.
+    """
+    if not config.text_config.tie_word_embeddings:
+        return config
+    tables = [
+        [array for name, array in arrays.items() if name.endswith(end)]
+        for end in ("embed_tokens.weight", "lm_head.weight")
+    ]
+    if any(len(found) != 1 for found in tables):
+        return config
+    (tokens,), (head,) = tables
+    if tokens.shape == head.shape and tokens.dtype == head.dtype and same(tokens, head):
+        return config
+    text = replace(config.text_config, tie_word_embeddings=False)
+    return replace(config, text_config=text)
 
 
 def _find_tower(name: str, given: bool, locate: Callable[[str], Path]) -> Path:
@@ -149,8 +196,8 @@ def image_settings(opened: Opened) -> ImageSettings | None:
     if source.kind == DECODER or opened.config.vision_config is None:
         return None
     places = [folder, *(folder / name for name in source.folders), opened.tower]
-    files = [place / PREPROCESSOR_FILE for place in places if place is not None]
-    found = next((read_json(file) for file in files if file.is_file()), None)
+    read = [read_preprocessor(place) for place in places if place is not None]
+    found = next((values for values in read if values is not None), None)
     if source.images is not None:
         return source.images(opened.origin.config, opened.tower_config, found)
     if found is not None:
@@ -196,6 +243,11 @@ def convert(
         opened.origin, opened.source, opened.config, kept, dequantize=dequantize
     )
     config = opened.config
+    if quantize is not None and not isinstance(config, MM1Config):
+        raise CheckpointError(
+            f"{folder} is an image encoder alone, which keeps its 16 bits: leave out "
+            f"-q."
+        )
     if quantize is not None and isinstance(config, MM1Config):
         plan.quantize(quantize, config.text_config.num_hidden_layers)
     for line in plan.notes:
@@ -206,17 +258,28 @@ def convert(
         plan,
         with_extra(config, step, made),
         *processor_of(opened, opened, tell),
+        sources=[folder, opened.tower],
         default_quantization=quantize.default if quantize else None,
         overwrite=overwrite,
         progress=progress,
     )
+    _tell_losses(plan, tell)
+    return plan
+
+
+def _tell_losses(plan: Conversion, tell: Callable[[str], None]) -> None:
+    """Say what another type of number could not hold."""
+    if plan.infinities:
+        tell(
+            f"warning: {plan.infinities} weights are beyond the range of float16 and "
+            f"have become infinite. Take --dtype bfloat16."
+        )
     if plan.lost_groups:
         share = plan.lost_groups / plan.groups
         tell(
             f"warning: nvfp4 has rounded {share:.1%} of the groups of weights to zero, "
             f"because they are smaller than its scales can say. Take mxfp4 or affine."
         )
-    return plan
 
 
 def processor_of(

@@ -65,7 +65,7 @@ def export(
     total = sum(slot.nbytes for slot in slots)
     made = with_extra(config, "exported", {"to": "hf"} | (provenance or {}))
     values["mm1_mlx"] = made.extra
-    with making(out, total, overwrite, progress) as (new, count):
+    with making(out, total, overwrite, progress, [folder]) as (new, count):
         with WeightWriter(new, slots, metadata="pt") as writer:
             for piece in pieces:
                 for block in numbers.rows(piece.take(arrays[piece.source].read())):

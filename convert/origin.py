@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_mlx.checkpoint.folder import inside, read_json
+from mm1_mlx.checkpoint.hub import of_one_layout
 from mm1_mlx.errors import CheckpointError
 
 from .readers import LazyArray, read_safetensors, read_torch
@@ -79,6 +80,10 @@ def weight_files(folder: Path) -> list[Path]:
             and not path.name.startswith(_NO_WEIGHTS)
             and path.name not in _BESIDE
         ]
+        names = of_one_layout(
+            [path.name for path in found], (folder / "config.json").is_file()
+        )
+        found = [path for path in found if path.name in names]
         # AIMv2 has the same weights in model.safetensors and mlx_model.safetensors.
         plain = [path for path in found if path.name.startswith("model")]
         if found:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_mlx._version import __version__
-from mm1_mlx.checkpoint.folder import replacing, write_json
+from mm1_mlx.checkpoint.folder import is_foreign, read_json, replacing, write_json
 from mm1_mlx.config import EncoderConfig, MM1Config
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.inputs.settings import ImageSettings
@@ -31,20 +31,23 @@ def write_folder(
     tokenizer: Any,
     template: str | None = None,
     *,
+    sources: Sequence[Path | None] = (),
     default_quantization: dict | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> None:
     """Write a whole model folder, or nothing.
 
-    template: the chat template, where the tokenizer brings none. CheckpointError where
+    template: the chat template, where the tokenizer brings none. sources: the folders
+    that it is made of, which must not be replaced. CheckpointError where
     the disk is too small, before the work and during it.
     """
     chosen = {w.name: w.quantize for w in conversion.weights if w.quantize is not None}
     if chosen and isinstance(config, MM1Config):
         default = default_quantization or most_common(chosen.values())
         config = replace(config, quantization=settings_for_config(chosen, default))
-    with making(out, conversion.nbytes, overwrite, progress) as (new, count):
+    with making(out, conversion.nbytes, overwrite, progress, sources) as made:
+        new, count = made
         write(conversion, new, progress=count)
         _write_processor(new, config, settings, tokenizer, template)
         (new / CARD).write_text(card(config), encoding="utf-8")
@@ -53,13 +56,19 @@ def write_folder(
 
 @contextmanager
 def making(
-    out: Path, nbytes: int, overwrite: bool, progress: Callable[[int, int], Any]
+    out: Path,
+    nbytes: int,
+    overwrite: bool,
+    progress: Callable[[int, int], Any],
+    sources: Sequence[Path | None] = (),
 ) -> Iterator[tuple[Path, Callable[[int], None]]]:
     """The folder to write into, which takes the place of `out` in the end, and what
     is to be told of bytes written. nbytes: how many there will be.
 
-    CheckpointError where the disk is too small, before the work and during it.
+    CheckpointError where the disk is too small, before the work and during it, and
+    where `out` is one of the `sources`, or holds a checkpoint of another project.
     """
+    _check_apart(out, sources)
     _check_room(out, nbytes)
     done = 0
 
@@ -76,6 +85,29 @@ def making(
                 f"{out} could not be written: {error.strerror} after {done} of "
                 f"{nbytes} bytes. Nothing was left there; make room and run it again."
             ) from error
+
+
+def _check_apart(out: Path, sources: Sequence[Path | None]) -> None:
+    """Nothing that was downloaded, or is being read, is overwritten."""
+    place = out.resolve()
+    for source in sources:
+        real = source.resolve() if source is not None else None
+        if real is not None and (real == place or real.is_relative_to(place)):
+            raise CheckpointError(
+                f"{out} is, or holds, what would be read. Give another folder to write "
+                f"to: the original is never replaced."
+            )
+    if out.is_dir() and is_foreign(out) and not _is_exported(out):
+        raise CheckpointError(
+            f"{out} holds a checkpoint of another project, which is never replaced. "
+            f"Give another folder."
+        )
+
+
+def _is_exported(folder: Path) -> bool:
+    """Whether `export` has written this folder."""
+    path = folder / "config.json"
+    return path.is_file() and isinstance(read_json(path).get("mm1_mlx"), dict)
 
 
 def _check_room(out: Path, needed: int) -> None:
@@ -141,20 +173,35 @@ def public_command(words: Sequence[str]) -> str:
     return shlex.join(shown)
 
 
-_LICENCE = re.compile(r"^licen[sc]e:\s*(\S.*?)\s*$", re.MULTILINE)
-
-
 def licence_of(folder: Path) -> str | None:
-    """The licence that a model card's front matter names, if there is one."""
+    """The licence that a model card's front matter names, if there is one.
+
+    "other (llama3)" where the hub's list does not have it; several with a comma.
+    """
+    if not (folder / CARD).is_file():
+        return None
     try:
-        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")[:20_000]
-    except OSError:
+        from huggingface_hub import metadata_load
+
+        values = metadata_load(folder / CARD) or {}
+    except Exception:  # no package, or front matter that is no YAML
         return None
-    parts = text.split("---", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return None
-    match = _LICENCE.search(parts[1])
-    return match[1].strip("'\"") if match else None
+    found = values.get("license") or values.get("licence")
+    names = found if isinstance(found, list) else [found]
+    names = [name.strip() for name in names if isinstance(name, str) and name.strip()]
+    if names == ["other"] and isinstance(values.get("license_name"), str):
+        return f"other ({values['license_name']})"
+    return ", ".join(names) or None
+
+
+def _front_of_licence(licence: str) -> list[str]:
+    """Its lines in the front matter of a card."""
+    kind, _, name = licence.partition(" (")
+    if name:
+        return [f"license: {kind}", f"license_name: {name.removesuffix(')')}"]
+    if ", " in licence:
+        return ["license:", *(f"- {one}" for one in licence.split(", "))]
+    return [f"license: {licence}"]
 
 
 def card(config: MM1Config | EncoderConfig, library: str = "mlx") -> str:
@@ -165,7 +212,7 @@ def card(config: MM1Config | EncoderConfig, library: str = "mlx") -> str:
     licences = sorted(_licences(config.extra))
     front = ["---", f"library_name: {library}", "tags:", f"- {library}", "- mm1_mlx"]
     if len(licences) == 1:
-        front.insert(1, f"license: {licences[0]}")
+        front[1:1] = _front_of_licence(licences[0])
     what = "An image encoder" if isinstance(config, EncoderConfig) else "A model"
     reader = "mm1_mlx" if library == "mlx" else library
     lines = [*front, "---", "", f"# {what} for {reader}", ""]

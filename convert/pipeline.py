@@ -65,7 +65,8 @@ class Conversion:
     """What is going to be written, all checked; nothing is read yet.
 
     groups, lost_groups: when it is written, how many groups of weights nvfp4 has
-    rounded, and how many of them to nothing.
+    rounded, and how many of them to nothing. infinities: how many weights were finite
+    and are beyond float16.
     """
 
     weights: list[Weight]
@@ -73,6 +74,7 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
     groups: int = 0
     lost_groups: int = 0
+    infinities: int = 0
 
     @property
     def slots(self) -> list[Slot]:
@@ -113,6 +115,13 @@ class Conversion:
         choose = recipe.chooser(num_layers)
         for weight in self.weights:
             weight.quantize = choose(weight.name, weight.shape)
+        if not any(weight.quantize for weight in self.weights):
+            size = recipe.default["group_size"]
+            raise CheckpointError(
+                f"Nothing of this model would be quantized: no matrix that the recipe "
+                f"names has rows that divide into groups of {size}. Take a smaller "
+                f"--q-group-size, or name the parts (--q-part)."
+            )
 
 
 def prepare(
@@ -165,7 +174,12 @@ def match(
     given = {part + name: array for name, array in (given or {}).items()}
     shapes |= {name: tuple(array.shape) for name, array in given.items()}
     _drop_tied(found, shapes, expected)
-    check_weights(shapes, expected, f"{origin.folder} (read as {source.name})")
+    check_weights(
+        shapes,
+        expected,
+        f"{origin.folder} (read as {source.name})",
+        "Are config.json and the weights of the same checkpoint?",
+    )
     jobs = {job.target: job for job in found.jobs}
     _check_types(jobs, arrays)
     return Conversion(
@@ -215,6 +229,12 @@ def _ways(sources: dict[str, Any]) -> str:
     return ", ".join(shown)
 
 
+def same(one: LazyArray, two: LazyArray) -> bool:
+    """Whether two arrays of one shape and type have the same numbers."""
+    blocks = zip(numbers.rows(one.read()), numbers.rows(two.read()), strict=True)
+    return all(np.array_equal(a, b) for a, b in blocks)
+
+
 def is_table(name: str) -> bool:
     """Whether a weight of ours is a table of positions, and no linear layer."""
     return name.endswith("position_embedding")
@@ -222,9 +242,10 @@ def is_table(name: str) -> bool:
 
 def _drop_tied(found: Plan, shapes: dict, expected: dict) -> None:
     """Some files hold the output table although it is the token table (tied)."""
-    for name in ("decoder.lm_head.weight",):
-        if name in shapes and name not in expected:
-            del shapes[name]
+    for job in found.jobs:
+        if job.target == "decoder.lm_head.weight" and job.target not in expected:
+            del shapes[job.target]
+            found.dropped.update(dict.fromkeys(job.names, "the token table (tied)"))
 
 
 def _check_types(jobs: dict[str, Job], arrays: dict[str, Any]) -> None:
@@ -257,6 +278,9 @@ def write(
                     before = writer.written
                     made = _made(weight, block, dtype)
                     _count_groups(conversion, weight, block, dtype, made)
+                    if weight.dtype == "F16" != dtype and weight.quantize is None:
+                        conversion.infinities += _infinities(made[0])
+                        conversion.infinities -= _infinities(block, dtype)
                     for name, data in zip(names, made, strict=True):
                         writer.add(name, data)
                     progress(writer.written - before)
@@ -343,6 +367,12 @@ def _count_groups(
     groups = values.reshape(*made[1].shape, -1).any(axis=-1)
     conversion.groups += int(groups.sum())
     conversion.lost_groups += int((groups & (made[1] == 0)).sum())
+
+
+def _infinities(block: np.ndarray, dtype: str = "F16") -> int:
+    if dtype == "F16":  # by their bits: faster than asking for each number
+        return int(((block.view(np.uint16) & 0x7FFF) == 0x7C00).sum())
+    return int(np.isinf(numbers.to_float32(block, dtype)).sum())
 
 
 def _made(weight: Weight, block: np.ndarray, dtype: str) -> list[np.ndarray]:

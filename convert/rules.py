@@ -223,7 +223,7 @@ def _jobs(found: dict, owner: dict[int, Rule]) -> Iterable[Job]:
         ordered = (pieces[i] for i in range(len(pieces)))
         names = tuple(tuple(piece[k] for k in range(parts)) for piece in ordered)
         jobs.append(Job(target, names, rule))
-    _refuse(incomplete, "parts are missing of", "Is a file of the checkpoint missing?")
+    _refuse(incomplete, "lacking a part", "Is a file of the checkpoint missing?")
     return jobs
 
 
@@ -246,7 +246,8 @@ def _refuse(names: list[str], what: str, advice: str) -> None:
     if names:
         first = ", ".join(sorted(names)[:SHOWN])
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        raise CheckpointError(f"{len(names)} weights {what}: {first}{more}. {advice}")
+        count = f"{len(names)} weights" if len(names) > 1 else "1 weight"
+        raise CheckpointError(f"{count} {what}: {first}{more}. {advice}")
 
 
 @cache

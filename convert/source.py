@@ -26,7 +26,8 @@ AnyConfig = MM1Config | EncoderConfig | DecoderConfig | VisionConfig | Connector
 Images = Callable[[dict, dict | None, dict | None], ImageSettings | None]
 
 
-def _never(_: dict) -> None:
+def no_tower(_: dict) -> None:
+    """Of a source that never names an encoder outside of it."""
     return None
 
 
@@ -63,7 +64,7 @@ class Source:
     types: tuple[str, ...] = ()
     is_it: Callable[[dict, frozenset[str]], bool] | None = None
     folders: tuple[str, ...] = ()
-    tower: Callable[[dict], str | None] = _never
+    tower: Callable[[dict], str | None] = no_tower
     images: Callable[[dict, dict | None, dict | None], ImageSettings | None] | None = (
         None
     )

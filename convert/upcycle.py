@@ -65,6 +65,7 @@ def upcycle(
         with_experts(dense, config, seed),
         with_extra(config, "upcycled", made | (provenance or {})),
         *processor_of(opened, opened, tell),
+        sources=[folder],
         overwrite=overwrite,
         progress=progress,
     )

@@ -161,6 +161,19 @@ def _report(args: argparse.Namespace, original: Path, quantized: str | Path) -> 
         )
 
 
+def _check_questions(args: argparse.Namespace, folder: Path) -> None:
+    """Read the pictures and prompts of the report, so that a wrong one is known."""
+    from mm1_mlx.checkpoint.folder import read_config
+    from mm1_mlx.inputs.processor import Processor
+    from mm1_mlx.quantization.damage import questions
+
+    config = read_config(folder)
+    processor = Processor.from_folder(folder, config)
+    prompts, images = args.prompt or None, args.image or None
+    for prompt, pictures in questions(config, processor, prompts, images):
+        processor(prompt, images=pictures)
+
+
 def run(args: argparse.Namespace) -> None:
     """Quantize, then compare the answers of both."""
     from mm1_mlx.cli.progress import conversion_progress
@@ -174,6 +187,10 @@ def run(args: argparse.Namespace) -> None:
         report = _report(args, folder, args.compare)
         print(json.dumps({"damage": report}) if args.json else table(report))
         return
+    if args.data is not None and args.method == "round":
+        raise UsageError("--data is of --method awq and dwq: rounding looks at none")
+    if not args.no_report:
+        _check_questions(args, folder)  # before the work
     written = _quantize(args, folder)
     values = {"folder": str(args.mlx_path), **written}
     if not args.no_report:

@@ -23,7 +23,7 @@ from mm1_mlx.checkpoint.folder import (
     weight_files,
     write_folder,
 )
-from mm1_mlx.checkpoint.hub import find_folder
+from mm1_mlx.checkpoint.hub import choose_files, find_folder
 from mm1_mlx.checkpoint.safetensors import TensorInfo, read_header
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.presets import ENCODERS, PRESETS
@@ -200,7 +200,7 @@ def test_links_must_not_lead_outside(tmp_path, indexed):
     (folder / "model.safetensors").symlink_to(outside)
     if indexed:
         shards(folder, index={"a": "model.safetensors"})
-    with pytest.raises(CheckpointError, match="which is outside of it"):
+    with pytest.raises(CheckpointError, match=r"is a link to .*, outside of"):
         weight_files(folder)
 
 
@@ -420,6 +420,24 @@ def test_hub_id_downloads_only_the_models_files(tmp_path, monkeypatch):
     assert find_folder("some-org/MM1.v2") == tmp_path
     assert asked["repo"] == "some-org/MM1.v2"
     assert not any(p.endswith((".py", ".bin", "*")) for p in asked["patterns"])
+
+
+def test_of_a_repository_only_what_is_read():
+    names = [
+        *("config.json", "README.md", "tokenizer.json", "model.safetensors"),
+        *("pytorch_model.bin", "onnx/model.safetensors", "onnx/config.json"),
+        *("checkpoint-500/pytorch_model.bin", "projector/model.safetensors"),
+        *("visual_encoder/config.json", "run.py", "figure.png"),
+    ]
+    assert sorted(choose_files(names)) == [
+        *("README.md", "config.json", "model.safetensors"),
+        *("projector/model.safetensors", "tokenizer.json"),
+        "visual_encoder/config.json",
+    ]
+    both = ["open_clip_pytorch_model.bin", "pytorch_model.bin"]
+    only = ["open_clip_config.json", *both]
+    assert choose_files(only) == ["open_clip_config.json", both[0]]
+    assert choose_files(["config.json", *only])[-1] == both[1]
 
 
 def test_without_the_hub_package(monkeypatch):

@@ -6,6 +6,7 @@ float32; two independent codes differ by 3e-5 on logits of standard deviation 3.
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import pytest
 from parity import expected, pixels
 
 from convert.__main__ import main
-from helpers import FIXTURES, assert_close
+from helpers import FIXTURES, assert_close, assert_fails, need, run_python
 from mm1_mlx import generate, load
 from mm1_mlx.loading import load_model
 
@@ -238,3 +239,155 @@ def test_no_theta_is_a_silent_default(tmp_path, capsys):
     assert (
         "sparse names no rope_theta: 10000, the default of its family, is taken" in said
     )
+
+
+def copied(source: str, place, **changes):
+    """A fixture's folder with other values in its config.json."""
+    shutil.copytree(FIXTURES / source, place)
+    path = place / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return place
+
+
+def test_a_processor_config_of_transformers_5(tmp_path, capsys):
+    """It holds what preprocessor_config.json held before."""
+    folder = copied("llava15/hf5", tmp_path / "theirs")
+    values = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    values |= {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.6]}
+    (folder / "processor_config.json").write_text(
+        json.dumps({"processor_class": "LlavaProcessor", "image_processor": values})
+    )
+    convert(folder, tmp_path / "ours")
+    assert "has no preprocessor" not in capsys.readouterr().err
+    _, processor = load(tmp_path / "ours")
+    assert processor.image_settings.image_mean == (0.1, 0.2, 0.3)
+    assert processor.image_settings.resize_mode == "crop"
+
+
+def test_ends_of_generation_config(tmp_path):
+    """transformers answers until one of these, whatever config.json says."""
+    folder = copied("decoder_qwen2", tmp_path / "theirs", eos_token_id=2)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    convert(folder, tmp_path / "ours")
+    model, _ = load(tmp_path / "ours")
+    assert model.config.eos_token_ids == (7, 9)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_an_output_table_beside_a_tied_one(equal, tmp_path, capsys):
+    """Equal it is dropped with a reason; another one counts, as in transformers 5."""
+    folder = copied("decoder_qwen2", tmp_path / "theirs", tie_word_embeddings=True)
+    weights = dict(mx.load(str(folder / "model.safetensors")))
+    mx.eval(weights)
+    table = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = table if equal else table[::-1]
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    main(["--hf-path", str(folder), "--dry-run", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["dropped"] == (
+        {"lm_head.weight": "the token table (tied)"} if equal else {}
+    )
+    convert(folder, tmp_path / "ours")
+    model, _ = load(tmp_path / "ours")
+    assert model.config.text_config.tie_word_embeddings == equal
+
+
+def test_two_layouts_of_the_same_weights(tmp_path):
+    """Apple's DFN has both; the one of config.json counts."""
+    folder = copied("openclip_vit_h/hf5", tmp_path / "theirs")
+    for path in (FIXTURES / "openclip_vit_h/open_clip").iterdir():
+        if path.name != "README.md":
+            shutil.copy(path, folder)
+    weights = folder / "model.safetensors"
+    if weights.exists():
+        weights.rename(folder / "pytorch_model.safetensors")
+    convert(folder, tmp_path / "ours", "--dtype", "float32")
+    names = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors")]
+    assert len(names) == 2
+
+
+def test_numbers_beyond_float16_are_told(tmp_path, capsys):
+    folder = copied("decoder_qwen2", tmp_path / "theirs")
+    weights = dict(mx.load(str(folder / "model.safetensors")))
+    name = "model.layers.0.mlp.down_proj.weight"
+    weights = {n: a.astype(mx.float32) for n, a in weights.items()}
+    weights[name] = weights[name] * 0 + 1e6
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    convert(folder, tmp_path / "ours", "--dtype", "float16")
+    said = capsys.readouterr().err
+    assert f"{weights[name].size} weights are beyond the range of float16" in said
+
+
+@pytest.mark.parametrize(
+    "source, more, message",
+    [
+        ("decoder_qwen2", ["--vision-tower", "x"], r"leave out --vision-tower"),
+        ("llava15/hf4", ["--vision-tower", "x"], r"leave out --vision-tower"),
+        ("siglip", ["-q"], r"an image encoder alone, which keeps its 16 bits"),
+        ("decoder_qwen2", ["-q", "--q-group-size", "128"], r"Nothing of this model wo"),
+        ("decoder_qwen2", ["--revision", "x"], r"which has no revisions"),
+    ],
+)
+def test_flags_that_would_do_nothing(source, more, message, tmp_path, capsys):
+    flags = ["--hf-path", str(FIXTURES / source), "--mlx-path", str(tmp_path / "ours")]
+    assert main([*flags, *more]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_originals_are_never_replaced(tmp_path, capsys):
+    folder = copied("decoder_qwen2", tmp_path / "theirs")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    flags = ["--overwrite", "--mlx-path"]
+    for target in (folder, tmp_path):
+        args = ["--hf-path", str(folder), *flags, str(target)]
+        assert main(args) == 1
+        assert "the original is never replaced" in capsys.readouterr().err
+    other = copied("siglip", tmp_path / "other")
+    assert main(["--hf-path", str(folder), *flags, str(other)]) == 1
+    assert "a checkpoint of another project" in capsys.readouterr().err
+    convert(folder, tmp_path / "ours")
+    args = ["upcycle", "--model", str(tmp_path / "ours"), *flags]
+    assert main([*args, str(tmp_path / "ours")]) == 1
+    assert "the original is never replaced" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_link_out_of_the_folder_is_named(tmp_path):
+    folder = copied("decoder_qwen2", tmp_path / "theirs")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    link = folder / "model.safetensors"
+    link.symlink_to(tmp_path / "elsewhere.safetensors")
+    command = ("-m", "convert", "--hf-path", folder, "--mlx-path", tmp_path / "o")
+    done = run_python(*command)
+    assert_fails(done, r"is a link to .*elsewhere\.safetensors, outside of the folder")
+    (tmp_path / "elsewhere.safetensors").unlink()
+    done = run_python(*command)
+    assert_fails(done, r"elsewhere\.safetensors, which is not there")
+
+
+@pytest.mark.parametrize(
+    "front, licence, lines",
+    [
+        ("license: mit # fine", "mit", ["license: mit"]),
+        ("license:\n- llama2\n- mit", "llama2, mit", ["license:", "- llama2", "- mit"]),
+        (
+            "license: other\nlicense_name: llama3",
+            "other (llama3)",
+            ["license: other", "license_name: llama3"],
+        ),
+        ("tags: [a]", None, []),
+        ("license: [", None, []),
+    ],
+)
+def test_licences_of_model_cards(front, licence, lines, tmp_path):
+    need("huggingface_hub")
+    folder = copied("decoder_qwen2", tmp_path / "theirs")
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
+    convert(folder, tmp_path / "ours")
+    extra = json.loads((tmp_path / "ours/config.json").read_text())["extra"]
+    assert extra["converted"].get("licence") == licence
+    card = (tmp_path / "ours/README.md").read_text().split("---")[1].splitlines()
+    assert [line for line in card if line in lines] == lines

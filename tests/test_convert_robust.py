@@ -60,7 +60,7 @@ def refuses(folder: Path, message: str, **settings) -> None:
 def test_a_weight_too_many(source):
     folder = source(DENSE)
     write(folder, weights_of(folder) | {"model.extra.weight": mx.zeros(3)})
-    refuses(folder, r"1 weights no rule knows: model\.extra\.weight\. Is this another")
+    refuses(folder, r"1 weight no rule knows: model\.extra\.weight\. Is this another")
 
 
 def test_the_first_five_of_many(source):
@@ -83,7 +83,7 @@ def test_a_part_of_a_fused_weight_missing(source):
     weights = weights_of(folder)
     del weights["model.layers.1.self_attn.k_proj.weight"]
     write(folder, weights)
-    refuses(folder, r"parts are missing of: decoder\.layers\.1\.attn\.qkv_proj\.weight")
+    refuses(folder, r"lacking a part: decoder\.layers\.1\.attn\.qkv_proj\.weight")
 
 
 def test_a_wrong_shape(source):

@@ -382,6 +382,16 @@ def test_nvfp4_says_what_it_loses(tmp_path):
     )
 
 
+def test_a_wrong_picture_is_known_before_the_work(tmp_path, capsys):
+    need_tiny()
+    flags = ["--model", "mm1-tiny", "--mlx-path", str(tmp_path / "out")]
+    assert main([*flags, "--image", "/nowhere.png"]) == 1
+    assert "nowhere.png" in capsys.readouterr().err
+    assert main([*flags, "--data", "/nowhere.jsonl"]) == 2
+    assert "--data is of --method awq and dwq" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_any_two_folders_are_compared(tmp_path, capsys):
     """The report of a pair that is there, the same from the shell and from Python."""
     plain, packed = tmp_path / "plain", tmp_path / "packed"

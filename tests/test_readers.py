@@ -179,6 +179,42 @@ def test_pickles_that_make_no_sense(tmp_path, data, message):
     assert "\n" not in str(raised.value)
 
 
+def deep(count: int) -> bytes:
+    """() inside () inside (), so deep that to hash it ends the process."""
+    return b")" + b"\x85" * count
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        # To note a value under a large number made Python's unpickler reserve 16 GB.
+        (b"\x80\x02}r\xff\xff\xff\x7f.", r"holds no dictionary of names"),
+        (b"\x80\x02}" + deep(300_000) + b"K\x01s.", r"it has a tuple as a key"),
+        (b"\x80\x02}K\x01" + deep(300_000) + b"s.", r"holds no dictionary of names"),
+        # 2^40 elements to hash, or to compare
+        (b"\x80\x02}(K\x01K\x02t" + b"2\x86" * 40 + b"K\x01s.", r"the operation DUP"),
+        (
+            b"\x80\x02}(K\x01K\x02tq\x00" + b"0h\x00h\x00\x86q\x00" * 40 + b"K\x01s.",
+            r"it has a tuple as a key",
+        ),
+        (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x00abc.", r"it is damaged"),
+        (
+            b"\x80\x02}" + b"\x8b\x00\x01\x00\x00" + b"\x7f" * 256 + b"K\x01s.",
+            r"too lo",
+        ),
+        (b"\x80\x02K\x01K\x02K\x03s.", r"int where a dict belongs"),
+        (b"\x80\x02(K\x010K\x02.", r"."),
+        (b"\x80\x02K\x01", r"ends too early|is damaged"),
+        (b"\x80\x02(.", r"takes a value that is not there"),
+        (b"\x80\x02h\x07.", r"it is damaged"),
+    ],
+)
+def test_pickles_that_cost_or_crash(tmp_path, data, message):
+    path = zipped(tmp_path / "x.bin", data)
+    with pytest.raises(CheckpointError, match=message):
+        read_torch(path)
+
+
 def huge_tensor(shape, strides, offset=0, numel=4) -> bytes:
     """A state dict with one tensor of a storage "0" of `numel` float32."""
 
@@ -374,3 +410,16 @@ def test_mutated_headers(tmp_path):
             continue
         check_arrays(path, found)
     assert refused > 3000
+
+
+def test_headers_that_name_an_array_twice_or_leave_bytes(tmp_path):
+    """JSON keeps the last of two, and bytes of nobody hide where another reads."""
+    one = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
+    text = "{" + one % (0, 4) + ", " + one % (4, 8) + "}"
+    path = write_safetensors(tmp_path / "x.safetensors", text.encode(), b"\0" * 8)
+    with pytest.raises(CheckpointError, match=r"its header has 'a' twice"):
+        read_safetensors(path)
+    text = "{" + one % (4, 8) + "}"
+    path = write_safetensors(tmp_path / "x.safetensors", text.encode(), b"\0" * 8)
+    with pytest.raises(CheckpointError, match=r"4 bytes before 'a' belong to no array"):
+        read_safetensors(path)

@@ -9,7 +9,7 @@ from mm1_mlx.cli.parser import Parser, whole_number
 from mm1_mlx.cli.progress import conversion_progress
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.config import CONNECTORS, ConnectorConfig
-from mm1_mlx.errors import UsageError
+from mm1_mlx.errors import CheckpointError, UsageError
 
 from ..assemble import assemble
 from ..conversion import find_origin
@@ -62,7 +62,15 @@ def _trained(args: argparse.Namespace) -> Path:
         raise UsageError(
             "--num-query-tokens is of a new connector; a trained one has its own"
         )
-    return find_origin(args.connector)
+    try:
+        return find_origin(args.connector)
+    except CheckpointError as error:
+        if "/" in args.connector:
+            raise
+        raise CheckpointError(
+            f"There is no connector or folder {args.connector!r}. A new connector is "
+            f"one of {', '.join(CONNECTORS)}."
+        ) from error
 
 
 def run(args: argparse.Namespace) -> None:

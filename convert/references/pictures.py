@@ -10,7 +10,7 @@ from PIL import Image
 
 from mm1_mlx.config import TilingConfig
 from mm1_mlx.grids import Layout
-from mm1_mlx.inputs.settings import PREPROCESSOR_FILE, ImageSettings
+from mm1_mlx.inputs.settings import ImageSettings, read_preprocessor
 
 
 def pixels(
@@ -26,7 +26,7 @@ def pixels(
     preprocessor_config.json, where the original's pictures
     go through that; None where they do not.
     """
-    if folder is not None and (folder / PREPROCESSOR_FILE).is_file():
+    if folder is not None and read_preprocessor(folder) is not None:
         found = _of_transformers(picture, folder)
         if found is not None:
             return found

@@ -113,6 +113,12 @@ class Fields:
                 f"The {self.family} config has a RoPE for each kind of layer, which is "
                 f"not supported."
             )
+        one, two = written.get("rope_theta"), self.values.get("rope_theta")
+        if one is not None and two is not None and float(one) != float(two):
+            raise CheckpointError(
+                f"The {self.family} config has two different rope_theta: {two}, and "
+                f"{one} in rope_parameters. Remove the wrong one."
+            )
         result: dict[str, Any] = {"rope_scaling": self._scaling(scaling)}
         for key in ("rope_theta", "partial_rotary_factor"):
             value = written.get(key)

@@ -137,7 +137,13 @@ def inside(folder: Path, name: str) -> Path:
         allowed = [home]
         if home.parent.name == "snapshots":
             allowed.append(home.parent.parent / "blobs")
-        unsafe = not any(real.is_relative_to(place) for place in allowed)
+        if not any(real.is_relative_to(place) for place in allowed):
+            there = "outside of the folder" if real.exists() else "which is not there"
+            raise CheckpointError(
+                f"{name!r} in {folder} is a link to {real}, {there}. Links out of a "
+                f"checkpoint are not followed: put the file itself there, or give the "
+                f"folder that holds it."
+            )
     if unsafe:
         raise CheckpointError(
             f"{folder} refers to {name!r}, which is outside of it. Only plain file "
@@ -160,12 +166,15 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
 
 
 def check_weights(
-    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str
+    found: dict[str, tuple[int, ...]],
+    expected: dict[str, tuple[int, ...]],
+    where: str,
+    advice: str = "Convert it again, or correct config.json.",
 ) -> None:
     """CheckpointError unless names and shapes are equal; names the first five of each.
 
     found, expected: name to shape. where: what the found ones come from, for the
-    message.
+    message. advice: what to do, its last sentence.
     """
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
@@ -186,7 +195,7 @@ def check_weights(
     if parts:
         raise CheckpointError(
             f"The weights of {where} do not fit its config.json. {'; '.join(parts)}. "
-            f"Convert it again, or correct config.json."
+            f"{advice}"
         )
 
 

@@ -16,7 +16,9 @@ BUILT_IN = {"mm1-tiny": _ASSETS / "mm1-tiny"}
 
 # What a model folder is made of; nothing else is downloaded, above all no code.
 _WANTED = ("*.json", "model*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja")
-_BESIDE = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja")
+_BESIDE = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "README.md")
+# Sub-folders that some source reads (AuroraCap); others hold other formats, or steps.
+SUBFOLDERS = ("visual_encoder", "projector")
 # Formats of weights, the best first: a repository often has the same in several.
 _FORMATS = (".safetensors", ".bin", ".pt")
 # Other formats of the same weights, and what training left.
@@ -49,6 +51,10 @@ def find_folder(
             f"The model's name is empty. Built in: {', '.join(BUILT_IN)}."
         )
     folder = Path(text).expanduser()
+    if folder.is_dir() and revision is not None:
+        raise CheckpointError(
+            f"{text} is a folder here, which has no revisions: leave out --revision."
+        )
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -101,18 +107,32 @@ def choose_files(names: list[str]) -> list[str]:
     Configs and tokenizers of any folder, and weights in one format for each folder: a
     repository often has the same weights as .safetensors and as .bin.
     """
+    names = [n for n in names if n.rpartition("/")[0] in ("", *SUBFOLDERS)]
     wanted = [n for n in names if any(fnmatch(n, pattern) for pattern in _BESIDE)]
     by_folder: dict[str, list[str]] = {}
     for name in names:
         file = name.rpartition("/")[2]
         if file.endswith(_FORMATS) and not _NEVER.match(file):
             by_folder.setdefault(name.rpartition("/")[0], []).append(name)
-    for weights in by_folder.values():
+    for folder, weights in by_folder.items():
+        start = f"{folder}/" if folder else ""
+        weights = of_one_layout(weights, f"{start}config.json" in names)
         ending = next(e for e in _FORMATS if any(n.endswith(e) for n in weights))
         same = [n for n in weights if n.endswith(ending)]
         plain = [n for n in same if n.rpartition("/")[2].startswith("model")]
         wanted += plain or same
     return wanted
+
+
+def of_one_layout(weights: list[str], has_config: bool) -> list[str]:
+    """Of weight files those that belong to a folder's config.
+
+    Apple's DFN has its weights twice: open_clip_pytorch_model.bin for
+    open_clip_config.json, pytorch_model.bin for config.json, which counts.
+    """
+    own = [n for n in weights if n.rpartition("/")[2].startswith("open_clip")]
+    others = [n for n in weights if n not in own]
+    return (others if has_config else own) if own and others else weights
 
 
 def _download(repo: str, revision: str | None, foreign: bool) -> Path:

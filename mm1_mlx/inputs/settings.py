@@ -11,6 +11,7 @@ from typing import Any
 from mm1_mlx.errors import CheckpointError, ConfigError
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"  # of transformers 5: the other one inside it
 RESIZE_MODES = ("squash", "crop", "pad")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,6 +56,24 @@ def _wrong(key: str, value: Any, expected: str) -> ConfigError:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def read_preprocessor(folder: Path) -> dict | None:
+    """What a folder of the hub says of its pictures, or None where it says nothing."""
+    places = ((PREPROCESSOR_FILE, None), (PROCESSOR_FILE, "image_processor"))
+    for name, inside in places:
+        path = folder / name
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        if isinstance(values, dict) and inside is not None:
+            values = values.get(inside)
+        if isinstance(values, dict):
+            return values
+    return None
 
 
 def _is_side(value: Any) -> bool:

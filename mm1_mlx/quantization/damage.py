@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import MM1Error
 from mm1_mlx.models.mm1 import MM1
 
@@ -53,7 +54,7 @@ def record(
     None for a built-in one, generated here.
     """
     trace = Trace()
-    asked = questions(model, processor, prompts, images)
+    asked = questions(model.config, processor, prompts, images)
     for number, (prompt, pictures) in enumerate(asked):
         inputs = processor(prompt, images=pictures)
         states: dict[str, np.ndarray] = {}
@@ -65,7 +66,7 @@ def record(
 
 
 def questions(
-    model: MM1,
+    config: MM1Config,
     processor: Any,
     prompts: Sequence[str] | None,
     images: Sequence[Any] | None,
@@ -73,12 +74,12 @@ def questions(
     """Every prompt with every image, or the built-in ones; see `record`."""
     texts = list(prompts or PROMPTS)
     if not processor.tokenizer.reads_text and prompts is None:
-        step = max(model.config.text_config.vocab_size // 61, 1)
+        step = max(config.text_config.vocab_size // 61, 1)
         texts = [
             " ".join(str((7 * i * step + k) % (60 * step) + 1) for i in range(24))
             for k in range(3)
         ]
-    if not model.config.reads_images:
+    if not config.reads_images:
         return [(text, []) for text in texts]
     pictures = list(images) if images else [_picture(), None]
     return [

@@ -197,7 +197,7 @@ def _own_answers(
     model: MM1, processor: Any, length: int, seed: int
 ) -> Iterator[tuple[Inputs, tuple[int, ...]]]:
     """Questions with answers that the model samples, without end."""
-    asked = questions(model, processor, None, None)
+    asked = questions(model.config, processor, None, None)
     for number in range(sys.maxsize):
         prompt, images = asked[number % len(asked)]
         answer = generate(
