@@ -83,7 +83,8 @@ class _Adapted(nn.Module):
         """The randomness of the next step's dropout; None: none is dropped."""
         self._key = key
 
-    def _dropped(self, x: mx.array) -> mx.array:
+    def dropped(self, x: mx.array) -> mx.array:
+        """x with numbers left out at random, in training."""
         rate = self._settings.dropout
         if not self.training or rate == 0 or self._key is None:
             return x
@@ -166,7 +167,7 @@ class AdaptedLinear(_Adapted):
             return y
         names = list(self.pairs)
         wide = mx.concatenate([self.pairs[n].lora_a for n in names], axis=-1)
-        low = self._dropped(x) @ wide  # (..., sum of ranks) float32
+        low = self.dropped(x) @ wide  # (..., sum of ranks) float32
         low = mx.split(low, len(names), axis=-1) if len(names) > 1 else [low]
         scale = self._settings.scale
         deltas = {
@@ -177,10 +178,10 @@ class AdaptedLinear(_Adapted):
             return y + self._side_by_side(deltas, y)
         bias = self.base.get("bias")
         out = (y if bias is None else y - bias) + self._side_by_side(deltas, y)
-        out = out * self._row_scales().astype(out.dtype)
+        out = out * self.row_scales().astype(out.dtype)
         return out if bias is None else out + bias
 
-    def _row_scales(self) -> mx.array:
+    def row_scales(self) -> mx.array:
         """DoRA's m / |W + scale B A| per row; the length has no gradient. (out,)."""
         weight = self.weight().astype(mx.float32)
         scales = []
@@ -263,7 +264,7 @@ class AdaptedStack(_Adapted):
         y = gather(x, self._stack(), indices, sorted_)
         if not self.pairs:
             return y
-        low = self._dropped(x).astype(mx.float32)
+        low = self.dropped(x).astype(mx.float32)
         deltas = {}
         for name, pair in self.pairs.items():
             z = gather(low, pair.lora_a, indices, sorted_)
@@ -272,9 +273,9 @@ class AdaptedStack(_Adapted):
         out = y + self._side_by_side(deltas, y)
         if not self._settings.dora:
             return out
-        return out * self._row_scales()[indices][:, None].astype(out.dtype)
+        return out * self.row_scales()[indices][:, None].astype(out.dtype)
 
-    def _row_scales(self) -> mx.array:
+    def row_scales(self) -> mx.array:
         """(E, out); see AdaptedLinear."""
         stack = self.whole().astype(mx.float32)
         scales = []
