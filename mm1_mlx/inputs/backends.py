@@ -209,14 +209,14 @@ class SentencePieceBackend:
         symbols = [
             m[2].decode() for m in _SYMBOL.finditer(proto) if m[1][0] == len(m[2])
         ]
-        self._native = {
+        self.native_marks = {
             t for t in symbols if model.id_to_piece(model.piece_to_id(t)) == t
         }
         controls = [i for i in range(self._count) if model.is_control(i)]
         unknown = [] if self.unk is None else [self.unk]
         self.marks: dict[str, int] = {}
         self.add_marks(model.id_to_piece(i) for i in controls + unknown)
-        self.add_marks(self._native)
+        self.add_marks(self.native_marks)
 
     def _load(self, proto: bytes, name: str) -> Any:
         try:
@@ -251,7 +251,7 @@ class SentencePieceBackend:
         """Treat tokens that the vocabulary has as special marks."""
         self.marks |= {m: i for m in marks if (i := self.id_of(m)) is not None}
         # The model finds its user-defined symbols itself; all others are cut out.
-        cut = {*self.marks, *self._added.values()} - self._native
+        cut = {*self.marks, *self._added.values()} - self.native_marks
         pattern = "|".join(map(re.escape, sorted(cut, key=len, reverse=True)))
         self._cut = re.compile(f"({pattern})") if cut else None
 

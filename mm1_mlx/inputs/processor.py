@@ -251,6 +251,15 @@ class Processor:
         assert self.image_settings is not None, "the model reads text only"
         return self.image_settings
 
+    def read_picture(self, source: Any) -> tuple[np.ndarray, int, Layout | None]:
+        """Pixels (n, H, W, 3) of a picture and its tiles, how many tokens they become,
+        and how the tiles lie (None where the model reads whole pictures)."""
+        picture = load_image(source)
+        if self.config.tiling_config is None:
+            return pixels(picture, self._settings)[None], self.tokens_per_image, None
+        shots, layout = self._tiles(picture)
+        return shots, self._count(layout), layout
+
     def _tiles(self, image: Any) -> tuple[np.ndarray, Layout]:
         from mm1_mlx.inputs.tiling import tiles
 
@@ -312,20 +321,37 @@ class Processor:
 
     def _ids(self, text: str, counts: list[int]) -> list[int]:
         """The ids of a text, each slot as many times the image id as counts says."""
+        ids = self.encode_piece(text, list(counts))
+        self._check_ids(ids, counts)
+        return ids
+
+    def encode_piece(
+        self, text: str, counts: list[int], *, place: str = "start"
+    ) -> list[int]:
+        """Ids of a piece of a text with image slots.
+
+        counts: tokens of the images that are left; those of its slots are taken out.
+        place: where the piece stands, as Tokenizer.encode knows it; "start" puts the
+        begin-of-text id in front, where the model wants one.
+        """
         image: Any = self.config.image_token_id
-        left = list(counts)
-        encode = self.tokenizer.encode
+        encode, first = self.tokenizer.encode, place == "start"
+        ids: list[int] = []
         if self._native_slot:
-            ids = []
-            for i in encode(text, add_special=True):
-                ids += [image] * (left.pop(0) if left else 1) if i == image else [i]
-        else:
-            first, *rest = text.split(IMAGE_TOKEN)
-            ids = encode(first, add_special=True)
-            for piece in rest:
-                ids += [image] * left.pop(0)
-                ids += encode(piece, place="mark") if piece else []
-        found = ids.count(image)
+            for i in encode(text, add_special=first, place=place):
+                ids += [image] * (counts.pop(0) if counts else 1) if i == image else [i]
+            return ids
+        start, *rest = text.split(IMAGE_TOKEN)
+        if first or start:
+            ids = encode(start, add_special=first, place=place)
+        for piece in rest:
+            ids += [image] * counts.pop(0)
+            ids += encode(piece, place="mark") if piece else []
+        return ids
+
+    def _check_ids(self, ids: list[int], counts: list[int]) -> None:
+        image = self.config.image_token_id
+        found = ids.count(image)  # type: ignore[arg-type]
         if counts and found != sum(counts):
             raise PromptError(
                 f"The prompt has {found} image ids, but {plural(len(counts), 'image')} "
@@ -345,7 +371,6 @@ class Processor:
             )
         if not ids:
             raise PromptError("The prompt is empty: write a question or a text.")
-        return ids
 
     def _check_length(self, ids: list[int], counts: list[int], max_tokens: int) -> None:
         limit = self.config.text_config.max_position_embeddings

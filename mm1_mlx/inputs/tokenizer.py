@@ -105,6 +105,15 @@ class Tokenizer:
             ids.insert(0, self.bos_token_id)  # type: ignore[arg-type]
         return ids
 
+    def place_after(self, text: str) -> str:
+        """The `place` of what follows a text: "mark" or "middle".
+
+        A user-defined symbol of sentencepiece is part of the text around it.
+        """
+        ends = [mark for mark in self.marks if text.endswith(mark)]
+        native = getattr(self._backend, "native_marks", ())
+        return "mark" if ends and not any(m in native for m in ends) else "middle"
+
     def encode_plain(self, text: str, *, add_special: bool = False) -> list[int]:
         """The ids of a text in which nothing is a mark."""
         return self.encode(guard(text, self.marks), add_special=add_special)

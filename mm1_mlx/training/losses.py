@@ -49,7 +49,8 @@ def cross_entropy(
     @run.vjp
     def run_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         alone = isinstance(primals, mx.array)  # MLX gives one without its tuple
-        states, *parameters = [primals] if alone else primals
+        every: list[mx.array] = [primals] if alone else list(primals)
+        states, *parameters = every
         grads: list[mx.array] = []
         for start in range(0, vocab, chunk):
             rows = partial(logits_of, start)
@@ -58,11 +59,13 @@ def cross_entropy(
             slope = mx.exp(logits - outputs[2][:, None])
             words = mx.arange(start, start + logits.shape[-1])
             slope = slope - (target[:, None] == words).astype(slope.dtype)
-            new: Any = mx.vjp(rows, given, [slope * cotangents[0][:, None]])[1]
+            both: Any = mx.vjp(rows, given, [slope * cotangents[0][:, None]])
+            new: list[mx.array] = list(both[1])
             grads = [a + b for a, b in zip(grads, new, strict=True)] if grads else new
         return grads[0] if alone else tuple(grads)
 
-    losses, right, _ = run(states, *(array for _, array in flat))
+    made: Any = run(states, *(array for _, array in flat))
+    losses, right, _ = made
     head.update(tree_unflatten(flat))
     return losses, right > 0
 
