@@ -145,7 +145,7 @@ def mean_of_two(folder: Path, stage: str) -> dict[str, mx.array]:
             gradients.append(trainer._grad(parameters, *map(mx.array, arrays))[1])
         mean = tree_map(lambda a, b: (a + b) / 2, *gradients)
         peak, warmup = settings.learning_rate, settings.warmup
-        trainer._set_rates(
+        trainer._optimizer.set_rate(
             warmup_cosine(step, settings.steps, peak, warmup, settings.floor)
         )
         parameters, _ = update(mean, parameters)

@@ -20,15 +20,15 @@ from mm1_mlx.errors import ConfigError, DatasetError
 from mm1_mlx.inputs.images import pixels
 from mm1_mlx.inputs.settings import ImageSettings
 from mm1_mlx.models.mm1 import MM1
-from mm1_mlx.models.moe import expert_load, load_balance_loss, router_z_loss
 from mm1_mlx.training import encoder_stage as first
+from mm1_mlx.training.next_token import next_token_loss
+from mm1_mlx.training.optimizers import Group
 from mm1_mlx.training.packing import (
     Batch,
     DocumentEncoder,
     DocumentMixer,
     Marks,
     collate,
-    may_see,
 )
 from mm1_mlx.training.recipe import Recipe, StageSettings, data_source
 from mm1_mlx.training.trainer import Trainer
@@ -110,6 +110,11 @@ class JointStage:
         self._encoder = encoder
         self._images = images
 
+    def rate_groups(self) -> list[Group]:
+        """The encoder may learn at a rate of its own."""
+        rate = self.settings.vision_rate
+        return [] if rate == 1.0 else [(lambda n: n.startswith("vision."), rate)]
+
     def host_batch(self, rng: random.Random, count: int, progress: float):
         """Arrays of a step, as NumPy, for `loss`, and how many documents they hold."""
         s = self.settings
@@ -146,41 +151,18 @@ class JointStage:
         regions: with settings.contrast, what encoder_stage.contrast_arrays makes.
         """
         model = self._model
-        routed: list = []
-        is_token = document >= 0  # the rest of a row is padding
         features = model.vision(shots)
-        hidden = model.decoder.hidden(
-            None,
-            None,
-            model.embed(ids, image_features=model.connector(features)),
-            mask=may_see(document, branch, mx),
-            positions=position,
-            router_outputs=routed,
-            is_token=is_token,
+        loss, metrics = next_token_loss(
+            model,
+            ids,
+            document,
+            branch,
+            position,
+            model.connector(features),
+            source,
+            target,
+            weight,
         )
-        states = hidden.reshape(-1, hidden.shape[-1])[source]
-        logits = model.decoder.head(states)
-        losses = nn.losses.cross_entropy(logits, target)
-        total = mx.maximum(weight.sum(), 1e-6)
-        text_loss = (losses * weight).sum() / total
-        right = ((mx.argmax(logits, axis=-1) == target) * (weight > 0)).sum()
-        metrics = {
-            "text": text_loss,
-            "accuracy": right / mx.maximum((weight > 0).sum(), 1),
-        }
-        loss = text_loss
-        moe = model.config.text_config.moe_config
-        if routed and moe is not None:
-            tokens = is_token.reshape(-1)
-            layers = len(routed)
-            balance = sum(load_balance_loss(x, tokens) for x, _ in routed) / layers
-            z = sum(router_z_loss(x, tokens) for x, _ in routed) / layers
-            loss = loss + layers * moe.router_aux_loss_coef * balance
-            loss = loss + layers * moe.router_z_loss_coef * z
-            load = mx.stack(
-                [expert_load(e, moe.num_local_experts, tokens) for _, e in routed]
-            )
-            metrics |= {"balance": balance, "z": z, "max_load": load.max()}
         if self.contrast is not None:
             apart, right = self.contrast.compare(features, *regions)
             loss = loss + self.settings.contrast * apart
@@ -230,6 +212,11 @@ class EncoderStage:
         else:
             vocabulary = model.config.text_config.vocab_size
             self.module = first.RegionContrast(model.vision, vocabulary)
+
+    def rate_groups(self) -> list[Group]:
+        """One rate for all; `vision_rate` counts here as it does in a joint stage."""
+        rate = self.settings.vision_rate
+        return [] if rate == 1.0 else [(lambda n: n.startswith("vision."), rate)]
 
     def host_batch(self, rng: random.Random, count: int, progress: float):
         """Arrays of a step, as NumPy, for `loss`, and how many pictures they hold."""

@@ -12,10 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.nn.utils import average_gradients
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mm1_mlx.errors import CheckpointError, ConfigError
-from mm1_mlx.training.recipe import StageSettings
+from mm1_mlx.training.optimizers import Optimizers
 from mm1_mlx.training.schedules import mm1_learning_rate, warmup_cosine
 from mm1_mlx.training.state import load_state, save_state, set_weights
 
@@ -65,22 +65,13 @@ class Trainer:
         self._optimizer = self._make_optimizer()
         self._grad = mx.compile(mx.value_and_grad(self._loss))
 
-    def _make_optimizer(self):
-        s: StageSettings = self.stage.settings
-
-        def adamw():
-            return optim.AdamW(
-                learning_rate=1e-3,
-                betas=list(s.betas),
-                eps=1e-8,
-                weight_decay=s.weight_decay,
-                bias_correction=True,
-            )
-
-        if s.vision_rate == 1.0:
-            return optim.MultiOptimizer([adamw()])
-        return optim.MultiOptimizer(
-            [adamw(), adamw()], [lambda name, _: name.startswith("vision.")]
+    def _make_optimizer(self) -> Optimizers:
+        s = self.stage.settings
+        return Optimizers(
+            getattr(s, "optimizer", "adamw"),
+            self.stage.rate_groups(),
+            betas=s.betas,
+            weight_decay=s.weight_decay,
         )
 
     def _loss(self, parameters, *arrays):
@@ -139,23 +130,27 @@ class Trainer:
         """Write the checkpoint; with several processes the first one does."""
         if self._world.rank() == 0:
             trees = {
-                "parameters": self.module.parameters(),
+                "parameters": self.module.trainable_parameters(),
                 "optimizer": self._optimizer.state,
             }
             save_state(self._file, trees, {**self._facts, "step": self.step})
 
     def _host(self, step: int):
-        s: StageSettings = self.stage.settings
+        """The step's share of this process, in micro-batches, and its examples."""
+        s: Any = self.stage.settings
         size, rank = self._world.size(), self._world.rank()
+        if (made := getattr(self.stage, "host_step", None)) is not None:
+            return made(step, rank, size)
         share = s.batch // size + (rank < s.batch % size)
         rng = batch_rng(self.seed, self.stage.name, step, rank)
-        return self.stage.host_batch(rng, share, step / s.steps)
+        arrays, count = self.stage.host_batch(rng, share, step / s.steps)
+        return [arrays], count
 
     def run(
         self, save_every: int = 500, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[Progress]:
         """Train to the end; yields after every step. `stop` ends it at a checkpoint."""
-        s: StageSettings = self.stage.settings
+        s: Any = self.stage.settings
         peak = self.peak_rate()
         self.module.train()
         parameters: Any = self.module.trainable_parameters()
@@ -165,15 +160,12 @@ class Trainer:
         with ThreadPoolExecutor(1) as ahead:
             pending = ahead.submit(self._host, self.step)
             while self.step < s.steps:
-                arrays, count = pending.result()
+                batches, count = pending.result()
                 if self.step + 1 < s.steps:
                     pending = ahead.submit(self._host, self.step + 1)
-                inputs = [mx.array(a) for a in arrays]
-                (_, metrics), grads = self._grad(parameters, *inputs)
-                if self._world.size() > 1:
-                    grads = average_gradients(grads)
+                grads, metrics = self._gradients(parameters, batches)
                 rate = warmup_cosine(self.step, s.steps, peak, s.warmup, s.floor)
-                self._set_rates(rate)
+                self._optimizer.set_rate(rate)
                 parameters, norm = update(grads, parameters)
                 mx.eval(parameters, self._optimizer.state, norm, metrics)
                 self.module.update(parameters)
@@ -201,20 +193,38 @@ class Trainer:
         wishes = mx.distributed.all_sum(mx.array(int(stop)), stream=mx.cpu)
         return bool(wishes.item())
 
-    def _set_rates(self, rate: float) -> None:
-        optimizers = self._optimizer.optimizers
-        for i, optimizer in enumerate(optimizers):
-            slow = len(optimizers) > 1 and i == 0
-            scale = self.stage.settings.vision_rate if slow else 1.0
-            optimizer.learning_rate = mx.array(rate * scale)
+    def _gradients(self, parameters: Any, batches: list) -> tuple[Any, dict]:
+        """Gradients and metrics of a step: means over micro-batches and processes,
+        each weighted by its "tokens", so that they are those of one large batch."""
+        if len(batches) == 1 and self._world.size() == 1:
+            (_, metrics), grads = self._grad(parameters, *map(mx.array, batches[0]))
+            return grads, metrics
+        total, weights, means = None, mx.array(0.0), {}
+        for arrays in batches:
+            (_, metrics), grads = self._grad(parameters, *map(mx.array, arrays))
+            weight = metrics.get("tokens", mx.array(1.0))
+            grads = tree_map(lambda g, w=weight: g * w, grads)
+            total = grads if total is None else tree_map(mx.add, total, grads)
+            weights = weights + weight
+            for name, value in metrics.items():
+                means[name] = means.get(name, 0.0) + value * weight
+            mx.eval(total, weights, means)  # bounded work, and memory of one at a time
+        means = {name: value / weights for name, value in means.items()}
+        if "tokens" in means:
+            means["tokens"] = weights
+        every = weights
+        if self._world.size() > 1:
+            every = mx.distributed.all_sum(weights, stream=mx.cpu) / self._world.size()
+        total = tree_map(lambda g: g / every, total)
+        return average_gradients(total) if self._world.size() > 1 else total, means
 
     def _make_update(self):
-        s: StageSettings = self.stage.settings
+        s: Any = self.stage.settings
         if not self._optimizer.state.get("states"):
             self._optimizer.init(self.module.trainable_parameters())
 
         def update(grads, parameters):
             grads, norm = optim.clip_grad_norm(grads, s.clip)
-            return self._optimizer.apply_gradients(grads, parameters), norm
+            return self._optimizer.apply(grads, parameters), norm
 
         return update

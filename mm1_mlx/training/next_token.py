@@ -1,0 +1,70 @@
+"""The next token's loss in packed rows: of pretraining and of fine-tuning."""
+
+from typing import Any
+
+import mlx.core as mx
+
+from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.models.moe import expert_load, load_balance_loss, router_z_loss
+from mm1_mlx.training.losses import cross_entropy, output_layer
+from mm1_mlx.training.packing import may_see
+
+
+def next_token_loss(
+    model: MM1,
+    ids: mx.array,
+    document: mx.array,
+    branch: mx.array,
+    position: mx.array,
+    features: mx.array | None,
+    source: mx.array,
+    target: mx.array,
+    weight: mx.array,
+    *,
+    chunk: int | None = None,
+    router_losses: bool = True,
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """Weighted mean of the targets' losses with the routers' own, and what is reported.
+
+    features: image tokens in reading order, or None for text. chunk: words of the
+    vocabulary at a time, None for all. router_losses: whether load balance and z-loss
+    are added, by the model's own coefficients. Shapes as in training.packing.Batch.
+    """
+    text = model.config.text_config
+    routed: list = []
+    is_token = document >= 0  # the rest of a row is padding
+    hidden = model.decoder.hidden(
+        None,
+        None,
+        model.embed(ids, image_features=features),
+        mask=may_see(document, branch, mx),
+        positions=position,
+        router_outputs=routed,
+        is_token=is_token,
+    )
+    states = hidden.reshape(-1, hidden.shape[-1])[source]
+    vocab = text.vocab_size
+    losses, right = cross_entropy(
+        states, target, output_layer(model.decoder), vocab, chunk or vocab
+    )
+    total = mx.maximum(weight.sum(), 1e-6)
+    loss = (losses * weight).sum() / total
+    counted = weight > 0
+    metrics: dict[str, Any] = {
+        "text": loss,
+        "accuracy": (right & counted).sum() / mx.maximum(counted.sum(), 1),
+    }
+    moe = text.moe_config
+    if routed and moe is not None:
+        tokens = is_token.reshape(-1)
+        layers = len(routed)
+        balance = sum(load_balance_loss(x, tokens) for x, _ in routed) / layers
+        z = sum(router_z_loss(x, tokens) for x, _ in routed) / layers
+        if router_losses:
+            loss = loss + layers * moe.router_aux_loss_coef * balance
+            loss = loss + layers * moe.router_z_loss_coef * z
+        load: Any = mx.stack(
+            [expert_load(e, moe.num_local_experts, tokens) for _, e in routed]
+        )
+        metrics |= {"balance": balance, "z": z, "max_load": load.max()}
+    return loss, metrics
