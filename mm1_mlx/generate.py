@@ -41,6 +41,7 @@ def parser() -> Parser:
     )
     add = parser.add_argument
     add("--model", metavar="NAME", help=f"name, folder or hub id ({DEFAULT_MODEL})")
+    add("--adapter-path", metavar="FOLDER", help="an adapter of lora, for the model")
     add(
         "--image",
         nargs="+",
@@ -245,7 +246,9 @@ def run(args: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     name = args.model or DEFAULT_MODEL
-    model, processor = load(name, **conversion_progress())
+    model, processor = load(
+        name, adapter_path=args.adapter_path, **conversion_progress()
+    )
     if not processor.tokenizer.reads_text:
         print(
             f"warning: {name} has no tokenizer: prompts and answers are token ids, "

@@ -6,20 +6,13 @@ if __name__ == "__main__":  # first: it takes Ctrl-C from here on
     enter("pretrain")
 
 import argparse
-import signal
-import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from mm1_mlx.cli.parser import Parser, whole_number
-from mm1_mlx.cli.progress import duration, progress_bar, shows
+from mm1_mlx.cli.progress import duration
 from mm1_mlx.cli.run import INTERRUPTED, run_door
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from mm1_mlx.training.trainer import Progress
+from mm1_mlx.cli.training import Reporter, StopOnSignal, is_first_process
 
 _EXAMPLES = """examples:
   python -m examples.mm1_tiny.vocabulary --out runs/tiny/tokenizer.model
@@ -80,96 +73,13 @@ def parser() -> Parser:
     return parser
 
 
-class _StopOnSignal:
-    """`asked()` is true after Ctrl-C or a termination; a second one ends at once."""
-
-    def __init__(self):
-        self._asked = threading.Event()
-
-    def asked(self) -> bool:
-        return self._asked.is_set()
-
-    def __enter__(self) -> "_StopOnSignal":
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._old = {n: signal.signal(n, self._ask) for n in numbers}
-        return self
-
-    def _ask(self, number, frame) -> None:
-        if self._asked.is_set():
-            raise KeyboardInterrupt
-        self._asked.set()
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-
-class _Reporter:
-    """Shows the state of a run: a bar on a terminal, else a line now and then."""
-
-    def __init__(self, every: int):
-        self._every = every
-        self._stage = ""
-        self._bar: Any = None
-        self._sums: dict[str, float] = {}
-        self._count = 0
-
-    def line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        print(text, file=sys.stderr, flush=True)
-
-    def step(self, now: "Progress") -> None:
-        """Take in a step's metrics; show their means since the last time shown."""
-        if now.stage != self._stage:
-            self.close()
-            self._stage, self._first = now.stage, now.step - 1
-            self._bar = progress_bar(
-                now.steps, now.stage, initial=self._first, unit="step"
-            )
-        for name, value in now.metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-        self._bar.update(1)
-        visible = shows(self._bar)
-        if now.step % (10 if visible else self._every) and now.step != now.steps:
-            return
-        told = " ".join(f"{k} {v / self._count:.4g}" for k, v in self._sums.items())
-        self._sums, self._count = {}, 0
-        if visible:
-            self._bar.set_postfix_str(f"{told}, {_gigabytes()}")
-        else:
-            self.line(f"{now.stage} {now.step}/{now.steps} {told} | {self._pace(now)}")
-
-    def _pace(self, now: "Progress") -> str:
-        done = max(now.step - self._first, 1)
-        left = now.seconds / done * (now.steps - now.step)
-        rate = now.examples / max(now.seconds, 1e-9)
-        return (
-            f"{duration(now.seconds)}, {duration(left)} left, {rate:.1f} examples/s, "
-            f"{_gigabytes()}"
-        )
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = None
-        self._sums, self._count = {}, 0
-
-
-def _gigabytes() -> str:
-    import mlx.core as mx
-
-    return f"{mx.get_peak_memory() / 1e9:.2f} GB"
-
-
 def run(args: argparse.Namespace) -> int:
     """Both stages in order, then the model folder."""
     from mm1_mlx.training.pretraining_run import pretrain
 
     started = time.time()
-    reporter = _Reporter(args.report_every)
-    with _StopOnSignal() as signals:
+    reporter = Reporter(args.report_every)
+    with StopOnSignal() as signals:
         try:
             folder = pretrain(
                 args.recipe,
@@ -188,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         finally:
             reporter.close()
         reached = args.until is not None and not signals.asked()
-    first = _is_first_process()
+    first = is_first_process()
     if folder is None:
         if first:
             done = f"saved at step {args.until}" if reached else "stopped and saved"
@@ -198,12 +108,6 @@ def run(args: argparse.Namespace) -> int:
     if first:
         print(f"{folder} after {duration(time.time() - started)}")
     return 0
-
-
-def _is_first_process() -> bool:
-    import mlx.core as mx
-
-    return mx.distributed.init().rank() == 0
 
 
 def main(argv: list[str] | None = None) -> int:

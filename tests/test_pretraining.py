@@ -397,7 +397,9 @@ def test_a_checkpoint_of_another_run_is_refused(stub):
     with pytest.raises(ConfigError, match="made with the seed 3, not 4"):
         pretrain(*files, stage="encoder", seed=4)
     stub(encoder={"learning_rate": 0.02})
-    with pytest.raises(ConfigError, match=r"another recipe.*another --out folder"):
+    with pytest.raises(
+        ConfigError, match=r"stages\.learning_rate: 0\.01, now 0\.02.*another folder"
+    ):
         pretrain(*files, stage="encoder")
     stub(seed=3, joint={"steps": 9})  # the other stage may change
     pretrain(*files, stage="encoder")

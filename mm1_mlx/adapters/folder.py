@@ -188,7 +188,8 @@ def apply_adapter(
             f"have no place here, or another shape: {shown}. Load the model that it "
             f"was trained on."
         )
-    model.load_weights([(name, left[name]) for name in fitting], strict=False)
+    kept = [(name, left[name].astype(plain[name].dtype)) for name in fitting]
+    model.load_weights(kept, strict=False)
 
 
 def _check_pair(layer: Any, name: str, arrays: dict, where: str) -> None:

@@ -196,6 +196,8 @@ def _thaw(model: nn.Module, plan: Plan) -> None:
                 keys.append(key)
         if keys:
             _refuse_packed(path, module)
+            for key in keys:  # in 16 bits small updates would vanish
+                module[key] = module[key].astype(mx.float32)
             module.unfreeze(recurse=False, keys=keys)
 
 

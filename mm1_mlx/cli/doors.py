@@ -11,6 +11,8 @@ DOORS = {
         "a public checkpoint to a model folder, and back",
     ),
     "quantize": ("mm1_mlx.quantize", "fewer bits per weight, and what that costs"),
+    "lora": ("mm1_mlx.lora", "fine-tune a model on your own pictures"),
+    "fuse": ("mm1_mlx.fuse", "take an adapter into the weights"),
     "pretrain": ("mm1_mlx.pretrain", "train a model from scratch, MM1's recipe"),
     "benchmark": ("mm1_mlx.benchmark", "measure start-up on this machine"),
 }

@@ -1,5 +1,6 @@
 """Runs one stage of a recipe: batches made ahead, steps, checkpoints, exact resume."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import mlx.optimizers as optim
 from mlx.nn.utils import average_gradients
 from mlx.utils import tree_flatten, tree_map
 
-from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.errors import CheckpointError, ConfigError, MM1Error
 from mm1_mlx.training.optimizers import Optimizers
 from mm1_mlx.training.schedules import mm1_learning_rate, warmup_cosine
 from mm1_mlx.training.state import load_state, save_state, set_weights
@@ -41,6 +42,15 @@ def batch_rng(seed: int, stage: str, step: int, rank: int) -> random.Random:
     return random.Random(f"{seed}/{stage}/{step}/{rank}")
 
 
+def _changes(old: Any, new: Any, name: str = "") -> list[str]:
+    """What differs between two trees of settings: "stages.joint.steps: 3, now 4"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        parts = [(old.get(k), new.get(k), f"{name}.{k}".lstrip(".")) for k in keys]
+        return [line for part in parts for line in _changes(*part)]
+    return [] if old == new else [f"{name}: {str(old)[:40]}, now {str(new)[:40]}"]
+
+
 class Trainer:
     """Runs one stage: batches made ahead, compiled steps, checkpoints.
 
@@ -63,7 +73,9 @@ class Trainer:
                 f"{self._world.size()} processes: each needs at least one."
             )
         self._optimizer = self._make_optimizer()
-        self._grad = mx.compile(mx.value_and_grad(self._loss))
+        self._grad = mx.value_and_grad(self._loss)
+        if getattr(stage, "compiles", True):
+            self._grad = mx.compile(self._grad)
 
     def _make_optimizer(self) -> Optimizers:
         s = self.stage.settings
@@ -98,10 +110,11 @@ class Trainer:
         if not self._file.exists():
             return False
         trees, facts = load_state(self._file)
-        if facts["recipe"] != self._facts["recipe"]:
+        if changes := _changes(facts["recipe"], self._facts["recipe"]):
+            shown = "; ".join(changes[:5])
             raise ConfigError(
-                f"{self._file} was made with another recipe. Use the same recipe to go "
-                f"on, or another --out folder to start anew."
+                f"{self._file} was made with another recipe ({shown}). Use the same "
+                f"recipe to go on, or another folder to start anew."
             )
         # Checkpoints from before the seed was kept have none.
         if (seed := facts.get("seed", self.seed)) != self.seed:
@@ -177,6 +190,7 @@ class Trainer:
                 seen += count * self._world.size()
                 told = {name: value.item() for name, value in metrics.items()}
                 told |= {"norm": norm.item(), "rate": rate}
+                self._check_finite(told)
                 stopping = self._agree(stop())
                 if self.step % save_every == 0 or self.step == s.steps or stopping:
                     self.save()
@@ -184,6 +198,22 @@ class Trainer:
                 yield Progress(self.stage.name, self.step, s.steps, told, seconds, seen)
                 if stopping:
                     return
+
+    def _check_finite(self, metrics: dict[str, float]) -> None:
+        """MM1Error where the step has gone wrong; what was saved before stays."""
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if not bad:
+            return
+        kept = "There is no checkpoint yet."
+        if self._file.exists():
+            _, facts = load_state(self._file)
+            kept = f"The checkpoint of step {facts['step']} is whole."
+        where = getattr(self.stage, "where", lambda *_: [])(self.step - 1)
+        samples = f" Its samples: {'; '.join(where[:4])}." if where else ""
+        raise MM1Error(
+            f"Step {self.step} gave {bad[0]} = {metrics[bad[0]]}, so the run has "
+            f"stopped.{samples} {kept} Lower the learning rate, or the clipping norm."
+        )
 
     def _agree(self, stop: bool) -> bool:
         """Whether any process wants to stop: all stop after the same step, or one

@@ -1,0 +1,105 @@
+"""python -m mm1_mlx.fuse: an adapter taken into the weights of its model."""
+
+if __name__ == "__main__":  # first: it takes Ctrl-C from here on
+    from mm1_mlx.__main__ import enter
+
+    enter("fuse")
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mm1_mlx.cli.parser import Parser
+from mm1_mlx.cli.run import run_door
+
+
+def parser() -> Parser:
+    """The flags of this command; the names are mlx-lm's."""
+    p = Parser(
+        prog="mm1_mlx fuse",
+        description="Write a model folder that answers as a model with its adapter "
+        "does, and compare the two.",
+    )
+    add = p.add_argument
+    add("--model", required=True, metavar="NAME", help="name, folder or hub id")
+    add(
+        "--adapter-path",
+        type=Path,
+        default=Path("adapters"),
+        metavar="FOLDER",
+        help="of lora (%(default)s)",
+    )
+    add(
+        "--save-path",
+        type=Path,
+        default=Path("fused_model"),
+        metavar="FOLDER",
+        help="where to write; must not exist yet (%(default)s)",
+    )
+    add(
+        "--dequantize",
+        action="store_true",
+        help="leave quantized weights that had an adapter in 16 bits, instead of "
+        "rounding them again",
+    )
+    add("--overwrite", action="store_true", help="replace a model folder")
+    add("--json", action="store_true", help="print one JSON object")
+    p.add_debug()
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fuse, write, and say how far the answers are from the adapter's."""
+    from mm1_mlx.adapters.fuse import fuse_adapter
+    from mm1_mlx.checkpoint.folder import check_target
+    from mm1_mlx.cli.progress import conversion_progress
+    from mm1_mlx.loading import load, save
+    from mm1_mlx.quantization.damage import compare, record, table
+
+    check_target(args.save_path, args.overwrite)
+    model, processor = load(
+        args.model, adapter_path=args.adapter_path, dtype=_kept(args)
+    )
+    before = record(model, processor)
+    count = fuse_adapter(model, dequantize=args.dequantize)
+    model.config = _with_provenance(model, args)
+    save(model, processor, args.save_path, overwrite=args.overwrite)
+    del model
+    fused, _ = load(args.save_path, **conversion_progress())
+    report = compare(before, record(fused, processor))
+    if args.json:
+        values = {"folder": str(args.save_path), "layers": count, "damage": report}
+        print(json.dumps(values))
+        return
+    print(f"{args.save_path}: {count} adapted layers fused")
+    print(table(report))
+
+
+def _kept(args: argparse.Namespace) -> Any:
+    """The stored type of the model, so that the fused one has the same."""
+    from mm1_mlx.checkpoint.folder import weight_files
+    from mm1_mlx.loading import find_model
+
+    files = weight_files(find_model(args.model))
+    kinds = [info.dtype for infos in files.values() for info in infos.values()]
+    names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    floats = [names[kind] for kind in kinds if kind in names]
+    return max(set(floats), key=floats.count) if floats else None
+
+
+def _with_provenance(model: Any, args: argparse.Namespace) -> Any:
+    """The config of the fused model: what was done, and no packing where none is."""
+    from mlx.utils import tree_flatten
+
+    from mm1_mlx.convert.output import public_command, public_name, with_extra
+
+    packed = any(n.endswith("scales") for n, _ in tree_flatten(model.parameters()))
+    config = model.config if packed else replace(model.config, quantization=None)
+    made = {"adapter": public_name(args.adapter_path), "model": public_name(args.model)}
+    return with_extra(config, "fused", made | {"command": public_command(args.invoked)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_door(parser(), run, argv)
