@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
 from mm1_mlx.config import (
     ConnectorConfig,
@@ -139,3 +140,23 @@ class SmallProcessor:
 
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self.words)
+
+
+def step(model) -> None:
+    """One step that moves whatever is trainable."""
+    count = model.config.tokens_per_image
+    slots = [model.config.image_token_id] * count
+    ids = mx.array([[5, 9, *slots, 17, 33]])
+
+    def loss(parameters):
+        model.update(parameters)
+        return mx.square(model(ids, shots)).mean()
+
+    size = model.config.vision_config.image_size
+    shots = random_array(1, size, size, 3)
+    parameters = model.trainable_parameters()
+    for _ in range(2):  # the first moves only lora_b, which is zero
+        grads = mx.grad(loss)(parameters)
+        parameters = tree_map(lambda v, g: v - 0.3 * g, parameters, grads)
+    model.update(parameters)
+    mx.eval(model.parameters())

@@ -6,6 +6,7 @@ own names. What mlx-lm's keys cannot say is under the key "mm1_mlx".
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -106,8 +107,8 @@ def check_adapter_target(folder: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise CheckpointError(
-            f"{folder} holds an adapter already. Give another folder, or overwrite it "
-            f"(--overwrite)."
+            f"{folder} holds an adapter already. Give another folder, or go on with "
+            f"it (--resume)."
         )
 
 
@@ -115,6 +116,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Weights and configuration of an adapter folder, in our form or mlx-lm's."""
     if not folder.is_dir():
         raise CheckpointError(f"There is no adapter folder {folder}.")
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it holds no adapter.")
     config = read_json(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
@@ -127,24 +130,34 @@ def read_adapter(folder: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
 
 def settings_by_part(config: dict) -> Callable[[str], PairSettings]:
     """Part -> the settings of its pairs, as an adapter_config.json has them."""
-    own = (config.get("mm1_mlx") or {}).get("parts") or {}
-    usual = config.get("lora_parameters") or {}
+    own = _object(_object(config, "mm1_mlx"), "parts")
+    usual = _object(config, "lora_parameters")
     dora = config.get("fine_tune_type") == "dora"
-    try:
-        default = PairSettings(
-            rank=usual.get("rank", 8), scale=usual.get("scale", 1.0), dora=dora
-        )
-        known = {
-            part: PairSettings(**values)
-            for part, values in own.items()
-            if isinstance(values, dict)
-        }
-    except TypeError as error:
-        raise CheckpointError(
-            f"{CONFIG_FILE} has settings that are not known ({error}). Is it of a "
-            f"newer version?"
-        ) from error
+    usual = {key: usual[key] for key in ("rank", "scale") if key in usual}
+    default = _settings(usual | {"dora": dora})
+    known = {p: _settings(v) for p, v in own.items() if isinstance(v, dict)}
     return lambda part: known.get(part, default)
+
+
+def _object(values: dict, key: str) -> dict:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{key} of {CONFIG_FILE} is {found!r}, but no object.")
+    return found
+
+
+def _settings(values: dict) -> PairSettings:
+    kinds = {"rank": int, "scale": int | float, "dropout": int | float, "dora": bool}
+    for key, value in values.items():
+        if key not in kinds:
+            raise CheckpointError(
+                f"{CONFIG_FILE} has a setting '{key}', which is not known. Is it of a "
+                f"newer version?"
+            )
+        wrong = isinstance(value, bool) is not (key == "dora")
+        if wrong or not isinstance(value, kinds[key]) or not math.isfinite(value):
+            raise CheckpointError(f"{key} of {CONFIG_FILE} cannot be {value!r}.")
+    return PairSettings(**values)
 
 
 def apply_adapter(
@@ -198,12 +211,15 @@ def _check_pair(layer: Any, name: str, arrays: dict, where: str) -> None:
         raise CheckpointError(f"{where} lacks its lora_a or lora_b.")
     rows, columns = part.stop - part.start, layer.input_dims
     a, b = arrays["lora_a"].shape, arrays["lora_b"].shape
+    rank = a[1] if len(a) > 1 else 0
     if isinstance(layer, AdaptedStack):
         count = layer.num_experts
-        fits = a == (count, a[1], columns) and b == (count, rows, a[1])
+        fits = a == (count, rank, columns) and b == (count, rows, rank)
+        lengths = (count, rows)
     else:
-        fits = len(a) == 2 and a == (columns, a[1]) and b == (a[1], rows)
-    if not fits:
+        fits = a == (columns, rank) and b == (rank, rows)
+        lengths = (rows,)
+    if not fits or not rank or arrays.get("m", mx.zeros(lengths)).shape != lengths:
         kind = "experts" if isinstance(layer, AdaptedStack) else "a weight"
         raise CheckpointError(
             f"{where} has pairs of {a} and {b}, but belongs to {kind} of "
