@@ -317,7 +317,7 @@ def _check(args: argparse.Namespace, processor: Any) -> int:
         print(
             f"{name}: {c.samples} samples, {c.images} images, {c.tokens} tokens, "
             f"{c.learned} of them learned ({c.learned / max(c.samples, 1):.1f} a "
-            f"sample); longest {c.longest} ({c.longest_where})"
+            f"sample); longest {c.longest} tokens ({c.longest_where})"
         )
     for line in problems[:20]:
         print(f"error: {line}", file=sys.stderr)
@@ -377,7 +377,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"adapter": str(args.adapter_path), "metrics": metrics}))
     else:
-        print(f"{args.adapter_path} after {duration(time.time() - started)}")
+        print(
+            f"{args.adapter_path} after {duration(time.time() - started)}; ask with "
+            f"generate --model {args.model} --adapter-path {args.adapter_path}"
+        )
     return 0
 
 
