@@ -68,7 +68,7 @@ def making(
     CheckpointError where the disk is too small, before the work and during it, and
     where `out` is one of the `sources`, or holds a checkpoint of another project.
     """
-    _check_apart(out, sources)
+    check_apart(out, sources)
     _check_room(out, nbytes)
     done = 0
 
@@ -87,8 +87,8 @@ def making(
             ) from error
 
 
-def _check_apart(out: Path, sources: Sequence[Path | None]) -> None:
-    """Nothing that was downloaded, or is being read, is overwritten."""
+def check_apart(out: Path, sources: Sequence[Path | None]) -> None:
+    """CheckpointError where `out` is what is read, or was downloaded."""
     place = out.resolve()
     for source in sources:
         real = source.resolve() if source is not None else None

@@ -7,7 +7,10 @@
     python -m examples.corners score DATA --adapter-path ADAPTER
 
 `data` draws DATA/train.jsonl and DATA/valid.jsonl with their pictures. `score` asks the
-questions of valid.jsonl, whose pictures were not trained on. Two minutes on two cores.
+questions of valid.jsonl, whose pictures were not trained on. It takes three minutes.
+
+Every second sample to train on is a question of the old kinds. Without them the new one
+displaces what it is close to: counting fell from 100% to 73%.
 """
 
 import argparse
@@ -18,7 +21,9 @@ from pathlib import Path
 from PIL import Image
 
 from examples.mm1_tiny.drawing import draw
+from examples.mm1_tiny.pictures import scene_with
 from examples.mm1_tiny.scenes import COLOURS, TRAINING_PAIRS, arrange
+from examples.mm1_tiny.tasks import SCENE_TASKS
 from mm1_mlx import batch_generate, load
 
 CORNERS = {"circle": 0, "triangle": 3, "square": 4, "star": 10}
@@ -36,13 +41,20 @@ def sample(rng: random.Random) -> tuple[Image.Image, str, str]:
     return draw(arrange(pairs, rng), rng), question, str(CORNERS[shape])
 
 
+def known(rng: random.Random) -> tuple[Image.Image, str, str]:
+    """A picture and a question of those that mm1-tiny was made for."""
+    scene, question = scene_with(rng.choice(SCENE_TASKS), rng)
+    return draw(scene, rng), question.question, question.answer
+
+
 def write(folder: Path, train: int, valid: int, seed: int) -> None:
-    """Draw both splits."""
+    """Draw both splits: every second sample to train on is of what it knows."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", train), ("valid", valid)):
         rng, lines = random.Random(f"{split}/{seed}"), []
         for number in range(count):
-            image, question, answer = sample(rng)
+            old = split == "train" and number % 2
+            image, question, answer = known(rng) if old else sample(rng)
             name = f"{split}_{number:04}.png"
             image.save(folder / name)
             line = {"question": question, "answer": answer, "image": name}
@@ -79,7 +91,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DATA")
     parser.add_argument("--adapter-path", type=Path)
     parser.add_argument("--model", default="mm1-tiny")
-    parser.add_argument("--train", type=int, default=800)
+    parser.add_argument("--train", type=int, default=1600)
     parser.add_argument("--valid", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -55,10 +55,12 @@ def run(args: argparse.Namespace) -> None:
     from mm1_mlx.adapters.fuse import fuse_adapter
     from mm1_mlx.checkpoint.folder import check_target
     from mm1_mlx.cli.progress import conversion_progress
-    from mm1_mlx.loading import load, save
+    from mm1_mlx.convert.output import CARD, card, check_apart
+    from mm1_mlx.loading import find_model, load, save
     from mm1_mlx.quantization.damage import compare, record, table
 
     check_target(args.save_path, args.overwrite)
+    check_apart(args.save_path, [find_model(args.model), args.adapter_path])
     model, processor = load(
         args.model, adapter_path=args.adapter_path, dtype=_kept(args)
     )
@@ -66,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
     count = fuse_adapter(model, dequantize=args.dequantize)
     model.config = _with_provenance(model, args)
     save(model, processor, args.save_path, overwrite=args.overwrite)
+    (args.save_path / CARD).write_text(card(model.config), encoding="utf-8")
     del model
     fused, _ = load(args.save_path, **conversion_progress())
     report = compare(before, record(fused, processor))

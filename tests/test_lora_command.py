@@ -75,6 +75,10 @@ def test_train_generate_fuse(data, tmp_path, capsys):
     assert_close(second, first, atol=0.05 * float(mx.abs(first).max()))  # float16
     made = json.loads((fused / "config.json").read_text())["extra"]["fused"]
     assert made["adapter"] == "adapter"
+    again = ["--save-path", fused, "--overwrite", "--adapter-path", out]
+    done = run_cli("fuse", "--model", fused, *again)
+    assert_fails(done, r"the original is never replaced")
+    assert "## Fused" in (fused / "README.md").read_text()
 
 
 def start(data, out, *more) -> subprocess.Popen:

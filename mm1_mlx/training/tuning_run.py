@@ -57,9 +57,10 @@ def tune(
     state after every step, with "valid" where it was measured. stop: asked after every
     step; True saves and ends the run.
 
-    Raises ConfigError, DatasetError, CheckpointError; MM1Error where a step gives what
-    is no number.
+    Raises ConfigError, DatasetError, CheckpointError; MM1Error at a loss of NaN.
     """
+    if not (main := mx.distributed.init().rank() == 0):
+        tell = report = _silent
     check_adapter_target(out, overwrite=resume)
     if resume and not (out / CHECKPOINT).is_file():
         raise CheckpointError(f"{out} has no {CHECKPOINT} to go on from.")
@@ -69,7 +70,6 @@ def tune(
     trainer = _begin(stage, samples, out, config, seed, resume, tell)
     tell(table(summary(model, model.config)))
     tell(_supervised(stage, trainer.step))
-    main = mx.distributed.init().rank() == 0
 
     def finished(step: int) -> bool:
         return stop() or (until is not None and step >= until)
@@ -88,6 +88,10 @@ def tune(
         report(now)
     model.eval()
     return trainer.step == settings.steps
+
+
+def _silent(_: Any) -> None:
+    """What every process but the first tells."""
 
 
 def _begin(
