@@ -303,7 +303,8 @@ def _check(args: argparse.Namespace, processor: Any) -> int:
         if samples is None:
             continue
         bar = progress_bar(len(samples), split)
-        for so_far in check_samples(samples, processor):
+        limit = args.max_seq_length if args.too_long == "refuse" else None
+        for so_far in check_samples(samples, processor, limit):
             found[split] = so_far
             bar.update(1)
         bar.close()

@@ -18,6 +18,7 @@ from mm1_mlx.training.conversations import (
     lesson_of,
     open_split,
     open_train,
+    parse_sample,
 )
 
 USER, ANSWER = "What is this?", "A cat."
@@ -189,3 +190,34 @@ def test_every_epoch_is_another_order_of_the_same(folder):
     other = Order(50, seed=4)
     assert [other[k] for k in range(50)] != first
     assert np.all(np.array([Order(1, 0)[k] for k in range(5)]) == 0)
+
+
+def parsed(folder, **values):
+    return parse_sample(values, folder, "here")
+
+
+def test_pictures_as_addresses_of_parts(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    parts = [{"type": "image_url", "image_url": {"url": "a.png"}}]
+    sample = parsed(tmp_path, messages=[{"role": "user", "content": parts}])
+    held = sample.messages[0]["content"]
+    assert held == [{"type": "image", "image": tmp_path / "a.png"}]
+    parts[0]["image_url"]["url"] = "https://somewhere/a.png"
+    with pytest.raises(DatasetError, match=r"here: the image https.* is an address"):
+        parsed(tmp_path, messages=[{"role": "user", "content": parts}])
+
+
+def test_a_long_name_is_no_picture(tmp_path):
+    with pytest.raises(DatasetError, match=r"here: there is no image g{97}\.\.\. in"):
+        parsed(tmp_path, question="a", answer="b", image="g" * 5000)
+    with pytest.raises(DatasetError, match=r"here: there is no image"):
+        parsed(tmp_path, question="a", answer="b", image="a\0b")
+
+
+def test_the_system_of_a_conversation_is_kept(tmp_path):
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    sample = parsed(tmp_path, conversations=turns, system="Be brief.")
+    assert [m["role"] for m in sample.messages] == ["system", "user", "assistant"]
+    assert sample.messages[0]["content"] == "Be brief."
+    with pytest.raises(DatasetError, match=r"'system' is '3', but must be a text"):
+        parsed(tmp_path, conversations=turns, system=3)

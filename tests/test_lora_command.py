@@ -14,7 +14,9 @@ from PIL import Image
 
 from helpers import ROOT, assert_close, assert_fails, need_tiny, run_cli
 from mm1_mlx import load
+from mm1_mlx.cli.training import Reporter
 from mm1_mlx.lora import main, parser, plan
+from mm1_mlx.training.trainer import Progress
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 
@@ -104,7 +106,9 @@ def test_killed_at_random_moments_and_resumed(data, tmp_path):
     """kill -9, then the same command with --resume: as if nothing had happened."""
     more = ("--iters", 24, "--save-every", 2, "--dropout", 0.2, "--steps-per-report", 1)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(flags(data, whole, *more)) == 0
+    process = start(data, whole, *more)  # also a process: they load a faster BLAS
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
     rng, kills = random.Random(5), 0
     for moment in (3, 6, 11, 16, None):
         resumed = ("--resume",) if kills else ()
@@ -192,3 +196,36 @@ def test_what_the_flags_train(data, tmp_path):
     assert (pairs.rank, pairs.scale, pairs.dora) == (4, 8.0, True)
     assert parts("--fine-tune-type", "full")["mlp"].pairs is None
     assert parts("--rank", "32", "--alpha", "64")["mlp"].pairs.scale == 2.0
+
+
+def test_what_failed_half_way_is_not_lost(data, tmp_path, capsys):
+    """A broken sample that is met late: what was done is there, and is gone on from."""
+    folder, out = tmp_path / "data", tmp_path / "adapter"
+    folder.mkdir()
+    good = [json.dumps({"question": "a?", "answer": "b"})] * 8
+    (folder / "train.jsonl").write_text("\n".join(good) + "\n")
+    (folder / "valid.jsonl").write_text('{"question": "a?", "answer": ""}\n')
+    assert main(flags(folder, out, "--iters", 2)) == 1
+    (out / "adapters.safetensors").unlink()
+    (folder / "valid.jsonl").unlink()
+    assert main(flags(folder, out, "--iters", 2, "--resume")) == 0
+    assert (out / "adapters.safetensors").is_file()
+
+    more = ("--iters", 2, "--max-seq-length", 16)
+    (folder / "train.jsonl").write_text(good[0].replace("b", "b " * 40) + "\n")
+    early = tmp_path / "early"
+    assert main(flags(folder, early, *more)) == 1  # before anything was saved
+    assert main(flags(folder, early, *more, "--too-long", "drop")) == 1
+    assert "No sample has 16 tokens or less" in capsys.readouterr().err
+    (folder / "train.jsonl").write_text("\n".join(good) + "\n")
+    assert main(flags(folder, early, *more, "--resume", "--until", 1)) == 0
+    assert main(flags(folder, early, *more, "--resume", "--until", 1)) == 0
+    assert steps_logged(early) == 1
+
+
+def test_a_value_that_is_not_in_every_step_is_told_as_it_is(capsys):
+    reporter = Reporter(2)
+    for step, metrics in ((1, {"text": 1.0}), (2, {"text": 2.0, "valid": 8.0})):
+        reporter.step(Progress("tune", step, 2, metrics, 1.0, 1))
+    reporter.close()
+    assert "text 1.5 valid 8 " in capsys.readouterr().err

@@ -48,8 +48,7 @@ class Reporter:
         self._every = every
         self._stage = ""
         self._bar: Any = None
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._seen: dict[str, list[float]] = {}
 
     def line(self, text: str) -> None:
         if self._bar is not None:
@@ -65,14 +64,16 @@ class Reporter:
                 now.steps, now.stage, initial=self._first, unit="step"
             )
         for name, value in now.metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+            self._seen.setdefault(name, []).append(value)
         self._bar.update(1)
         visible = shows(self._bar)
         if now.step % (10 if visible else self._every) and now.step != now.steps:
             return
-        told = " ".join(f"{k} {v / self._count:.4g}" for k, v in self._sums.items())
-        self._sums, self._count = {}, 0
+        told = " ".join(
+            f"{name} {sum(values) / len(values):.4g}"
+            for name, values in self._seen.items()
+        )
+        self._seen = {}
         if visible:
             self._bar.set_postfix_str(f"{told}, {_gigabytes()}")
         else:
@@ -91,7 +92,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
         self._bar = None
-        self._sums, self._count = {}, 0
+        self._seen = {}
 
 
 def _gigabytes() -> str:

@@ -9,7 +9,7 @@ A line is one of
     {"prompt": "...", "completion": "..."}
     {"image": "a.jpg", "caption": "..."}
 Contents may hold pictures as parts, {"type": "image", "image": ...}. A picture is a
-path below the folder, a data: URL, or {"bytes": "<base64>"}.
+path from the folder, a data: URL, or {"bytes": "<base64>"}.
 """
 
 import base64
@@ -147,8 +147,8 @@ def _messages(values: dict, where: str) -> list[dict]:
         role = message.get("role")
         if role not in ("system", "user", "assistant"):
             raise DatasetError(
-                f"{where}: a message has the role {role!r}, but must have system, user "
-                f"or assistant."
+                f"{where}: a message has the role {str(role)[:40]!r}, but must have "
+                f"system, user or assistant."
             )
     return [{"role": m["role"], "content": m.get("content")} for m in found]
 
@@ -159,11 +159,13 @@ def _conversations(values: dict, where: str) -> list[dict]:
     if not good or not all(isinstance(m, dict) for m in found):
         raise DatasetError(f"{where}: 'conversations' must be a list of turns.")
     turns = []
+    if values.get("system"):
+        turns.append({"role": "system", "content": _text(values, "system", where)})
     for turn in found:
         role = _ROLES.get(str(turn.get("from")), turn.get("from"))
         if role not in ("system", "user", "assistant"):
             raise DatasetError(
-                f"{where}: a turn is 'from' {turn.get('from')!r}, but must be from "
+                f"{where}: a turn is 'from' {str(role)[:40]!r}, but must be from "
                 f"human, gpt or system."
             )
         turns.append({"role": role, "content": _text(turn, "value", where)})
@@ -207,6 +209,11 @@ def _with_sources(message: dict, folder: Path, where: str) -> dict:
         held = part.get("image") if isinstance(part, dict) else None
         if held is not None:
             part = part | {"image": _source(held, folder, where)}
+        address = part.get("image_url") if isinstance(part, dict) else None
+        if address is not None:
+            if isinstance(address, dict):
+                address = address.get("url")
+            part = {"type": "image", "image": _source(address, folder, where)}
         parts.append(part)
     return {**message, "content": parts}
 
@@ -232,10 +239,28 @@ def _source(image: Any, folder: Path, where: str) -> Any:
         )
     if image.startswith("data:"):
         return image
+    shown = image if len(image) <= 100 else image[:97] + "..."
+    if "://" in image:
+        raise DatasetError(
+            f"{where}: the image {shown} is an address, but must be a file: get it."
+        )
     path = folder / image
-    if not path.is_file():
-        raise DatasetError(f"{where}: there is no image {path}.")
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        there = False
+    if not there:
+        raise DatasetError(f"{where}: there is no image {shown} in {folder}.")
     return path
+
+
+def too_long(lesson: Lesson, where: str, limit: int) -> str:
+    """What is said of a sample that has too many tokens."""
+    return (
+        f"{where}: the sample has {len(lesson.ids)} tokens "
+        f"({sum(lesson.image_tokens)} of images), but max_tokens is {limit}. Raise "
+        f"it (--max-seq-length), or leave such samples out (--too-long drop)."
+    )
 
 
 def lesson_of(sample: Sample, processor: Processor) -> Lesson:
@@ -278,8 +303,13 @@ class Checked:
     problems: list[str] | None = None
 
 
-def check_samples(samples: ConversationFile, processor: Processor) -> Iterator[Checked]:
-    """Read every sample with its pictures; gives what is known after each."""
+def check_samples(
+    samples: ConversationFile, processor: Processor, limit: int | None = None
+) -> Iterator[Checked]:
+    """Read every sample with its pictures; gives what is known after each.
+
+    limit: of tokens, where a longer sample is a problem.
+    """
     found = Checked(problems=[])
     assert found.problems is not None
     for index in range(len(samples)):
@@ -290,6 +320,8 @@ def check_samples(samples: ConversationFile, processor: Processor) -> Iterator[C
             found.problems.append(str(error))
             yield found
             continue
+        if limit is not None and len(lesson.ids) > limit:
+            found.problems.append(too_long(lesson, sample.where, limit))
         found.samples += 1
         found.images += len(lesson.image_tokens)
         found.tokens += len(lesson.ids)

@@ -4,7 +4,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ class Trainer:
         with ThreadPoolExecutor(1) as ahead:
             pending = ahead.submit(self._host, self.step)
             while self.step < s.steps:
-                batches, count = pending.result()
+                batches, count = self._ready(pending)
                 if self.step + 1 < s.steps:
                     pending = ahead.submit(self._host, self.step + 1)
                 grads, metrics = self._gradients(parameters, batches)
@@ -198,6 +198,15 @@ class Trainer:
                 yield Progress(self.stage.name, self.step, s.steps, told, seconds, seen)
                 if stopping:
                     return
+
+    def _ready(self, pending: Future) -> tuple[list, int]:
+        """The next step's arrays; where they cannot be made, what was done is saved."""
+        try:
+            return pending.result()
+        except MM1Error:
+            if self.step:
+                self.save()
+            raise
 
     def _check_finite(self, metrics: dict[str, float]) -> None:
         """MM1Error where the step has gone wrong; what was saved before stays."""
@@ -239,6 +248,7 @@ class Trainer:
             for name, value in metrics.items():
                 means[name] = means.get(name, 0.0) + value * weight
             mx.eval(total, weights, means)  # bounded work, and memory of one at a time
+        weights = mx.maximum(weights, 1e-9)  # every sample of the step may be dropped
         means = {name: value / weights for name, value in means.items()}
         if "tokens" in means:
             means["tokens"] = weights

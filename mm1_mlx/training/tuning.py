@@ -19,7 +19,7 @@ from mm1_mlx.grids import Layout
 from mm1_mlx.inputs.lessons import Lesson
 from mm1_mlx.inputs.processor import Processor
 from mm1_mlx.models.mm1 import MM1
-from mm1_mlx.training.conversations import ConversationFile, Order, lesson_of
+from mm1_mlx.training.conversations import ConversationFile, Order, lesson_of, too_long
 from mm1_mlx.training.next_token import next_token_loss
 from mm1_mlx.training.optimizers import OPTIMIZERS, Group
 from mm1_mlx.training.packing import Row, Tokens, collate
@@ -99,6 +99,7 @@ class TuneStage:
         self.module: nn.Module = model
         self.settings = settings
         self._model, self.processor, self._samples = model, processor, samples
+        self.dropped: set[int] = set()  # samples that were too long
         self._seed, self._order = seed, Order(len(samples), seed)
         self._layers = list(adapted_layers(model).values())
         self._drops = any(layer.settings.dropout for layer in self._layers)
@@ -134,24 +135,32 @@ class TuneStage:
         for micro in range(s.accumulate):
             lessons = []
             for number in self.places(step, micro, rank, size):
-                lesson = lesson_of(self._samples[number], self.processor)
-                if self._fits(lesson, number):
+                sample = self._samples[number]
+                lesson = lesson_of(sample, self.processor)
+                if self.fits(lesson, sample.where):
                     lessons.append(lesson)
+                else:
+                    self._drop(number)
             count += len(lessons)
             batches.append(self.arrays(lessons, f"{self._seed}/{step}/{micro}/{rank}"))
         return batches, count
 
-    def _fits(self, lesson: Lesson, number: int) -> bool:
+    def _drop(self, number: int) -> None:
+        self.dropped.add(number)
+        if len(self.dropped) == len(self._samples):
+            raise DatasetError(
+                f"No sample has {self.settings.max_tokens} tokens or less: raise "
+                f"--max-seq-length."
+            )
+
+    def fits(self, lesson: Lesson, where: str) -> bool:
+        """Whether a sample is short enough; DatasetError where it must be."""
         limit = self.settings.max_tokens
         if len(lesson.ids) <= limit:
             return True
-        if self.settings.too_long == "drop":
-            return False
-        raise DatasetError(
-            f"{self._samples[number].where}: the sample has {len(lesson.ids)} tokens "
-            f"({sum(lesson.image_tokens)} of images), but max_tokens is {limit}. Raise "
-            f"it (--max-seq-length), or leave such samples out (--too-long drop)."
-        )
+        if self.settings.too_long != "drop":
+            raise DatasetError(too_long(lesson, where, limit))
+        return False
 
     def arrays(self, lessons: list[Lesson], name: str) -> tuple[np.ndarray, ...]:
         """Lessons as the arrays that `loss` takes. name: decides what dropout drops."""

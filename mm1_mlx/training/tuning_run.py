@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from mm1_mlx.adapters.folder import (
     CONFIG_FILE,
+    WEIGHTS_FILE,
     adapter_config,
     adapter_weights,
     check_adapter_target,
@@ -61,9 +62,7 @@ def tune(
     """
     if not (main := mx.distributed.init().rank() == 0):
         tell = report = _silent
-    check_adapter_target(out, overwrite=resume)
-    if resume and not (out / CHECKPOINT).is_file():
-        raise CheckpointError(f"{out} has no {CHECKPOINT} to go on from.")
+    resume = _check_target(out, resume, tell)
     adapt(model, plan, seed)
     stage = TuneStage(model, processor, samples, settings, seed)
     config = adapter_config(plan, base)
@@ -74,24 +73,44 @@ def tune(
     def finished(step: int) -> bool:
         return stop() or (until is not None and step >= until)
 
-    for now in trainer.run(save_every, lambda: finished(trainer.step)):
+    steps = trainer.run(save_every, lambda: finished(trainer.step))
+    for now in steps if not finished(trainer.step) else ():
         last = now.step == settings.steps
+        saved = now.step % save_every == 0 or last or finished(now.step)
+        if main and saved:
+            write_adapter(out, adapter_weights(model), config)
         if valid is not None and (now.step % valid_every == 0 or last):
             now.metrics["valid"] = valid_loss(stage, valid, valid_samples)
-        saved = now.step % save_every == 0 or last or finished(now.step)
         if main:
-            line = json.dumps({"step": now.step, **now.metrics})
             with (out / METRICS).open("a", encoding="utf-8") as log:
-                log.write(line + "\n")
-            if saved:
-                write_adapter(out, adapter_weights(model), config)
+                log.write(json.dumps({"step": now.step, **now.metrics}) + "\n")
         report(now)
+    tell_dropped(stage, tell)
     model.eval()
     return trainer.step == settings.steps
 
 
 def _silent(_: Any) -> None:
     """What every process but the first tells."""
+
+
+def _check_target(out: Path, resume: bool, tell: Callable[[str], None]) -> bool:
+    """Whether there is something to go on from; CheckpointError if it is in the way."""
+    if resume and not (out / CHECKPOINT).is_file():
+        if not (out / RUN_FILE).is_file():
+            raise CheckpointError(f"{out} has no {CHECKPOINT} to go on from.")
+        tell("nothing was saved yet: beginning with the first step")
+        resume = False
+    empty = not (out / CHECKPOINT).exists() and not (out / WEIGHTS_FILE).exists()
+    check_adapter_target(out, overwrite=resume or empty)
+    return resume
+
+
+def tell_dropped(stage: TuneStage, tell: Callable[[str], None]) -> None:
+    """Say how many samples were left out, where some were."""
+    if stage.dropped:
+        limit = stage.settings.max_tokens
+        tell(f"{len(stage.dropped)} samples of more than {limit} tokens were left out")
 
 
 def _begin(
@@ -104,9 +123,10 @@ def _begin(
     tell: Callable[[str], None],
 ) -> Trainer:
     """A trainer at its first step, or where the last run was saved."""
+    plan = {k: v for k, v in config["mm1_mlx"].items() if k != "version"}
     recipe = {
-        "model": config["mm1_mlx"]["base"],
-        "plan": config["mm1_mlx"],
+        "model": plan["base"],
+        "plan": plan,
         "settings": stage.settings.to_dict(),
         "data": fingerprint(samples),
     }
@@ -118,6 +138,7 @@ def _begin(
         tell(f"going on from step {trainer.step} of {stage.settings.steps}")
         if main:
             _forget_after(out / METRICS, trainer.step)
+            write_adapter(out, adapter_weights(trainer.module), config)
     elif main:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / CONFIG_FILE, config)
@@ -155,7 +176,10 @@ def valid_loss(stage: TuneStage, samples: ConversationFile, most: int) -> float:
     model.eval()
     total, tokens = 0.0, 0.0
     for number in range(min(len(samples), most)):
-        lesson = lesson_of(samples[number], stage.processor)
+        sample = samples[number]
+        lesson = lesson_of(sample, stage.processor)
+        if not stage.fits(lesson, sample.where):
+            continue
         _, metrics = stage.loss(*map(mx.array, stage.arrays([lesson], "valid")))
         count = float(metrics["tokens"])
         total += float(metrics["text"]) * count
