@@ -129,6 +129,8 @@ def reshape(kind, how):
         (respell(mm1_mlx={"parts": [1]}), r"parts of adapter_config\.json is \[1\]"),
         (respell(mm1_mlx={}, lora_parameters="big"), r"lora_parameters of .* 'big'"),
         (respell(mm1_mlx={}, lora_parameters={"scale": "2"}), r"scale of .* '2'"),
+        (respell(mm1_mlx={}, lora_parameters={}), r"does not say the scale of its"),
+        (settings(rank=10**400), r"rank of adapter_config\.json cannot be 1000"),
         (settings(alpha=3), r"a setting 'alpha', which is not known"),
         (settings(scale=math.nan), r"scale of adapter_config\.json cannot be nan"),
         (settings(rank=True), r"rank of adapter_config\.json cannot be True"),

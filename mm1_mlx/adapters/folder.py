@@ -6,7 +6,6 @@ own names. What mlx-lm's keys cannot say is under the key "mm1_mlx".
 """
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -136,7 +135,16 @@ def settings_by_part(config: dict) -> Callable[[str], PairSettings]:
     usual = {key: usual[key] for key in ("rank", "scale") if key in usual}
     default = _settings(usual | {"dora": dora})
     known = {p: _settings(v) for p, v in own.items() if isinstance(v, dict)}
-    return lambda part: known.get(part, default)
+
+    def settings_of(part: str) -> PairSettings:
+        if part not in known and "scale" not in usual:
+            raise CheckpointError(
+                f"{CONFIG_FILE} does not say the scale of its pairs, though there are "
+                f"some of '{part}': write it under lora_parameters."
+            )
+        return known.get(part, default)
+
+    return settings_of
 
 
 def _object(values: dict, key: str) -> dict:
@@ -155,7 +163,7 @@ def _settings(values: dict) -> PairSettings:
                 f"newer version?"
             )
         wrong = isinstance(value, bool) is not (key == "dora")
-        if wrong or not isinstance(value, kinds[key]) or not math.isfinite(value):
+        if wrong or not isinstance(value, kinds[key]) or not abs(value) < 1e9:
             raise CheckpointError(f"{key} of {CONFIG_FILE} cannot be {value!r}.")
     return PairSettings(**values)
 
