@@ -71,13 +71,16 @@ setup(
         "cuda12": ["mlx[cuda12]"],
         "cuda13": ["mlx[cuda13]"],
         "heic": ["pillow-heif>=0.18"],
-        # The digits, the photographs and the fonts that mm1-tiny learns from, and
-        # mlx-lm's learned quantization.
+        # The digits, the photographs and the fonts that mm1-tiny learns from, mlx-lm's
+        # learned quantization; curves, --config, a bar, and parquet files.
         "train": [
             "scikit-learn>=1.5",
             "scikit-image>=0.24",
             "matplotlib>=3.9",
             "mlx-lm>=0.32",
+            "pyyaml>=6",
+            "tqdm>=4.66",
+            "pyarrow>=15",  # datasets in parquet files
         ],
         # Enough for the tests; those against a reference skip without `parity`.
         "test": ["pytest>=8"],
@@ -87,12 +90,14 @@ setup(
             "torch>=2.5",
             "transformers>=5.7",
             "tamm>=0.2",
+            "peft>=0.21",  # adapters; brings accelerate
             "mlx-lm>=0.32",
             "scikit-learn>=1.5",
             "scikit-image>=0.24",
             "matplotlib>=3.9",
             "skia-python>=87",  # draws test pictures that training never saw
             "tiktoken>=0.7",
+            "pyarrow>=15",
         ],
         "dev": ["ruff>=0.15", "pyright[nodejs]>=1.1.400", "pre-commit>=4"],
     },

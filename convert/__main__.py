@@ -24,6 +24,7 @@ COMMANDS = {
     "assemble": "build a model from an encoder and a decoder",
     "upcycle": "turn a dense decoder into experts",
     "verify": "compare a model with its original, block by block",
+    "adapter": "adapters of PEFT and mlx-lm, to ours and back",
 }
 
 _MORE = "other commands:\n" + "\n".join(

@@ -27,7 +27,7 @@ from .readers import LazyArray
 from .rules import Job, Plan, plan, prefixed
 from .source import CONNECTOR, DECODER, ENCODER, Source
 
-_PART = {DECODER: "decoder.", ENCODER: "vision.", CONNECTOR: "connector."}
+PART = {DECODER: "decoder.", ENCODER: "vision.", CONNECTOR: "connector."}
 
 
 @dataclass
@@ -162,7 +162,7 @@ def match(
 
     given: arrays that the file does not hold, under the names of the source's part.
     """
-    part = _PART.get(source.kind, "")
+    part = PART.get(source.kind, "")
     arrays = bundle(origin.arrays, settings_of(origin.config))
     rules = source.rules
     if callable(rules):

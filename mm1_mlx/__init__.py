@@ -36,6 +36,7 @@ if os.path.isfile(os.path.join(_BESIDE, "setup.py")) and os.path.isdir(
 
 TYPE_CHECKING = False  # importing typing for it takes longer than all the rest here
 if TYPE_CHECKING:
+    from mm1_mlx.adapters.switch import Adapters, drop_adapter, use_adapter
     from mm1_mlx.config import MM1Config
     from mm1_mlx.errors import MM1Error
     from mm1_mlx.inference.generation import (
@@ -45,11 +46,12 @@ if TYPE_CHECKING:
         stream_generate,
     )
     from mm1_mlx.inputs.processor import Processor
-    from mm1_mlx.loading import damage_report, load, quantize, save
+    from mm1_mlx.loading import damage_report, load, load_adapters, quantize, save
     from mm1_mlx.models.mm1 import MM1
 
 __all__ = [
     "MM1",
+    "Adapters",
     "GenerationResponse",
     "MM1Config",
     "MM1Error",
@@ -57,17 +59,21 @@ __all__ = [
     "__version__",
     "batch_generate",
     "damage_report",
+    "drop_adapter",
     "generate",
     "load",
+    "load_adapters",
     "quantize",
     "save",
     "stream_generate",
+    "use_adapter",
 ]
 
 # Where each public name lives. A verb that is also a door (`generate`) is here as the
 # verb; see mm1_mlx/cli/verbs.py for how both share the name.
 _HOMES = {
     "MM1": "mm1_mlx.models.mm1",
+    "Adapters": "mm1_mlx.adapters.switch",
     "MM1Config": "mm1_mlx.config",
     "MM1Error": "mm1_mlx.errors",
     "GenerationResponse": "mm1_mlx.inference.generation",
@@ -75,10 +81,13 @@ _HOMES = {
     "batch_generate": "mm1_mlx.inference.generation",
     "generate": "mm1_mlx.inference.generation",
     "damage_report": "mm1_mlx.loading",
+    "drop_adapter": "mm1_mlx.adapters.switch",
     "load": "mm1_mlx.loading",
+    "load_adapters": "mm1_mlx.loading",
     "quantize": "mm1_mlx.loading",
     "save": "mm1_mlx.loading",
     "stream_generate": "mm1_mlx.inference.generation",
+    "use_adapter": "mm1_mlx.adapters.switch",
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mm1_mlx.cli.parser import Parser, number, whole_number
 from mm1_mlx.cli.run import run_door
+from mm1_mlx.errors import UsageError
 
 
 def parser() -> Parser:
@@ -22,11 +23,14 @@ def parser() -> Parser:
         "  start    import, --help and a whole cold answer of mm1-tiny, as seconds\n"
         "           and as ratios to a Python that imports mlx, numpy and PIL\n"
         "  convert  memory and time of converting a synthetic checkpoint, beside a\n"
-        "           plain copy of its files; needs three times --gb of disk",
+        "           plain copy of its files; needs three times --gb of disk\n"
+        "  train    time and memory of a step of fine-tuning a random LLaVA of 200M\n"
+        "           parameters, as ratios: beside mlx-vlm's trainer with --against,\n"
+        "           else of our own ways; needs 2 GB of disk",
     )
     parser.add_argument(
         "subject",
-        choices=("start", "convert"),
+        choices=("start", "convert", "train"),
         metavar="SUBJECT",
         help="what to measure",
     )
@@ -34,9 +38,8 @@ def parser() -> Parser:
         "-n",
         "--runs",
         type=whole_number(1),
-        default=5,
         metavar="N",
-        help="start: fresh processes per command (%(default)s)",
+        help="fresh processes of each command (start: 5, train: 3)",
     )
     parser.add_argument(
         "--gb",
@@ -49,7 +52,19 @@ def parser() -> Parser:
         "--folder",
         type=Path,
         metavar="FOLDER",
-        help="convert: where to work (the system's folder for temporary files)",
+        help="convert, train: where to work (the system's folder for temporary files)",
+    )
+    parser.add_argument(
+        "--against",
+        choices=("mlx-vlm",),
+        metavar="PEER",
+        help="train: the program to compare with, mlx-vlm",
+    )
+    parser.add_argument(
+        "--peer-python",
+        type=Path,
+        metavar="PATH",
+        help="train: the Python of an environment where that program is installed",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_debug()
@@ -58,24 +73,33 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print."""
+    if (args.against or args.peer_python) and args.subject != "train":
+        raise UsageError("--against and --peer-python are for the subject train")
     if args.subject == "convert":
         _convert(args)
-        return
+    elif args.subject == "train":
+        _train(args)
+    else:
+        _start(args)
+
+
+def _start(args: argparse.Namespace) -> None:
     from mm1_mlx.benchmarks.start import as_object, as_table, measure_start
 
     def progress(done: int, total: int) -> None:
         print(f"\rround {done} of {total}", end="", file=sys.stderr, flush=True)
 
     shown = sys.stderr.isatty()
-    timings = measure_start(args.runs, progress=progress if shown else None)
+    runs = args.runs or 5
+    timings = measure_start(runs, progress=progress if shown else None)
     if shown:
         print(file=sys.stderr)
     if args.json:
         import json
 
-        print(json.dumps(as_object(timings, args.runs), indent=2))
+        print(json.dumps(as_object(timings, runs), indent=2))
     else:
-        print(as_table(timings, args.runs))
+        print(as_table(timings, runs))
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -83,17 +107,45 @@ def _convert(args: argparse.Namespace) -> None:
 
     from mm1_mlx.benchmarks.convert import as_object, as_table, measure_convert
 
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        jobs = measure_convert(Path(folder), round(args.gb * 1e9), tell=tell)
+        jobs = measure_convert(Path(folder), round(args.gb * 1e9), tell=_tell)
     if args.json:
         import json
 
         print(json.dumps(as_object(jobs), indent=2))
     else:
         print(as_table(jobs))
+
+
+def _train(args: argparse.Namespace) -> None:
+    import tempfile
+
+    from mm1_mlx.benchmarks import train
+
+    if (args.against is None) != (args.peer_python is None):
+        raise UsageError(
+            "--against mlx-vlm and --peer-python PATH belong together: mlx-vlm needs "
+            "an environment of its own"
+        )
+    runs, evidence = args.runs or 3, None
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        if args.against is None:
+            rows = train.measure_alternatives(folder, runs, tell=_tell)
+        else:
+            rows, evidence = train.measure_against_peer(
+                folder, args.peer_python, runs, tell=_tell
+            )
+    if args.json:
+        import json
+
+        print(json.dumps(train.as_object(rows, evidence, runs), indent=2))
+    else:
+        print(train.as_table(rows, evidence, runs))
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,3 +31,7 @@ class DatasetError(MM1Error):
 
 class MemoryPlanError(MM1Error):
     """The work would not fit into this machine's memory."""
+
+
+class ToldElsewhere(MM1Error):
+    """What ended another process of the run, which the first one tells the user."""

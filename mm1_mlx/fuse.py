@@ -14,6 +14,8 @@ from typing import Any
 from mm1_mlx.cli.parser import Parser
 from mm1_mlx.cli.run import run_door
 
+_CLOSE = 0.98  # positions with the same likeliest token: fewer are worth a word
+
 
 def parser() -> Parser:
     """The flags of this command; the names are mlx-lm's."""
@@ -38,11 +40,19 @@ def parser() -> Parser:
         metavar="FOLDER",
         help="where to write; must not exist yet (%(default)s)",
     )
-    add(
+    packed = p.add_mutually_exclusive_group().add_argument
+    packed(
+        "--q-bits",
+        type=int,
+        choices=[4, 5, 6, 8],
+        metavar="N",
+        help="of quantized weights that had an adapter (their own; 8 keeps more of "
+        "what was learned): %(choices)s",
+    )
+    packed(
         "--dequantize",
         action="store_true",
-        help="leave quantized weights that had an adapter in 16 bits, instead of "
-        "rounding them again",
+        help="leave these in 16 bits, instead of rounding them again",
     )
     add("--overwrite", action="store_true", help="replace a model folder")
     add("--json", action="store_true", help="print one JSON object")
@@ -61,12 +71,13 @@ def run(args: argparse.Namespace) -> None:
 
     check_target(args.save_path, args.overwrite)
     check_apart(args.save_path, [find_model(args.model), args.adapter_path])
-    model, processor = load(
-        args.model, adapter_path=args.adapter_path, dtype=_kept(args)
-    )
-    before = record(model, processor)
-    count = fuse_adapter(model, dequantize=args.dequantize)
+    model, processor = load(args.model, adapter_path=args.adapter_path)
+    before = record(model, processor)  # in the type that the fused one answers in
+    count = fuse_adapter(model, dequantize=args.dequantize, bits=args.q_bits)
+    if (kept := _kept(args)) is not None:
+        model.set_dtype(kept)
     model.config = _with_provenance(model, args)
+    model_is_packed = model.config.quantization is not None
     save(model, processor, args.save_path, overwrite=args.overwrite)
     (args.save_path / CARD).write_text(card(model.config), encoding="utf-8")
     del model
@@ -78,16 +89,25 @@ def run(args: argparse.Namespace) -> None:
         return
     print(f"{args.save_path}: {count} adapted layers fused")
     print(table(report))
+    rounded = model_is_packed and not args.dequantize and (args.q_bits or 0) < 8
+    if rounded and report["top1"] < _CLOSE:
+        print(
+            "The weights were rounded again, which lost part of what was learned: "
+            "--q-bits 8 or --dequantize keeps more."
+        )
 
 
 def _kept(args: argparse.Namespace) -> Any:
-    """The stored type of the model, so that the fused one has the same."""
+    """The stored type of the model, so that the fused one has the same; None where
+    nothing says it."""
+    import mlx.core as mx
+
     from mm1_mlx.checkpoint.folder import weight_files
     from mm1_mlx.loading import find_model
 
     files = weight_files(find_model(args.model))
     kinds = [info.dtype for infos in files.values() for info in infos.values()]
-    names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    names = {"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32}
     floats = [names[kind] for kind in kinds if kind in names]
     return max(set(floats), key=floats.count) if floats else None
 

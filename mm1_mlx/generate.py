@@ -6,14 +6,16 @@ if __name__ == "__main__":  # first: it takes Ctrl-C from here on
     enter("generate")
 
 import argparse
+import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from mm1_mlx.cli.parser import Parser, json_object, number, some_text, whole_number
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.verbs import make_callable
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import PromptError, UsageError
 
 make_callable(__name__, "mm1_mlx.inference.generation")
 
@@ -28,6 +30,10 @@ _EXAMPLES = """examples:
   python -m mm1_mlx.generate --image a.png -p "What colour is the star?"
   python -m mm1_mlx.generate --image a.png b.png -p "Which has more circles?"
   cat question.txt | python -m mm1_mlx.generate --image a.png -p - --json
+
+several processes share a model that exceeds one Mac (prompt and pictures are read by
+the first; every Mac has the model's folder):
+  mlx.launch --hostfile hosts.json -- python -m mm1_mlx.generate --model FOLDER -p "Hi"
 """
 
 
@@ -236,38 +242,76 @@ def read_prompt(given: str) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Load, answer, print."""
-    prompt = read_prompt(args.prompt)
-
-    from mm1_mlx.cli.progress import conversion_progress
-    from mm1_mlx.cli.statistics import as_json, statistics
     from mm1_mlx.inference.generation import stream_generate
     from mm1_mlx.inference.wired import wired_limit
+    from mm1_mlx.processes import is_first, meet, world
+
+    if world().size() > 1 and args.prompt == "-":
+        raise UsageError("-p - cannot be read by several processes: give the text")
+    prompt = read_prompt(args.prompt)
+    model, processor = _load(args)
+    with wired_limit():
+        pieces = stream_generate(
+            model, processor, prompt, _images(args.image), **_settings(args)
+        )
+        if is_first():
+            _tell(_print_answer(pieces, args), args)
+        else:
+            list(pieces)
+        meet()
+
+
+def _load(args: argparse.Namespace) -> Any:
+    from mm1_mlx.cli.progress import conversion_progress
     from mm1_mlx.loading import load
+    from mm1_mlx.processes import is_first, together, world
 
     start = time.perf_counter()
     name = args.model or DEFAULT_MODEL
-    model, processor = load(
-        name, adapter_path=args.adapter_path, **conversion_progress()
-    )
-    if not processor.tokenizer.reads_text:
+    with together():
+        model, processor = load(
+            name,
+            adapter_path=args.adapter_path,
+            group=world(),
+            **conversion_progress(),
+        )
+        _resize_as_asked(processor, args)
+    if is_first() and not processor.tokenizer.reads_text:
         print(
             f"warning: {name} has no tokenizer: prompts and answers are token ids, "
             f"like '1 306 4966'",
             file=sys.stderr,
         )
-    _resize_as_asked(processor, args)
-    if args.verbose:
+    if is_first() and args.verbose:
         _print_setting(name, time.perf_counter() - start)
+    return model, processor
 
-    with wired_limit():
-        pieces = stream_generate(
-            model, processor, prompt, args.image, **_settings(args)
-        )
-        whole = _print_answer(pieces, args)
+
+def _images(given: list[str]) -> list[Any]:
+    """The pictures: files of the first process, whose bytes the others receive."""
+    from mm1_mlx.processes import bytes_from_first, is_first, world
+
+    if world().size() == 1:
+        return given
+    images: list[Any] = []
+    for image in given:
+        data = b""
+        if is_first() and os.path.isfile(image):
+            with suppress(OSError), open(image, "rb") as file:
+                data = file.read()
+        data = bytes_from_first(data)
+        images.append(data if data and not is_first() else image)
+    return images
+
+
+def _tell(whole: Any, args: argparse.Namespace) -> None:
+    """What stands behind the answer."""
+    from mm1_mlx.cli.statistics import as_json, statistics
+
     if args.json:
-        print(as_json(whole, model=name))
+        print(as_json(whole, model=args.model or DEFAULT_MODEL), flush=True)
     if not args.quiet:
-        print(statistics(whole), file=sys.stderr)
+        print(statistics(whole), file=sys.stderr, flush=True)
 
 
 def _print_answer(pieces: Any, args: argparse.Namespace) -> Any:
@@ -316,8 +360,11 @@ def _print_setting(name: str, seconds: float) -> None:
 
     import mlx.core as mx
 
+    from mm1_mlx.processes import world
+
+    shared = f", shared by {size} processes" if (size := world().size()) > 1 else ""
     print(
-        f"Model: {name}, load {seconds:.2f} s, {mx.default_device()}, "
+        f"Model: {name}{shared}, load {seconds:.2f} s, {mx.default_device()}, "
         f"mlx {version('mlx')}",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-"""python -m mm1_mlx.info: parts, parameters and memory of a model."""
+"""python -m mm1_mlx.info: parts, parameters and memory of a model, or an adapter's."""
 
 if __name__ == "__main__":  # first: it takes Ctrl-C from here on
     from mm1_mlx.__main__ import enter
@@ -14,7 +14,7 @@ from mm1_mlx import memory
 from mm1_mlx.cli.parser import Parser, did_you_mean, whole_number
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.config import DecoderConfig, MM1Config, VisionConfig
-from mm1_mlx.errors import CheckpointError
+from mm1_mlx.errors import CheckpointError, UsageError
 from mm1_mlx.presets import ENCODERS, MODELS, PRESETS
 
 BITS = (16, 8, 4)
@@ -26,9 +26,11 @@ def parser() -> Parser:
     """The flags of this command."""
     p = Parser(
         prog="mm1_mlx info",
-        description="Parts, parameters and memory of a model; no weights are loaded.",
+        description="Parts, parameters and memory of a model, or what an adapter is; "
+        "no weights are loaded.",
     )
     add = p.add_argument
+    add("adapter", nargs="?", metavar="FOLDER", help="an adapter, such as lora writes")
     add("--model", help="a preset, a model folder or mm1-tiny; without it: the presets")
     add(
         "--tokens",
@@ -60,7 +62,10 @@ def find_config(name: str) -> tuple[MM1Config | VisionConfig, Path | None]:
     if name in PRESETS:
         return PRESETS[name], None
     if Path(name).expanduser().is_dir():
-        raise CheckpointError(f"The folder {name!r} has no config.json.")
+        hint = ""
+        if (Path(name).expanduser() / "adapter_config.json").is_file():
+            hint = f" It holds an adapter: mm1_mlx info {name}."
+        raise CheckpointError(f"The folder {name!r} has no config.json.{hint}")
     close = did_you_mean(name, PRESETS)
     raise CheckpointError(
         f"There is no model {name!r}: not a preset, not a folder with a config.json"
@@ -177,6 +182,57 @@ def _notes(values: dict[str, Any]) -> list[str]:
     return notes
 
 
+def adapter_table(name: str, values: dict[str, Any]) -> str:
+    """What describe_adapter gave, for people."""
+    lines = [name, ""]
+
+    def line(label: str, shown: Any) -> None:
+        lines.append(f"  {label:<22}{shown}")
+
+    line("kind", f"{values['kind']}, in the form of {values['form']}")
+    line("base", values["base"] or "not said")
+    line("parameters", f"{values['parameters']:,} ({', '.join(values['types'])})")
+    if values["steps"] is not None:
+        planned = values["steps_planned"]
+        line("steps", f"{values['steps']}" + (f" of {planned}" if planned else ""))
+    line("on disk", memory.bytes_text(values["bytes"]))
+    if values["other_bytes"]:
+        size = memory.bytes_text(values["other_bytes"])
+        line("other files", f"{size}; generate and fuse do not read them")
+    lines += ["", f"  {'part':<12}{'how':<11}{'rank':>6}{'scale':>8}{'parameters':>14}"]
+    for part in values["parts"]:
+        ends = dict.fromkeys(part["ranks"][:1] + part["ranks"][-1:])
+        ranks = "-".join(map(str, ends)) or "-"
+        scale = "-" if part["scale"] is None else f"{part['scale']:g}"
+        lines.append(
+            f"  {part['part']:<12}{part['how']:<11}{ranks:>6}{scale:>8}"
+            f"{part['parameters']:>14,}"
+        )
+        if part["projections"]:
+            lines += _wrapped(" ".join(part["projections"]) + _layers(part["layers"]))
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    from textwrap import wrap
+
+    return wrap(text, 78, initial_indent=" " * 4, subsequent_indent=" " * 4)
+
+
+def _layers(numbers: list[int]) -> str:
+    """The decoder's layers, in a few words: ", layers 0-3 and 7"."""
+    if not numbers:
+        return ""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"; layer{'s' if numbers[1:] else ''} {shown}"
+
+
 def list_presets() -> str:
     """The presets, one line each."""
     lines = ["models"]
@@ -195,8 +251,26 @@ def list_presets() -> str:
     return "\n".join(lines)
 
 
+def _print_adapter(args: argparse.Namespace) -> None:
+    from mm1_mlx.adapters.about import describe_adapter
+
+    if args.model is not None:
+        raise UsageError("give the folder of an adapter or --model, not both")
+    folder = Path(args.adapter).expanduser()
+    if not folder.exists() and args.adapter in PRESETS:
+        raise UsageError(f"{args.adapter} is a model: info --model {args.adapter}")
+    values = describe_adapter(folder)
+    if args.json:
+        print(json.dumps({"adapter": args.adapter, **values}))
+    else:
+        print(adapter_table(args.adapter, values))
+
+
 def run(args: argparse.Namespace) -> None:
-    """Print the list of presets, or the table of one model."""
+    """Print the list of presets, or the table of one model or adapter."""
+    if args.adapter is not None:
+        _print_adapter(args)
+        return
     if args.model is None:
         print(json.dumps(list(PRESETS)) if args.json else list_presets())
         return

@@ -1,6 +1,6 @@
 """From a name, folder or hub id to a model and its processor, and back to a folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from mm1_mlx.quantization.modules import quantize_model, settings_by_name
 from mm1_mlx.quantization.recipes import Recipe
 
 if TYPE_CHECKING:
+    from mm1_mlx.adapters.switch import Adapters
     from mm1_mlx.inputs.processor import Processor
     from mm1_mlx.inputs.settings import ImageSettings
 
@@ -43,6 +44,7 @@ def load(
     adapter_path: str | Path | None = None,
     dtype: mx.Dtype | str | None = None,
     lazy: bool = False,
+    group: mx.distributed.Group | None = None,
     tell: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> "tuple[MM1, Processor]":
@@ -55,7 +57,9 @@ def load(
     put onto the model. dtype: the floating-point type of the weights. None keeps the
     stored one, except on MLX's CPU back end, whose 16-bit arithmetic is slow and
     coarse: there it is float32, at twice the memory. lazy: leave the weights on disk
-    until they are used; then only the thread that loaded may use them.
+    until they are used; then only the thread that loaded may use them. group: the
+    processes that share the decoder (mx.distributed.init() under mlx.launch); each
+    keeps its part, and all must make the same calls. See models.sharding.
 
     Raises CheckpointError for a model that cannot be found or does not fit its config,
     ConfigError for a config that makes no sense.
@@ -66,23 +70,127 @@ def load(
     folder = find_model(name_or_path, tell=tell, progress=progress)
     config = read_config(folder)
     processor = Processor.from_folder(folder, config)
+    if group is not None and group.size() > 1:
+        model = load_model(folder, config, wanted, lazy=True)
+        _take_share(model, adapter_path, group, folder, lazy)
+        return model, processor
     model = load_model(folder, config, wanted, lazy=lazy)
     if adapter_path is not None:
-        load_adapter(model, adapter_path)
+        _put_adapter(model, adapter_path)
+        model.eval()
+        if not lazy:
+            mx.eval(_all_arrays(model))
     return model, processor
+
+
+def _take_share(
+    model: MM1,
+    adapter_path: str | Path | None,
+    group: mx.distributed.Group,
+    folder: Path,
+    lazy: bool,
+) -> None:
+    """Cut a lazy model to this process's share, and only then read it."""
+    from mm1_mlx.adapters.sharding import shard_model
+
+    if adapter_path is not None:
+        _put_adapter(model, adapter_path)
+    shard_model(model, group)
+    model.eval()
+    if lazy:
+        return
+    arrays = _all_arrays(model)
+    _check_memory(sum(array.nbytes for array in arrays), folder)
+    # One by one: MLX reads a whole array before it is cut, and reading all at once
+    # would take the memory of the whole model.
+    for array in arrays:
+        mx.eval(array)
+    mx.clear_cache()
 
 
 def load_adapter(model: MM1, folder: str | Path) -> None:
     """Put the adapter of a folder onto a model that has none, in place.
 
+    One of PEFT or mlx-lm is read by the names of what the model was converted from.
     CheckpointError where it is of another model, or not an adapter.
     """
-    from mm1_mlx.adapters.folder import apply_adapter, read_adapter
-
-    place = Path(folder).expanduser()
-    apply_adapter(model, *read_adapter(place), str(place))
+    if model.decoder.group is not None:
+        raise MM1Error(
+            "This model is shared by several processes: give the adapter to load() "
+            "with the model."
+        )
+    _put_adapter(model, folder)
     model.eval()
     mx.eval(_all_arrays(model))
+
+
+def _put_adapter(model: MM1, folder: str | Path) -> None:
+    from mm1_mlx.adapters.folder import apply_adapter
+
+    place = Path(folder).expanduser()
+    apply_adapter(model, *_read_adapter(model, place), str(place))
+
+
+def load_adapters(model: MM1, folders: Mapping[str, str | Path]) -> "Adapters":
+    """Load adapters beside each other onto one model; which are there.
+
+        adapters = load_adapters(model, {"cats": "cats-adapter", "art": "art-adapter"})
+        use_adapter(model, "cats")
+        adapters.names, adapters.in_use  # ("cats", "art"), "cats"
+
+    folders: a name for each, and its folder. They share the model's weights, and may
+    differ in everything else: ranks, parts, DoRA, weights trained whole. The one in use
+    stays (none at first); `use_adapter` switches. Later calls add more.
+
+    Raises CheckpointError for a folder that is no adapter, or one of another model,
+    MM1Error for a name that is taken or a model that has an adapter for good; then
+    nothing is changed.
+    """
+    from mm1_mlx.adapters.folder import fit_adapter
+    from mm1_mlx.adapters.switch import adapters_of
+
+    if not isinstance(folders, Mapping):
+        raise MM1Error(
+            f"The adapters are {folders!r}, but must be folders by name, such as "
+            f'{{"cats": "cats-adapter"}}.'
+        )
+    held = adapters_of(model)
+    held.check_new(folders)
+    fitted = {}
+    with held.set_aside(model):
+        for name, folder in folders.items():
+            place = Path(folder).expanduser()
+            adapter = fit_adapter(model, *_read_adapter(model, place), str(place), name)
+            mx.eval([array for _, array in adapter.arrays()])
+            fitted[name] = adapter
+    held.add(fitted)
+    return held
+
+
+def _read_adapter(
+    model: MM1, place: Path
+) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """An adapter's arrays under the model's names, and its config."""
+    from mm1_mlx.adapters.folder import form_of, read_adapter
+
+    if form_of(place) == "mm1":
+        return read_adapter(place)
+    from mm1_mlx.convert.adapters.interchange import foreign_adapter
+
+    own = _named(model)
+    return foreign_adapter(place, model.config, lambda name: _as_numbers(own, name))
+
+
+def _as_numbers(weights: dict[str, mx.array], name: str) -> Any:
+    """A weight of a model in float32, for NumPy."""
+    import numpy as np
+
+    if f"{name.removesuffix('.weight')}.scales" in weights:
+        raise CheckpointError(
+            f"The adapter changes {name} itself, which is quantized in this model. "
+            f"Load the model of 16 bits."
+        )
+    return np.array(weights[name].astype(mx.float32))
 
 
 def find_model(
@@ -295,7 +403,17 @@ def save(
     overwrite: replace a model folder that is there (also the one that the model was
     loaded from). Raises CheckpointError for a folder that is in use for other things.
     """
+    if model.decoder.group is not None:
+        raise MM1Error(
+            "This process has only its share of the model, so it cannot be saved. Load "
+            "it without a group."
+        )
     weights = _named(model)
+    if any(".pairs." in name for name in weights):
+        raise CheckpointError(
+            "The model has an adapter on it, which a model folder cannot hold: fuse it "
+            "(python -m mm1_mlx.fuse), or take it off (use_adapter(model, None))."
+        )
     write_folder(
         Path(folder).expanduser(),
         model.config,

@@ -75,6 +75,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Both stages in order, then the model folder."""
+    from mm1_mlx.processes import meet
     from mm1_mlx.training.pretraining_run import pretrain
 
     started = time.time()
@@ -104,9 +105,11 @@ def run(args: argparse.Namespace) -> int:
             done = f"saved at step {args.until}" if reached else "stopped and saved"
             without = " without --until" if reached else ""
             reporter.line(f"{done}; the same command{without} goes on from here")
+        meet()
         return 0 if reached else INTERRUPTED
     if first:
-        print(f"{folder} after {duration(time.time() - started)}")
+        print(f"{folder} after {duration(time.time() - started)}", flush=True)
+    meet()
     return 0
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,23 @@ def assert_fails(
 def heed_ctrl_c() -> None:
     """For Popen(preexec_fn=...): a runner in the background hands SIGINT down deaf."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def peak_bytes(function: Callable, *arrays: Any) -> int:
+    """Most that MLX held, beside what it held before, while it evaluated a function.
+
+    With a limit of no memory, so that MLX starts no operation before the one before it
+    is done: how far it works ahead depends on what else the machine does.
+    """
+    import mlx.core as mx
+
+    mx.eval(arrays, function(*arrays))
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    limit = mx.set_memory_limit(0)
+    try:
+        mx.eval(function(*arrays))
+    finally:
+        mx.set_memory_limit(limit)
+    return mx.get_peak_memory() - before

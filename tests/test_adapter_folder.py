@@ -15,8 +15,9 @@ from mm1_mlx.adapters.folder import adapter_config, adapter_weights, write_adapt
 from mm1_mlx.adapters.fuse import fuse_adapter, without_adapter
 from mm1_mlx.adapters.layers import PairSettings
 from mm1_mlx.adapters.targets import Plan, Target, adapt
+from mm1_mlx.checkpoint.folder import write_folder
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.loading import load_adapter
+from mm1_mlx.loading import load_adapter, load_model
 from mm1_mlx.quantization.modules import quantize_model
 
 LORA = PairSettings(rank=4, scale=2.0)
@@ -134,6 +135,11 @@ def reshape(kind, how):
         (settings(alpha=3), r"a setting 'alpha', which is not known"),
         (settings(scale=math.nan), r"scale of adapter_config\.json cannot be nan"),
         (settings(rank=True), r"rank of adapter_config\.json cannot be True"),
+        (settings(rank=5), r"pairs of rank \d, but adapter_config\.json says 5"),
+        (
+            respell(mm1_mlx={}, lora_parameters={"rank": 16, "scale": 2.0}),
+            r"pairs of rank \d, but adapter_config\.json says 16: one of the two",
+        ),
         (reshape("lora_a", lambda a: a.flatten()), r"is of another model"),
         (reshape("m", lambda m: m[:1]), r"is of another model"),
     ],
@@ -143,6 +149,17 @@ def test_a_broken_adapter_folder(spoil, message, tmp_path):
     spoil(folder)
     with pytest.raises(CheckpointError, match=message):
         load_adapter(small_model(SPARSE), folder)
+
+
+def test_a_rank_that_is_not_said_is_that_of_the_arrays(tmp_path):
+    """Nothing of what an adapter does depends on it."""
+    plan = Plan(parts={"attention": Target(pairs=LORA), "experts": Target(pairs=LORA)})
+    model, _ = trained_model(plan=plan)
+    folder = saved(model, plan, tmp_path / "adapter")
+    respell(mm1_mlx={}, lora_parameters={"scale": 2.0})(folder)
+    again = small_model(SPARSE)
+    load_adapter(again, folder)
+    assert_close(answers(again), answers(model), atol=0)
 
 
 def test_where_an_adapter_may_be_written(tmp_path):
@@ -175,6 +192,42 @@ def test_a_fused_model_answers_as_with_its_adapter(packed):
     assert fuse_adapter(model, dequantize=packed) > 5
     assert not any(".pairs." in name for name, _ in tree_flatten(model.parameters()))
     assert_close(answers(model), wanted, atol=1e-4 * float(mx.abs(wanted).max()))
+
+
+def test_fusing_into_more_bits(tmp_path):
+    """4 bits round most of what was learned off; 8 keep it, and a folder says so."""
+    targets = {part: Target(pairs=LORA) for part in ("attention", "mlp", "experts")}
+    how = {"group_size": 32, "bits": 4, "mode": "affine"}
+
+    def settings_of(path: str) -> dict | None:
+        fits = path.endswith(("qkv_proj", "gate_up_proj"))  # rows of 32 numbers
+        return how if fits and path.startswith("decoder.") else None
+
+    def made():
+        model = small_model(SPARSE)
+        quantize_model(model, settings_of)
+        model.config = replace(model.config, quantization=dict(how))
+        adapt(model, Plan(parts=targets))
+        model.train()
+        for _ in range(3):
+            step(model)
+        model.eval()
+        return model
+
+    wanted = answers(made())
+    errors = {}
+    for bits in (None, 8):
+        model = made()
+        fuse_adapter(model, bits=bits)
+        own = [v for v in model.config.quantization.values() if isinstance(v, dict)]
+        assert own == [how | {"bits": 8}] * (6 if bits else 0)
+        write_folder(
+            tmp_path / str(bits), model.config, dict(tree_flatten(model.parameters()))
+        )
+        again = load_model(tmp_path / str(bits))
+        assert_close(answers(again), answers(model), atol=0)
+        errors[bits] = float(mx.abs(answers(again) - wanted).max())
+    assert errors[8] < 0.2 * errors[None]
 
 
 def test_fusing_packs_again(tmp_path):

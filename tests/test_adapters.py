@@ -1,11 +1,13 @@
 """Adapters: their layers against mlx-lm's and by hand, and what is trained."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from small import DENSE, SPARSE, random_array, small_model, step
+from small import DENSE, SPARSE, VISION, random_array, small_model, step
 
 from helpers import assert_close, need
 from mm1_mlx.adapters.layers import AdaptedLinear, AdaptedStack, PairSettings, Rows
@@ -104,6 +106,55 @@ def test_merged_weights_give_the_same(settings, bits):
     plain.weight, plain.bias = layer.merged(), base.bias
     x = random_array(5, 64)
     assert_close(layer(x), plain(x), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "names", [("q_proj", "k_proj", "v_proj"), ("v_proj",)], ids=len
+)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_training_is_the_formula(names, dtype, compiled):
+    """Values, and the gradients of x and of all pairs, of different ranks."""
+    base = nn.Linear(24, 64)
+    base.set_dtype(dtype)
+    layer = filled(AdaptedLinear(base, QKV, LORA), *names)
+    pair = layer.pairs["v_proj"]
+    pair.lora_a, pair.lora_b = random_array(24, 7), random_array(7, 16, seed=1)
+    for one in layer.pairs.values():
+        one.unfreeze()
+    x, into = random_array(2, 5, 24).astype(dtype), random_array(2, 5, 64, seed=2)
+
+    def formula(x):
+        y, deltas = layer.base(x), []
+        for rows in QKV:
+            found = layer.pairs.get(rows.name)
+            size = rows.stop - rows.start
+            delta = mx.zeros((*x.shape[:-1], size)) if found is None else None
+            if found is not None:
+                delta = 2.0 * (x @ found.lora_a @ found.lora_b)
+            deltas.append(delta)
+        return y + mx.concatenate(deltas, axis=-1).astype(dtype)
+
+    def both(function):
+        def loss(parameters, x):
+            layer.update(parameters)
+            return (function(x) * into).sum()
+
+        found = mx.value_and_grad(loss, argnums=(0, 1))
+        kept = layer.trainable_parameters()
+        value, grads = (mx.compile(found) if compiled else found)(kept, x)
+        layer.update(kept)  # in place of what was traced
+        return value, grads[1], dict(tree_flatten(grads[0]))
+
+    layer.train()
+    mine, theirs = both(layer), both(formula)
+    # 16 bits: sums are rounded in another order
+    tolerance = 1e-4 if dtype == mx.float32 else 0.5
+    assert_close(mine[0], theirs[0], atol=tolerance)
+    assert_close(mine[1], theirs[1], atol=tolerance / 10, rtol=0.02)
+    assert len(mine[2]) == 2 * len(names)
+    for name, grad in theirs[2].items():
+        assert_close(mine[2][name], grad, atol=tolerance, rtol=0.02)
 
 
 def test_a_fresh_adapter_changes_nothing():
@@ -284,6 +335,18 @@ def test_first_and_last_layers(plan, layers):
     assert {int(name.split(".")[2]) for name in names} == layers
 
 
+@pytest.mark.parametrize("pairs", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize("feature_layer, layers", [(-1, {0, 1}), (-2, {0})])
+def test_blocks_after_the_features_are_left_out(feature_layer, layers, pairs):
+    """LLaVA reads the last but one: what comes after it has no gradient."""
+    vision = replace(VISION, feature_layer=feature_layer)
+    model = small_model(DENSE, vision_config=vision)
+    adapt(model, Plan(parts={"encoder": Target(pairs=pairs)}))
+    names = [name for name, _ in tree_flatten(model.trainable_parameters())]
+    found = {int(n.split(".")[2]) for n in names if n.startswith("vision.layers.")}
+    assert found == layers
+
+
 def test_named_projections():
     model = small_model(SPARSE)
     target = Target(pairs=LORA)
@@ -291,6 +354,40 @@ def test_named_projections():
     adapt(model, plan)
     names = [name for name, _ in tree_flatten(model.trainable_parameters())]
     assert {name.split(".")[-2] for name in names} == {"q_proj", "v_proj"}
+
+
+def test_a_projection_that_is_not_there():
+    """One wrong name among right ones is refused, too, and what there is is named."""
+    target = Target(pairs=LORA)
+    plan = Plan(parts={"attention": target}, projections=("q_proj", "w_proj"))
+    message = r"no projection 'w_proj'.*\(attention\).*: k_proj, o_proj, q_proj, v_proj"
+    with pytest.raises(ConfigError, match=message):
+        adapt(small_model(SPARSE), plan)
+    both = {"attention": target, "experts": target, "connector": Target()}
+    adapt(small_model(SPARSE), Plan(parts=both, projections=("q_proj", "up_proj")))
+    plan = Plan(parts={"attention": target}, projections=("up_proj",))
+    with pytest.raises(ConfigError, match=r"no projection 'up_proj'"):
+        adapt(small_model(SPARSE), plan)
+    plan = Plan(parts={"attention": Target()}, projections=("q_proj",))
+    with pytest.raises(ConfigError, match=r"no projection 'q_proj'.* has: none\."):
+        adapt(small_model(SPARSE), plan)
+
+
+@pytest.mark.parametrize(
+    "part, most, first",
+    [
+        ("attention", 16, r"k_proj of decoder\.layers\.\d\.attn\.qkv_proj is 16 x 32"),
+        ("experts", 24, r"gate_proj of .*experts\.gate_up_proj is 24 x 32"),
+    ],
+)
+def test_a_rank_that_is_more_than_a_matrix_has(part, most, first):
+    def target(rank):
+        return Plan(parts={part: Target(pairs=PairSettings(rank=rank))})
+
+    adapt(small_model(SPARSE), target(most))
+    message = rf"The rank is {most + 1}, but {first} and can have {most} at most"
+    with pytest.raises(ConfigError, match=message):
+        adapt(small_model(SPARSE), target(most + 1))
 
 
 def test_packed_weights_take_pairs_but_are_not_trained_whole():

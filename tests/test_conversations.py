@@ -11,15 +11,13 @@ from helpers import need_tiny
 from mm1_mlx.errors import DatasetError
 from mm1_mlx.loading import load
 from mm1_mlx.training.conversations import (
-    CAPTION_PROMPT,
-    ConversationFile,
-    Order,
     check_samples,
     lesson_of,
     open_split,
     open_train,
-    parse_sample,
 )
+from mm1_mlx.training.mixtures import Order
+from mm1_mlx.training.samples import CAPTION_PROMPT, Samples, parse_sample
 
 USER, ANSWER = "What is this?", "A cat."
 TURNS = [
@@ -36,7 +34,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def lines(folder, *values) -> ConversationFile:
+def lines(folder, *values) -> Samples:
     text = "".join(v if isinstance(v, str) else json.dumps(v) + "\n" for v in values)
     (folder / "train.jsonl").write_text(text)
     return open_train(folder)
@@ -106,6 +104,10 @@ def test_captions_parts_and_text_alone(folder):
         ({"text": "a"}, r"has the keys \['text'\], but a sample has one of 'messages'"),
         ({"messages": []}, r"'messages' must be a list of messages"),
         (
+            {"messages": TURNS * 2, "images": [PICTURE]},
+            r"its 1 image may belong to any of 2 questions: write <image> into",
+        ),
+        (
             {"messages": [{"role": "robot", "content": "a"}]},
             r"the role 'robot', bu",
         ),
@@ -173,6 +175,13 @@ def test_a_check_counts_and_lists_what_is_wrong(folder):
     assert last.longest_where.endswith("line 1") and last.longest > 64
     assert 0 < last.learned < 40 < last.tokens
     assert [p.split(": ")[0].rpartition(" ")[2] for p in last.problems] == ["3", "4"]
+    for drop, (count, left_out, wrong) in ((True, (1, 1, 2)), (False, (2, 0, 3))):
+        *_, last = check_samples(samples, processor, limit=60, drop=drop)
+        assert (last.samples, last.dropped, len(last.problems)) == (
+            count,
+            left_out,
+            wrong,
+        )
 
 
 def test_every_epoch_is_another_order_of_the_same(folder):

@@ -250,6 +250,20 @@ def test_commands_multiply_with_openblas(through_a_door):
     assert ("openblas" in bound) == through_a_door
 
 
+@pytest.mark.skipif(not has_openblas(), reason="Linux's libopenblas0 is not installed")
+@pytest.mark.parametrize("own", [None, "24"], ids=["ours", "the user's"])
+def test_threads_of_openblas_do_not_keep_a_process_from_ending(own):
+    """They sleep long before it ends: one that is about to would be waited for."""
+    name = "OPENBLAS_THREAD_TIMEOUT"
+    done = run_python(
+        "-c",
+        "from mm1_mlx.cli.backend import require_mlx; require_mlx()\n"
+        f"import os; print(os.environ['{name}'])",
+        env={"LD_PRELOAD": ""} | ({name: own} if own else {}),
+    )
+    assert done.stdout.strip() == (own or "20")
+
+
 def test_a_machine_without_openblas_is_fine(monkeypatch):
     def absent(*args, **settings):
         raise OSError("cannot open shared object file")

@@ -7,7 +7,7 @@ from small_tokenizers import write_byte_level, write_llama, write_tiny
 
 from helpers import need, need_tiny
 from mm1_mlx.errors import PromptError
-from mm1_mlx.inputs.lessons import make_lesson
+from mm1_mlx.inputs.lessons import lesson_length, make_lesson
 from mm1_mlx.inputs.processor import Processor
 from mm1_mlx.inputs.prompts import TEMPLATES, jinja_source
 from mm1_mlx.inputs.settings import ImageSettings
@@ -132,6 +132,30 @@ def test_several_pictures_and_pictures_inside_messages(tmp_path):
         processor, [user("<image>and<image>"), answer("two")], [PICTURE, PICTURE]
     )
     assert beside.ids == lesson.ids
+
+
+def test_what_comes_after_the_last_answer_is_left_out(tmp_path):
+    """With its picture, or the pictures of the next sample in the batch would shift."""
+    processor = processor_of("tiny", tmp_path, "mm1-tiny")
+    other = np.full((9, 12, 3), 200, np.uint8)
+    asked = [user("<image> How many red circles?"), answer("There are 3.")]
+    more = [*asked, user("<image> And here?")]
+    lesson = make_lesson(processor, more, [PICTURE, other])
+    alone = make_lesson(processor, asked, [PICTURE])
+    assert lesson.ids == alone.ids and lesson.image_tokens == alone.image_tokens
+    np.testing.assert_array_equal(lesson.pixel_values, alone.pixel_values)
+    held = [asked[0] | {"content": [SEEN, {"type": "text", "text": "How many?"}]}]
+    held += [asked[1], user([{"type": "image", "image": other}])]
+    assert len(make_lesson(processor, held).pixel_values) == 1
+    assert lesson_length(processor, more, [PICTURE, other]) == len(alone.ids)
+
+
+def test_a_template_that_leaves_out_a_picture(tmp_path):
+    processor = processor_of("tiny", tmp_path, "mm1-tiny")
+    each = "{{ 'Q' if m.role == 'user' else m.content }}"
+    processor.chat_template = f"{{% for m in messages %}}{each}{{% endfor %}}"
+    with pytest.raises(PromptError, match="the chat template leaves out a message"):
+        make_lesson(processor, [user("<image>"), answer("two")], [PICTURE])
 
 
 def test_text_alone(tmp_path):

@@ -1,6 +1,7 @@
 """lora and fuse through the command line, on the built-in model."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -14,7 +15,7 @@ from PIL import Image
 
 from helpers import ROOT, assert_close, assert_fails, need_tiny, run_cli
 from mm1_mlx import load
-from mm1_mlx.cli.training import Reporter
+from mm1_mlx.cli.training import Reporter, StopOnSignal, awake
 from mm1_mlx.lora import main, parser, plan
 from mm1_mlx.training.trainer import Progress
 
@@ -152,12 +153,23 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
             1,
         ),
         (["--train", "attention=big"], r"PART or PART=HOW, where HOW is a rank", 2),
+        (["--train", "attention=" + "9" * 5000], r"where HOW is a rank up to 65536", 2),
+        (["--rank", "9" * 400], r"must be a whole number from 1 to 65536", 2),
+        (["--rank", "300"], r"The rank is 300, but .* and can have 128 at most", 1),
+        (["--seed", "9" * 400], r"--seed: must be a whole number from 0", 2),
+        (["--projections", "q_proj,w_proj"], r"no projection 'w_proj'.* o_proj, q", 1),
         (["--learning-rate", "fast"], r"must be above 0, or mm1", 2),
         (["--part-rate", "connector=x"], r"--part-rate is 'connector=x'", 2),
+        (
+            ["--part-rate", "connector=0.1"],
+            r"'connector' has a .*but is not trained",
+            1,
+        ),
+        (["--force"], r"--force is for going on: give --resume, too", 2),
         (["--num-layers", "0"], r"--num-layers must be -1 for all", 2),
         (["--first-layers", "1", "--num-layers", "1"], r"not both", 2),
         (["--grad-accumulation-steps", "3"], r"a multiple of accumulate \(3\)", 1),
-        (["--resume"], r"has no tune\.safetensors to go on from", 1),
+        (["--resume", "--adapter-path", "examples"], r"has no tune\.safetensors to", 1),
         (["--max-seq-length", "30"], r"line \d+: the sample has \d+ tokens", 1),
         (["--adapter-path", "examples"], r"is no adapter folder", 1),
     ],
@@ -204,11 +216,15 @@ def test_what_failed_half_way_is_not_lost(data, tmp_path, capsys):
     folder.mkdir()
     good = [json.dumps({"question": "a?", "answer": "b"})] * 8
     (folder / "train.jsonl").write_text("\n".join(good) + "\n")
-    (folder / "valid.jsonl").write_text('{"question": "a?", "answer": ""}\n')
-    assert main(flags(folder, out, "--iters", 2)) == 1
+    bad = '{"question": "a?", "answer": ""}'
+    (folder / "test.jsonl").write_text(f"{good[0]}\n{bad}\n")
+    late = ("--iters", 2, "--val-samples", 1)  # only the first is read at the start
+    assert main(flags(folder, out, *late)) == 1
+    assert "test.jsonl, line 2: 'answer' is ''" in capsys.readouterr().err
+    assert steps_logged(out) == 2
     (out / "adapters.safetensors").unlink()
-    (folder / "valid.jsonl").unlink()
-    assert main(flags(folder, out, "--iters", 2, "--resume")) == 0
+    (folder / "test.jsonl").unlink()
+    assert main(flags(folder, out, *late, "--resume")) == 0
     assert (out / "adapters.safetensors").is_file()
 
     more = ("--iters", 2, "--max-seq-length", 16)
@@ -223,9 +239,52 @@ def test_what_failed_half_way_is_not_lost(data, tmp_path, capsys):
     assert steps_logged(early) == 1
 
 
+def test_a_mac_stays_awake_for_as_long_as_it_trains(tmp_path, monkeypatch):
+    """A program in the place of macOS's, which notes how it was called, and its end."""
+    note = tmp_path / "note"
+    program = tmp_path / "caffeinate"
+    program.write_text(
+        f'#!/bin/sh\ntrap "echo ended >> {note}; exit" TERM\n'
+        f'echo "$@" > {note}\nwhile :; do sleep 0.01; done\n'
+    )
+    program.chmod(0o755)
+    with awake():  # elsewhere there is nothing to ask
+        pass
+    assert sys.platform == "darwin" or not note.exists()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("mm1_mlx.cli.training.sys.platform", "darwin")
+    with awake():
+        deadline = time.monotonic() + 20
+        while not note.exists() or not note.read_text():
+            assert time.monotonic() < deadline
+    assert note.read_text().splitlines() == [f"-i -m -w {os.getpid()}", "ended"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_answered(number, capfd):
+    with StopOnSignal() as signals:
+        os.kill(os.getpid(), number)
+        assert signals.asked()
+        assert "stopping after this step" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+
+def test_held_out_samples_are_told_now_and_then(monkeypatch, capsys):
+    now = iter((0.0, 5.0, 25.0, 25.0, 26.0, 50.0, 60.0))
+    monkeypatch.setattr("mm1_mlx.cli.training.time.monotonic", lambda: next(now))
+    reporter = Reporter(1)
+    for done in (4, 8, 12):
+        reporter.measured("test", done, 12)
+    reporter.measured("valid", 2, 12)
+    reporter.close()
+    assert capsys.readouterr().err == "test: 8 of 12 samples\n"
+
+
 def test_a_value_that_is_not_in_every_step_is_told_as_it_is(capsys):
     reporter = Reporter(2)
     for step, metrics in ((1, {"text": 1.0}), (2, {"text": 2.0, "valid": 8.0})):
         reporter.step(Progress("tune", step, 2, metrics, 1.0, 1))
     reporter.close()
-    assert "text 1.5 valid 8 " in capsys.readouterr().err
+    assert "loss 1.5 valid 8 " in capsys.readouterr().err

@@ -293,7 +293,8 @@ def test_the_decoder_hands_padding_down():
     ids = mx.array(np.random.default_rng(0).integers(4, 90, (2, 20)))
     is_token = mx.arange(20) < mx.array([[20], [0]])
     alone = decoder.hidden(ids[:1])
-    assert_close(decoder.hidden(ids, is_token=is_token)[:1], alone, atol=2e-6)
+    # exp of the training kernels is right to 4e-7, and blocks differ in their order.
+    assert_close(decoder.hidden(ids, is_token=is_token)[:1], alone, atol=5e-6)
     assert np.abs(np.array(decoder.hidden(ids)[:1] - alone)).max() > 1e-3
 
 

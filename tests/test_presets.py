@@ -352,6 +352,7 @@ def test_a_prompt_takes_what_was_estimated(experts):
             moe_config=moe,
         )
         model = Decoder(config)
+        model.eval()
         ids = mx.zeros((1, 512), mx.int32)
         mx.eval(model.parameters(), ids)
         measured = peak_of(lambda: model.hidden(ids))
@@ -377,6 +378,7 @@ def test_an_image_takes_what_was_estimated():
             image_size=224,
         )
         model = VisionEncoder(config)
+        model.eval()
         pixels = mx.zeros((1, 224, 224, 3))
         mx.eval(model.parameters(), pixels)
         measured = peak_of(lambda: model(pixels))
@@ -385,7 +387,8 @@ def test_an_image_takes_what_was_estimated():
     small = sizes(256, 256)
     for wide in (sizes(512, 256), sizes(256, 1024)):
         measured, estimate = (w - s for w, s in zip(wide, small, strict=True))
-        assert estimate == pytest.approx(measured, rel=0.3)
+        # MLX's attention on the CPU copies queries, keys and values beside.
+        assert estimate == pytest.approx(measured, rel=0.35)
 
 
 # --- Machines ----------------------------------------------------------------------

@@ -34,9 +34,11 @@ def test_the_command_trains_and_tells(tmp_path):
         *("encoder 2/4", "encoder 4/4", "joint 2/6", "joint 4/6", "joint 6/6")
     ]
     pattern = (
-        r"joint 6/6 text \S+ accuracy .* \| \d+ s, 0 s left, \S+ examples/s, \S+ G"
+        r"joint 6/6 loss \S+ accuracy .* \| \d+ s, 0 s left, \S+ examples/s, "
+        r"\d+ tokens/s, peak \d\.\d\d GB"
     )
-    assert re.match(pattern, lines[-1])
+    assert re.fullmatch(pattern, lines[-2])
+    assert lines[-1].startswith("experts (▄ even, █ twice that): 1 ")
 
 
 def test_until_is_told_and_is_no_interruption(tmp_path):

@@ -92,5 +92,6 @@ def test_pretrain_on_a_terminal(tmp_path):
     assert process.returncode == 0, text
     assert out.startswith(str(tmp_path / "run" / "model"))
     assert re.search(r"encoder: 100%\|.*\| 4/4 \[.*, loss \S+ accuracy", text)
-    assert re.search(r"joint: 100%\|.*\| 20/20 \[\d\d:\d\d.*text .*\d\.\d\d GB\]", text)
+    shown = r"joint: 100%\|.*\| 20/20 \[\d\d:\d\d.*loss .* tok/s, peak \d\.\d\d GB\]"
+    assert re.search(shown, text) and "experts (▄ even" in text
     assert "joint 20/20" not in text  # that is the line for log files

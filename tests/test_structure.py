@@ -14,7 +14,7 @@ ORDER = [
     ["config_checks", "grids"],
     ["config"],
     ["presets"],  # the sizes, as configs
-    ["kernels", "memory"],
+    ["kernels", "memory", "processes"],
     ["models"],
     ["inputs", "checkpoint"],
     ["quantization"],
@@ -39,6 +39,7 @@ LEAVES = {
     "config_checks",
     "grids",
     "memory",
+    "processes",
     "loading",
 }
 
@@ -52,8 +53,11 @@ FOREIGN = {
         "convert/verify.py",
     ),
     "mlx_lm": ("mm1_mlx/training/", "mm1_mlx/quantization/"),
-    "mlx_vlm": (),
-    "matplotlib": (),
+    "mlx_vlm": ("mm1_mlx/benchmarks/mlx_vlm_side.py",),  # mlx-vlm's Python runs it
+    "matplotlib": ("mm1_mlx/training/",),
+    "pyarrow": ("mm1_mlx/training/parquet_samples.py",),
+    "wandb": ("mm1_mlx/cli/",),
+    "yaml": ("mm1_mlx/cli/",),
     "tamm": (),
     "pytest": (),
     "helpers": (),

@@ -1,9 +1,7 @@
 """Two processes share a run: equal weights, the mean of both gradients."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten, tree_map
+from process_kit import two_processes
 from training_kit import (
     arrays_of,
     encode,
@@ -34,7 +33,7 @@ from mm1_mlx.training.model_folder import make_processor
 from mm1_mlx.training.pretraining import initialize, make_trainer
 from mm1_mlx.training.recipe import Recipe, read_recipe
 from mm1_mlx.training.schedules import warmup_cosine
-from mm1_mlx.training.trainer import batch_rng
+from mm1_mlx.training.trainer import _norm_of, batch_rng
 
 pytestmark = pytest.mark.usefixtures(uncompiled.__name__)
 
@@ -65,28 +64,6 @@ assert mx.distributed.init().size() == 2
 weights = dict(tree_flatten(trainer.module.parameters()))
 mx.save_safetensors(str(folder / f"rank{rank}.safetensors"), weights)
 """
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def two_processes(tmp_path: Path) -> list[dict[str, str]]:
-    """The environment of each of two processes on MLX's ring back end."""
-    hosts = tmp_path / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
-    # A process's own order of sets once decided which gradients were averaged; with
-    # these two seeds {"vision", "connector", "decoder"} has two orders.
-    return [
-        {"MLX_RANK": rank, "MLX_HOSTFILE": str(hosts), "PYTHONHASHSEED": seed}
-        for rank, seed in (("0", "0"), ("1", "3"))
-    ]
 
 
 @pytest.mark.parametrize("stage", ["encoder", "joint"])
@@ -142,13 +119,13 @@ def mean_of_two(folder: Path, stage: str) -> dict[str, mx.array]:
             share = settings.batch // 2 + (rank < settings.batch % 2)
             rng = batch_rng(recipe.seed, stage, step, rank)
             arrays, _ = trainer.stage.host_batch(rng, share, step / settings.steps)
-            gradients.append(trainer._grad(parameters, *map(mx.array, arrays))[1])
+            gradients.append(trainer._grad(parameters, *map(mx.array, arrays))[0])
         mean = tree_map(lambda a, b: (a + b) / 2, *gradients)
         peak, warmup = settings.learning_rate, settings.warmup
         trainer._optimizer.set_rate(
             warmup_cosine(step, settings.steps, peak, warmup, settings.floor)
         )
-        parameters, _ = update(mean, parameters)
+        parameters = update(mean, _norm_of(mean), parameters)
         trainer.module.update(parameters)
         mx.eval(trainer.module.parameters())
     return dict(tree_flatten(trainer.module.parameters()))
@@ -173,7 +150,7 @@ def test_a_batch_that_is_too_small_for_the_processes(monkeypatch, stub):
 
     stub()
     recipe = Recipe.from_dict(recipe_with(joint={"batch": 2}))
-    monkeypatch.setattr("mm1_mlx.training.trainer.mx.distributed.init", Three)
+    monkeypatch.setattr("mm1_mlx.training.trainer.world", Three)
     with pytest.raises(ConfigError, match=r"batch is 2, but there are 3 processes"):
         make_trainer(recipe, "joint", MM1(recipe.model), encode, Path("/x"))
     assert os.environ.get("MLX_RANK") is None

@@ -166,6 +166,14 @@ def arrays_of(path: Path) -> dict[str, mx.array]:
     }
 
 
+def measured(file: Path) -> list[dict]:
+    """The lines of metrics.jsonl without times, and the experts' load since
+    the process's last report."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    told = ("seconds", "tokens_per_second", "peak_memory", "expert_load")
+    return [{k: v for k, v in line.items() if k not in told} for line in lines]
+
+
 def assert_same_state(one: Path, two: Path) -> None:
     """Two checkpoints are equal in every bit."""
     first, second = arrays_of(one), arrays_of(two)

@@ -50,6 +50,8 @@ HF_IN_MEMORY: Table = [
         target="decoder.",
     ),
 ]
+# Beside them; original checkpoints have the same name.
+HEAD_IN_MEMORY = Rule("lm_head.{p}", "decoder.lm_head.{p}")
 
 ORIGINAL: Table = [
     *tower_rules("model.vision_tower.vision_tower."),
@@ -212,7 +214,7 @@ ENTRIES = (
         name="llava",
         what="LLaVA 1.5 as transformers 4 and 5 write it",
         kind=MODEL,
-        rules=[*HF, *HF_IN_MEMORY],
+        rules=[*HF, *HF_IN_MEMORY, HEAD_IN_MEMORY],
         config=config,
         types=("llava",),
         is_it=lambda values, entries: "mm_vision_tower" not in values,

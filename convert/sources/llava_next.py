@@ -20,7 +20,12 @@ _NEWLINE = [
     Rule("image_newline", "image_newline"),
     Rule("model.image_newline", "image_newline"),
 ]
-HF: Table = [*llava.HF, *llava.HF_IN_MEMORY, *_NEWLINE]
+HF: Table = [
+    *llava.HF,
+    *llava.HF_IN_MEMORY,
+    llava.HEAD_IN_MEMORY,
+    *_NEWLINE,
+]
 ORIGINAL: Table = [*llava.ORIGINAL, _NEWLINE[1]]
 
 # Class default of LlavaNextConfig: (height, width) for tiles of 336 pixels.

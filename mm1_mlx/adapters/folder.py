@@ -16,15 +16,18 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mm1_mlx._version import __version__
+from mm1_mlx.adapters.about import CONFIG_FILE, WEIGHTS_FILE
 from mm1_mlx.adapters.layers import AdaptedLinear, AdaptedStack, Pair, PairSettings
-from mm1_mlx.adapters.targets import Plan, add_adapter, part_of_weight, projections
+from mm1_mlx.adapters.switch import Adapter
+from mm1_mlx.adapters.targets import Plan, adapted, part_of_weight, projections
 from mm1_mlx.checkpoint.folder import read_json, replacing_file
 from mm1_mlx.checkpoint.safetensors import read_header
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.models.mm1 import MM1
 
-WEIGHTS_FILE = "adapters.safetensors"
-CONFIG_FILE = "adapter_config.json"
 _ARRAYS = ("lora_a", "lora_b", "m")
+# How names of ours begin; those of mlx-lm begin with "model.".
+_ROOTS = ("decoder.", "vision.", "connector.", "tile_connector.", "image_newline")
 
 
 def stored_name(path: str, projection: str) -> str:
@@ -113,27 +116,53 @@ def check_adapter_target(folder: Path, overwrite: bool) -> None:
 
 def read_adapter(folder: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Weights and configuration of an adapter folder, in our form or mlx-lm's."""
-    if not folder.is_dir():
-        raise CheckpointError(f"There is no adapter folder {folder}.")
-    if not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it holds no adapter.")
-    config = read_json(folder / CONFIG_FILE)
+    config = _read_config(folder)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
+        hint = ""
+        if "peft_type" in config:
+            hint = (
+                f" It is one of PEFT: python -m mm1_mlx.convert adapter {folder} "
+                f"FOLDER --model NAME makes one of mm1_mlx of it."
+            )
         raise CheckpointError(
             f"{folder} has no {WEIGHTS_FILE}: it is no adapter of mm1_mlx or mlx-lm."
+            + hint
         )
     read_header(path)
     return dict(mx.load(str(path))), config  # type: ignore[arg-type]
 
 
+def form_of(folder: Path) -> str:
+    """Whose form an adapter folder has: "mm1", "mlx-lm" or "peft"."""
+    config = _read_config(folder)
+    if "peft_type" in config:
+        return "peft"
+    path = folder / WEIGHTS_FILE
+    if "mm1_mlx" in config or not path.is_file():
+        return "mm1"
+    names = read_header(path)
+    return "mm1" if any(name.startswith(_ROOTS) for name in names) else "mlx-lm"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no adapter folder {folder}.")
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it holds no adapter.")
+    return read_json(folder / CONFIG_FILE)
+
+
 def settings_by_part(config: dict) -> Callable[[str], PairSettings]:
-    """Part -> the settings of its pairs, as an adapter_config.json has them."""
+    """Part -> the settings of its pairs, as an adapter_config.json has them.
+
+    A rank of 0 is one that it does not say.
+    """
     own = _object(_object(config, "mm1_mlx"), "parts")
     usual = _object(config, "lora_parameters")
     dora = config.get("fine_tune_type") == "dora"
     usual = {key: usual[key] for key in ("rank", "scale") if key in usual}
-    default = _settings(usual | {"dora": dora})
+    default = _settings({"rank": 0} | usual | {"dora": dora})
     known = {p: _settings(v) for p, v in own.items() if isinstance(v, dict)}
 
     def settings_of(part: str) -> PairSettings:
@@ -169,13 +198,30 @@ def _settings(values: dict) -> PairSettings:
 
 
 def apply_adapter(
-    model: nn.Module, weights: dict[str, mx.array], config: dict, where: str
+    model: MM1, weights: dict[str, mx.array], config: dict, where: str
 ) -> None:
-    """Put an adapter onto a model without one, in place.
+    """Put an adapter onto a model without one, in place; errors as fit_adapter."""
+    if model.decoder.adapter is not None or (model.adapters and model.adapters.names):
+        raise _not_alone(where)
+    fit_adapter(model, weights, config, where).put_on(model)
 
-    where: its folder, for messages. CheckpointError where a name or shape is not the
-    model's: the adapter is of another model.
+
+def fit_adapter(
+    model: MM1,
+    weights: dict[str, mx.array],
+    config: dict,
+    where: str,
+    name: str | None = None,
+) -> Adapter:
+    """The adapter as it fits a model that has none, which is left as it is.
+
+    where: its folder, for messages. name: its own; None takes the folder. Raises
+    CheckpointError where a name or shape is not the model's: the adapter is of another
+    model.
     """
+    if adapted_layers(model):
+        raise _not_alone(where)
+    layers = {}
     settings_of = settings_by_part(config)
     left = dict(weights)
     flat: Any = tree_flatten(model.parameters())
@@ -183,24 +229,25 @@ def apply_adapter(
     for path, rows in list(projections(model)):
         pairs = {}
         for part in rows:
-            name = stored_name(path, part.name)
+            stored = stored_name(path, part.name)
             arrays = {
-                key: left.pop(f"{name}.{key}")
+                key: left.pop(f"{stored}.{key}")
                 for key in _ARRAYS
-                if f"{name}.{key}" in left
+                if f"{stored}.{key}" in left
             }
             if arrays:
                 pairs[part.name] = arrays
         if not pairs:
             continue
         settings = settings_of(part_of_weight(path + ".weight"))
-        layer = add_adapter(model, path, rows, settings)
-        for name, arrays in pairs.items():
-            _check_pair(layer, name, arrays, f"{where}: {stored_name(path, name)}")
-            layer.pairs[name] = Pair(
-                arrays["lora_a"], arrays["lora_b"], arrays.get("m")
-            )
+        layers[path] = layer = adapted(model, path, rows, settings)
+        for of, arrays in pairs.items():
+            _check_pair(layer, of, arrays, f"{where}: {stored_name(path, of)}")
+            _check_rank(arrays["lora_b"], settings.rank, f"{where}: {of} of {path}")
+            layer.pairs[of] = Pair(arrays["lora_a"], arrays["lora_b"], arrays.get("m"))
+    below = {f"{path}.weight" for path in layers} | layers.keys()  # frozen under pairs
     fitting = {n for n in left if n in plain and left[n].shape == plain[n].shape}
+    fitting -= below
     lost = sorted(left.keys() - fitting)
     if lost:
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if lost[5:] else "")
@@ -209,34 +256,67 @@ def apply_adapter(
             f"have no place here, or another shape: {shown}. Load the model that it "
             f"was trained on."
         )
-    kept = [(name, left[name].astype(plain[name].dtype)) for name in fitting]
-    model.load_weights(kept, strict=False)
+    whole = {name: left[name].astype(plain[name].dtype) for name in sorted(fitting)}
+    return Adapter(layers, whole, name or where)
+
+
+def _not_alone(where: str) -> CheckpointError:
+    return CheckpointError(
+        f"The model has an adapter already, so {where} cannot be put on it. "
+        f"load_adapters holds several beside each other, on a model that was loaded "
+        f"without one."
+    )
 
 
 def _check_pair(layer: Any, name: str, arrays: dict, where: str) -> None:
     (part,) = (rows for rows in layer.projections if rows.name == name)
-    if {"lora_a", "lora_b"} - arrays.keys():
-        raise CheckpointError(f"{where} lacks its lora_a or lora_b.")
+    experts = layer.num_experts if isinstance(layer, AdaptedStack) else 0
+    shapes = {key: array.shape for key, array in arrays.items()}
     rows, columns = part.stop - part.start, layer.input_dims
-    a, b = arrays["lora_a"].shape, arrays["lora_b"].shape
+    check_arrays(shapes, experts, rows, columns, layer.settings.dora, where)
+
+
+def check_arrays(
+    shapes: dict[str, tuple[int, ...]],
+    experts: int,
+    rows: int,
+    columns: int,
+    dora: bool,
+    where: str,
+) -> None:
+    """CheckpointError unless lora_a, lora_b and m are those of a projection.
+
+    shapes: of those that are there. experts: 0 for a matrix. where: for the message.
+    """
+    if {"lora_a", "lora_b"} - shapes.keys():
+        raise CheckpointError(f"{where} lacks its lora_a or lora_b.")
+    a, b = shapes["lora_a"], shapes["lora_b"]
     rank = a[1] if len(a) > 1 else 0
-    if isinstance(layer, AdaptedStack):
-        count = layer.num_experts
-        fits = a == (count, rank, columns) and b == (count, rows, rank)
-        lengths = (count, rows)
+    if experts:
+        fits = a == (experts, rank, columns) and b == (experts, rows, rank)
+        lengths: tuple[int, ...] = (experts, rows)
     else:
         fits = a == (columns, rank) and b == (rank, rows)
         lengths = (rows,)
-    if not fits or not rank or arrays.get("m", mx.zeros(lengths)).shape != lengths:
-        kind = "experts" if isinstance(layer, AdaptedStack) else "a weight"
+    if not fits or not rank or shapes.get("m", lengths) != lengths:
+        kind = "experts" if experts else "a weight"
         raise CheckpointError(
             f"{where} has pairs of {a} and {b}, but belongs to {kind} of "
             f"{rows} x {columns}: the adapter is of another model."
         )
-    if layer.settings.dora != ("m" in arrays):
+    if dora != ("m" in shapes):
         raise CheckpointError(
             f"{where}: DoRA's row lengths are there or not, against what "
             f"{CONFIG_FILE} says."
+        )
+
+
+def _check_rank(lora_b: mx.array, rank: int, where: str) -> None:
+    found = lora_b.shape[0 if lora_b.ndim == 2 else -1]
+    if rank not in (0, found):
+        raise CheckpointError(
+            f"{where} has pairs of rank {found}, but {CONFIG_FILE} says {rank}: one of "
+            f"the two files is of another adapter."
         )
 
 

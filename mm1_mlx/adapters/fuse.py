@@ -1,43 +1,75 @@
 """An adapter taken into the weights: the same answers without it."""
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mm1_mlx.adapters.folder import adapted_layers
-from mm1_mlx.adapters.layers import AdaptedLinear, AdaptedStack
+from mm1_mlx.adapters.layers import AdaptedLinear
 from mm1_mlx.models.moe import QuantizedStack
 from mm1_mlx.quantization.modules import replace_module
 
 
-def fuse_adapter(model: nn.Module, *, dequantize: bool = False) -> int:
+def fuse_adapter(
+    model: Any, *, dequantize: bool = False, bits: int | None = None
+) -> int:
     """Replace a model's adapted layers by plain ones, in place; how many there were.
 
+    Of several beside each other the one in use; the others, which were made for the
+    weights before, are forgotten.
+
     Weights keep their type; packed ones are packed again in their own bits, which
-    rounds what the adapter has added, unless dequantize: then every weight that was
-    packed below an adapter is left in 16 bits.
+    rounds what the adapter has added. bits: how many they get instead, in affine mode;
+    the model's config says so then. dequantize: they are left in 16 bits.
     """
     layers = adapted_layers(model)
+    settings: dict[str, Any] = dict(model.config.quantization or {})
     for path, layer in layers.items():
-        fused = _linear(layer, dequantize) if isinstance(layer, AdaptedLinear) else None
-        replace_module(
-            model, path, _stack(layer, dequantize) if fused is None else fused
-        )
+        how = None if dequantize else _packing(layer, bits)
+        make: Any = _linear if isinstance(layer, AdaptedLinear) else _stack
+        replace_module(model, path, make(layer, how))
+        if how is not None and bits is not None:
+            settings[path] = how
         mx.eval(model.parameters())
+    if settings:
+        model.config = replace(model.config, quantization=settings)
+    _forget(model)
     return len(layers)
+
+
+def _packing(layer: Any, bits: int | None) -> dict[str, Any] | None:
+    """How an adapted weight will be packed; None: it is not packed below either."""
+    base = layer.get("base")
+    if base is None or "scales" not in base:
+        return None
+    if bits is None:
+        return {"group_size": base.group_size, "bits": base.bits, "mode": base.mode}
+    # Of the sizes that affine mode has, one that divides a row as the old one did.
+    return {"group_size": max(base.group_size, 32), "bits": bits, "mode": "affine"}
 
 
 def without_adapter(model: nn.Module) -> int:
-    """Take a model's adapter off, in place; how many layers had one."""
+    """Take a model's adapter off, in place; how many layers had one.
+
+    Whole weights that it trained stay, unless it is one of several beside each other.
+    """
+    if (held := getattr(model, "adapters", None)) is not None:
+        held.use(model, None)
     layers = adapted_layers(model)
     for path, layer in layers.items():
-        stack = layer.get("weight") if isinstance(layer, AdaptedStack) else None
-        replace_module(model, path, layer["base"] if stack is None else stack)
+        replace_module(model, path, layer.frozen)
+    _forget(model)
     return len(layers)
 
 
-def _linear(layer: AdaptedLinear, dequantize: bool) -> nn.Module:
+def _forget(model: Any) -> None:
+    """The model is a base model now, whatever it was."""
+    model.adapters = model.decoder.adapter = None
+
+
+def _linear(layer: AdaptedLinear, how: dict[str, Any] | None) -> nn.Module:
     base: Any = layer.base
     packed = isinstance(base, nn.QuantizedLinear)
     weight = layer.merged()
@@ -47,9 +79,7 @@ def _linear(layer: AdaptedLinear, dequantize: bool) -> nn.Module:
     plain.weight = weight
     if bias is not None:
         plain.bias = bias
-    if not packed or dequantize:
-        return plain
-    return nn.QuantizedLinear.from_linear(plain, base.group_size, base.bits, base.mode)
+    return plain if how is None else nn.QuantizedLinear.from_linear(plain, **how)
 
 
 def _type_of(packed: Any) -> mx.Dtype:
@@ -58,11 +88,8 @@ def _type_of(packed: Any) -> mx.Dtype:
     return kind if mx.issubdtype(kind, mx.floating) else mx.bfloat16
 
 
-def _stack(layer: Any, dequantize: bool) -> "mx.array | QuantizedStack":
+def _stack(layer: Any, how: dict[str, Any] | None) -> "mx.array | QuantizedStack":
     if "weight" in layer:
         return layer.merged().astype(layer.weight.dtype)
-    base: QuantizedStack = layer.base
-    stack = layer.merged().astype(_type_of(base))
-    if dequantize:
-        return stack
-    return QuantizedStack(stack, base.group_size, base.bits, base.mode)
+    stack = layer.merged().astype(_type_of(layer.base))
+    return stack if how is None else QuantizedStack(stack, **how)

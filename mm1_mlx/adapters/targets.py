@@ -3,22 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mm1_mlx.adapters.layers import AdaptedLinear, AdaptedStack, PairSettings, Rows
+from mm1_mlx.adapters.parts import PARTS, part_of_weight
+from mm1_mlx.adapters.switch import AdapterMark
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.models.moe import Experts, QuantizedStack
-from mm1_mlx.quantization.modules import replace_module
-from mm1_mlx.quantization.recipes import PARTS as MATRICES
-from mm1_mlx.quantization.recipes import part_of
+from mm1_mlx.quantization.modules import module_at, replace_module
 
-# What can be trained, in the order in which it is shown. "router" and "norms" have no
-# matrices for pairs: whole or not at all.
-PARTS = (*MATRICES, "router", "norms")
 # Linear here, but a convolution of pixels, or too small for a low rank.
 _NO_PAIRS = ("patch_embed", ".se.fc1", ".se.fc2", "shared_expert_gate")
 _WHOLE_ONLY = ("embeddings", "router", "norms")
@@ -65,25 +63,6 @@ class Plan:
         return number < self.layers if self.first else number >= count - self.layers
 
 
-def part_of_weight(name: str) -> str:
-    """The part that a weight of a model belongs to, of PARTS.
-
-    What is beside a part's matrices (biases, position tables, convolutions) belongs to
-    "encoder" and "connector" there, and to "norms" in the decoder.
-    """
-    where = name.partition(".")[0]
-    if where == "vision":
-        return "encoder"
-    if where in ("connector", "tile_connector", "image_newline"):
-        return "connector"
-    if name.endswith(("router.weight", "shared_expert_gate.weight")):
-        return "router"
-    name = name.replace(".base.", ".")  # inside an adapted layer
-    stem = name.removesuffix(".bias").removesuffix("_bias")
-    found = part_of(stem if stem.endswith(".weight") else stem + ".weight")
-    return found or "norms"
-
-
 def adapt(model: nn.Module, plan: Plan, seed: int = 0) -> None:
     """Freeze a model and make what the plan names trainable, in place.
 
@@ -91,7 +70,9 @@ def adapt(model: nn.Module, plan: Plan, seed: int = 0) -> None:
     the pairs. ConfigError where a part is not there, or is packed and should be trained
     whole.
     """
+    _check_bare(model)
     _check_parts(model, plan)
+    _check_projections(model, plan)
     model.unfreeze()  # an owner that froze an array would freeze the layer in its place
     key = mx.random.key(seed)
     for path, rows in list(projections(model)):
@@ -102,9 +83,12 @@ def adapt(model: nn.Module, plan: Plan, seed: int = 0) -> None:
             continue
         layer = add_adapter(model, path, rows, settings)
         for part in chosen:
+            _check_rank(settings.rank, path, part, layer.input_dims)
             key, own = mx.random.split(key)
             layer.add_pair(part.name, own)
     model.freeze()
+    # Weights that change are nobody else's: a cache of theirs must fit no other model.
+    model["decoder"].adapter = AdapterMark("in training", f"training {uuid4()}")
     _thaw(model, plan)
     if not tree_flatten(model.trainable_parameters()):
         raise ConfigError("Nothing would be trained: the plan names no weight.")
@@ -114,15 +98,19 @@ def add_adapter(
     model: nn.Module, path: str, rows: list[Rows], settings: PairSettings
 ) -> Any:
     """Replace the linear layer or stack at a path by an adapted one without pairs."""
-    base = dict(_weights(model))[path]
-    kind = (
-        AdaptedLinear
-        if isinstance(base, nn.Module) and not isinstance(base, QuantizedStack)
-        else AdaptedStack
-    )
-    layer = kind(base, rows, settings)  # type: ignore[arg-type]
+    layer = adapted(model, path, rows, settings)
     replace_module(model, path, layer)
     return layer
+
+
+def adapted(
+    model: nn.Module, path: str, rows: list[Rows], settings: PairSettings
+) -> Any:
+    """What could stand at a path: an adapted layer without pairs. Not put there."""
+    base: Any = module_at(model, path)
+    if isinstance(base, mx.array | QuantizedStack):
+        return AdaptedStack(base, rows, settings)
+    return AdaptedLinear(base, rows, settings)
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -169,11 +157,15 @@ def _rows(sizes: dict[str, int]) -> list[Rows]:
 def _in_plan(model: nn.Module, plan: Plan, name: str) -> Target | None:
     """How a weight is trained, or None."""
     target = plan.parts.get(part_of_weight(name))
-    parts = name.split(".")
-    if target is None or parts[:2] != ["decoder", "layers"]:
+    owner, kind, number, *_ = *name.split("."), "", ""
+    if target is None or kind != "layers":
+        return target
+    if owner == "vision":  # a block after the features (LLaVA's last) cannot learn
+        return target if int(number) < model["vision"].used_layers else None
+    if owner != "decoder":
         return target
     count = len(model["decoder"]["layers"])
-    return target if plan.has_layer(int(parts[2]), count) else None
+    return target if plan.has_layer(int(number), count) else None
 
 
 def _pairs_of(model: nn.Module, plan: Plan, path: str) -> PairSettings | None:
@@ -209,6 +201,16 @@ def _refuse_packed(path: str, module: nn.Module) -> None:
         )
 
 
+def _check_bare(model: nn.Module) -> None:
+    held = getattr(model, "adapters", None)
+    on = any(isinstance(m, AdaptedLinear | AdaptedStack) for m in model.modules())
+    if on or (held is not None and held.names):
+        raise ConfigError(
+            "The model has an adapter already, on it or beside it. Train on a model "
+            "that was loaded without one, or into which it was fused."
+        )
+
+
 def _check_parts(model: nn.Module, plan: Plan) -> None:
     flat: Any = tree_flatten(model.parameters())
     there = {part_of_weight(name) for name, _ in flat}
@@ -216,6 +218,28 @@ def _check_parts(model: nn.Module, plan: Plan) -> None:
         raise ConfigError(
             f"This model has no part {lacking[0]!r} to train. It has: "
             f"{', '.join(part for part in PARTS if part in there)}."
+        )
+
+
+def _check_projections(model: nn.Module, plan: Plan) -> None:
+    there: set[str] = set()
+    for path, rows in projections(model):
+        if _pairs_of(model, plan, path) is not None:
+            there |= {part.name for part in rows}
+    if lacking := [name for name in plan.projections or () if name not in there]:
+        raise ConfigError(
+            f"There is no projection {lacking[0]!r} in what gets pairs "
+            f"({', '.join(plan.parts)}). It has: {', '.join(sorted(there)) or 'none'}."
+        )
+
+
+def _check_rank(rank: int, path: str, part: Rows, columns: int) -> None:
+    rows = part.stop - part.start
+    if rank > min(rows, columns):
+        raise ConfigError(
+            f"The rank is {rank}, but {part.name} of {path} is {rows} x {columns} and "
+            f"can have {min(rows, columns)} at most. Give a lower one (--rank), name "
+            f"other projections, or train the part whole."
         )
 
 

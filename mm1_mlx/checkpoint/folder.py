@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
+from mm1_mlx.checkpoint.disk import flush, flush_folder
+from mm1_mlx.checkpoint.json_file import read_json
 from mm1_mlx.checkpoint.safetensors import TensorInfo, read_header
 from mm1_mlx.config import EncoderConfig, MM1Config, VisionConfig
 from mm1_mlx.errors import CheckpointError, ConfigError
@@ -57,23 +58,6 @@ def read_encoder_config(folder: Path) -> VisionConfig:
     if found is None:
         raise CheckpointError(f"{folder} is a decoder alone: it has no image encoder.")
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; CheckpointError for anything else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}, so it is not a model folder."
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
-    return values
 
 
 def weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
@@ -308,11 +292,13 @@ def replacing(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         new.chmod(0o777 & ~_umask())  # mkdtemp's is private
         if not place.exists():
             new.rename(place)
+            flush_folder(place.parent)
             return
         _keep_other_files(place, new)
         old = new.with_name(new.name + ".old")
         place.rename(old)
         new.rename(place)
+        flush_folder(place.parent)
         shutil.rmtree(old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -329,12 +315,14 @@ def replacing_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+            flush(file.fileno())
         os.replace(temporary, path)
+        flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise CheckpointError(
-            f"{path} could not be written: {reason}. What was there before is whole."
+            f"{path} could not be written: {reason.rstrip('.')}. What was there before "
+            f"is whole."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

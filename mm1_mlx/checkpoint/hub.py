@@ -2,12 +2,13 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from mm1_mlx.errors import CheckpointError
+from mm1_mlx.errors import CheckpointError, DatasetError, MM1Error
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -181,14 +182,19 @@ def _is_unreachable(error: Exception) -> bool:
     )
 
 
-def local_snapshot(name: str, revision: str | None = None) -> Path | None:
+def local_snapshot(
+    name: str, revision: str | None = None, kind: str = "model"
+) -> Path | None:
     """What an earlier download left of a hub id, perhaps not all of it; no network."""
     if Path(name).expanduser().exists() or not _HUB_ID.fullmatch(name):
         return None
     try:
         from huggingface_hub import snapshot_download
 
-        found = snapshot_download(name, revision=revision, local_files_only=True)
+        which: Any = {} if kind == "model" else {"repo_type": kind}
+        found = snapshot_download(
+            name, revision=revision, local_files_only=True, **which
+        )
         return Path(str(found))
     except Exception:  # not there, or the package is not
         return None
@@ -200,7 +206,44 @@ def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _no_download(repo: str, error: Exception) -> str:
+def download_dataset(
+    repo: str, revision: str | None, choose: Callable[[list[str]], list[str]]
+) -> Path:
+    """The files of a dataset on the hub, in its cache on this machine.
+
+    choose: from the names of all files to the patterns of those that are wanted.
+    DatasetError says what is wrong. Without network, what an earlier download
+    brought.
+    """
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+    except ImportError:
+        raise DatasetError(
+            f"'{repo}' is not a folder here, and to download it from the hub "
+            f"huggingface_hub is needed: run pip install huggingface_hub."
+        ) from None
+    try:
+        with _quiet():
+            wanted = ["*"]  # of what an earlier download brought
+            if not _offline():
+                asked = HfApi().dataset_info(repo, revision=revision, timeout=20)
+                wanted = choose([file.rfilename for file in asked.siblings or ()])
+            found = snapshot_download(
+                repo, repo_type="dataset", revision=revision, allow_patterns=wanted
+            )
+            return Path(str(found))
+    except MM1Error:  # what `choose` says
+        raise
+    except Exception as error:  # the hub's own kinds of errors, and the network's
+        before = None
+        if _is_unreachable(error):
+            before = local_snapshot(repo, revision, "dataset")
+        if before is not None:
+            return before
+        raise DatasetError(_no_download(repo, error, "dataset")) from error
+
+
+def _no_download(repo: str, error: Exception, what: str = "model") -> str:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "GatedRepoError" in kinds:
         return (
@@ -209,14 +252,14 @@ def _no_download(repo: str, error: Exception) -> str:
         )
     if "RepositoryNotFoundError" in kinds:
         return (
-            f"There is no model '{repo}' on the hub (or it is private: `hf auth "
+            f"There is no {what} '{repo}' on the hub (or it is private: `hf auth "
             f"login`), and no such folder here."
         )
     if _is_unreachable(error):
         return (
             f"'{repo}' is neither a folder here nor in the hub's cache, and the hub "
             f"cannot be reached. Check the network (and HF_HUB_OFFLINE), or give the "
-            f"path of a model folder."
+            f"path of a {what} folder."
         )
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return f"'{repo}' could not be downloaded from the hub: {reason}"

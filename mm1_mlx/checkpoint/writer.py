@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mm1_mlx.checkpoint.disk import flush
 from mm1_mlx.checkpoint.safetensors import ITEM_SIZES
 
 SHARD_BYTES = 5_000_000_000  # as the hub's own tools cut
@@ -113,7 +114,7 @@ class WeightWriter:
         short = [name for name, (_, at) in self._place.items() if at < self._end[name]]
         assert not short, f"not all bytes of {short[:5]} were written"
         for file in self._files:
-            os.fsync(file)
+            flush(file)
         table = {
             slot.name: self._name(number)
             for number, shard in enumerate(self._shards)

@@ -1,5 +1,6 @@
 """Is there an MLX that works here? If not, one line that says what to install."""
 
+import os
 import platform
 import sys
 from contextlib import suppress
@@ -26,6 +27,10 @@ def _prefer_openblas() -> None:
     """
     import ctypes
 
+    # Its threads look for work for 2^20 cycles, half a millisecond, before they sleep.
+    # By default it is 2^26, and a process that ends just then waits for ever (OpenBLAS
+    # 0.3.21: blas_thread_shutdown_ joins a thread that has missed its call).
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
     with suppress(OSError):  # not installed
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from mm1_mlx.errors import UsageError
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors (exit 2), no abbreviations, and `--debug`.
@@ -18,11 +20,25 @@ class Parser(argparse.ArgumentParser):
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         settings.setdefault("allow_abbrev", False)
         super().__init__(prog=prog, description=description, **settings)
+        self._translate: Callable | None = None
 
     def add_debug(self, group=None) -> None:
         """The flag that run_door reads, in `group` of the help; for every door."""
         (group or self).add_argument(
             "--debug", action="store_true", help="show the traceback of an error"
+        )
+
+    def add_config(self, translate: Callable | None = None) -> None:
+        """The flag --config FILE: a YAML file of these flags, see config_file.
+
+        translate: (values, known keys) -> values, for other tools' names of keys.
+        """
+        self._translate = translate or (lambda values, known: values)
+        self.add_argument(
+            "--config",
+            metavar="FILE",
+            help="these flags from a YAML file, as 'batch_size: 8'; what the command "
+            "line gives goes first",
         )
 
     def error(self, message: str) -> NoReturn:
@@ -31,6 +47,13 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         args = sys.argv[1:] if args is None else list(args)
         self._refuse_unknown_flags(args)
+        if self._translate is not None:
+            from mm1_mlx.cli.config_file import with_file
+
+            try:
+                args = with_file(self, args, self._translate)
+            except UsageError as error:
+                self.error(str(error))
         return super().parse_known_args(args, namespace)
 
     def _refuse_unknown_flags(self, args: Sequence[str]) -> None:

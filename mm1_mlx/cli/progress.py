@@ -29,12 +29,14 @@ def progress_bar(
     initial: int = 0,
     unit: str = "it",
     scale: bool = False,
+    leave: bool = True,
     stream: TextIO | None = None,
 ) -> Any:
     """A tqdm bar on stderr (or `stream`), where that is a terminal and tqdm is there.
 
     Else something with the same update, set_postfix_str, clear and close that shows
-    nothing; `shows(bar)` tells which. scale: show large numbers as k, M, G.
+    nothing; `shows(bar)` tells which. scale: show large numbers as k, M, G. leave: it
+    stays in sight when it is closed.
     """
     out = stream if stream is not None else sys.stderr
     try:
@@ -53,6 +55,7 @@ def progress_bar(
         initial=initial,
         unit=unit,
         unit_scale=scale,
+        leave=leave,
         file=out,
         dynamic_ncols=True,
         smoothing=0.05,

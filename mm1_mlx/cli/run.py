@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from mm1_mlx.cli.backend import require_mlx
 from mm1_mlx.cli.parser import Parser, usage_error
-from mm1_mlx.errors import MM1Error, UsageError
+from mm1_mlx.errors import MM1Error, ToldElsewhere, UsageError
 
 OK, FAILED, MISUSED = 0, 1, 2
 INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + signal, as shells count
@@ -57,7 +57,9 @@ def run_door(
 
             traceback.print_exc()
         _end_line()
-        print(f"error: {explain(error)}", file=sys.stderr)
+        if not isinstance(error, ToldElsewhere):
+            print(f"error: {explain(error)}", file=sys.stderr, flush=True)
+        _leave_together(error)
         return FAILED
 
 
@@ -73,10 +75,26 @@ def explain(error: BaseException) -> str:
             f"Not enough memory ({text or 'MemoryError'}). Use a smaller model, fewer "
             f"or smaller images, or a shorter prompt."
         )
+    if isinstance(error, RuntimeError):
+        from mm1_mlx.processes import is_lost
+
+        if is_lost(error):
+            return (
+                f"The processes of this run have lost each other ({text}). Where one "
+                f"ended with an error, its own line says why."
+            )
     return (
         f"unexpected {type(error).__name__}: {text or 'no message'}. This is a bug in "
         f"mm1_mlx: please report it with what --debug prints."
     )
+
+
+def _leave_together(error: Exception) -> None:
+    """Where all processes end by one error, none leaves before it is told."""
+    if getattr(error, "agreed", False):
+        from mm1_mlx.processes import meet
+
+        meet()
 
 
 def _never_fail_to_print() -> None:

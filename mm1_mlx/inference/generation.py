@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from mm1_mlx.inference.steps import Decoding, encode_images, generate_step
 from mm1_mlx.inference.text import AnswerText
 from mm1_mlx.inputs.prompts import is_conversation, plural
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.processes import together
 
 __all__ = [
     "GenerationResponse",
@@ -259,8 +261,9 @@ def _stream(
     settings: Settings,
 ) -> Generator[GenerationResponse, None, None]:
     clock = _Clock()
-    request = _read(model, processor, prompt, images, settings)
-    features = _encode(model, [request], clock)
+    with _as_one(model):
+        request = _read(model, processor, prompt, images, settings)
+        features = _encode(model, [request], clock)
     answer = AnswerText(
         processor.detokenizer(),
         settings.stops,
@@ -274,18 +277,29 @@ def _stream(
         max_tokens=request.max_tokens,
         **settings.decoding(),
     )
-    while answer.finish_reason is None:
-        tokens, _ = decoding.step()
-        clock.tick()
-        text = answer.add(tokens[0])
-        yield clock.response(
-            request,
-            text,
-            tokens,
-            len(answer.token_ids),
-            decoding.prompt_seconds,
-            answer.finish_reason,
-        )
+    try:
+        while answer.finish_reason is None:
+            tokens, _ = decoding.step()
+            clock.tick()
+            text = answer.add(tokens[0])
+            yield clock.response(
+                request,
+                text,
+                tokens,
+                len(answer.token_ids),
+                decoding.prompt_seconds,
+                answer.finish_reason,
+            )
+    except GeneratorExit:  # the caller has enough
+        decoding.settle()
+        raise
+    decoding.settle()
+
+
+def _as_one(model: MM1) -> AbstractContextManager:
+    """Where processes share a model, an error of one of them is every one's."""
+    group = model.decoder.group
+    return nullcontext() if group is None else together(group)
 
 
 def _encode(model: MM1, requests: Sequence[_Request], clock: _Clock) -> mx.array | None:
@@ -347,11 +361,12 @@ def batch_generate(
         return []
     clock = _Clock()
     lists = images if images is not None else [None] * len(prompts)
-    requests = [
-        _read(model, processor, prompt, pictures, chosen)
-        for prompt, pictures in zip(prompts, lists, strict=True)
-    ]
-    features = _encode(model, requests, clock)
+    with _as_one(model):
+        requests = [
+            _read(model, processor, prompt, pictures, chosen)
+            for prompt, pictures in zip(prompts, lists, strict=True)
+        ]
+        features = _encode(model, requests, clock)
     ends = _ends(model, processor)
     answers = [
         AnswerText(processor.detokenizer(), chosen.stops, ends, request.max_tokens)
@@ -404,6 +419,7 @@ def _run_batch(
         if kept and len(kept) < len(alive):
             decoding.keep(kept)
         alive = [alive[i] for i in kept]
+    decoding.settle()
     return [response for response in done if response is not None]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mm1_mlx.adapters.switch import AdapterMark
 from mm1_mlx.checkpoint.safetensors import read_header
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.models.cache import QUANTIZED_BITS, KVCache, QuantizedKVCache
@@ -25,7 +26,8 @@ def save_cache(
     """Write a cache to a .safetensors file, whole or not at all.
 
     metadata: what the caller wants to know again, such as the model and the tokens
-    that were read; load_cache gives it back.
+    that were read; load_cache gives it back. The adapter that was in use is kept, too:
+    a model with another one, or none, refuses the cache.
     """
     path = _file(path)
     arrays: dict[str, mx.array] = {}
@@ -40,6 +42,7 @@ def save_cache(
         "format": _FORMAT,
         "entries": json.dumps(entries),
         "metadata": json.dumps(metadata or {}),
+        "adapter": json.dumps(_mark_to_dict(cache)),
     }
     # Beside its place and with the ending that MLX would add, then moved there.
     new = path.with_name(f".{path.name}.{os.getpid()}.safetensors")
@@ -68,6 +71,11 @@ def load_cache(path: str | Path) -> tuple[Cache, dict[str, str]]:
         entries = json.loads(text["entries"])
         cache = [_entry(about, i, arrays) for i, about in enumerate(entries)]
         metadata = json.loads(text["metadata"])
+        about = json.loads(text.get("adapter", "null"))
+        if about is not None:
+            mark = AdapterMark(str(about["name"]), str(about["digest"]))
+            for entry in cache:
+                entry.adapter = mark
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is a broken cache ({type(error).__name__}: {error}). Read the "
@@ -75,6 +83,12 @@ def load_cache(path: str | Path) -> tuple[Cache, dict[str, str]]:
         ) from error
     mx.eval(arrays)
     return cache, metadata
+
+
+def _mark_to_dict(cache: Sequence[Any]) -> dict[str, str] | None:
+    """The adapter that filled a cache, for JSON."""
+    mark = cache[0].adapter if cache else None
+    return None if mark is None else {"name": mark.name, "digest": mark.digest}
 
 
 def _entry(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ import mlx.core as mx
 from mm1_mlx.grids import Layout
 from mm1_mlx.inference.sampling import LogitsProcessor, Sampler, greedy
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.processes import from_first
 
 STEPS_TO_CLEAR = 256  # MLX's buffer cache is emptied this often, as mlx-lm does
 IMAGES_AT_ONCE = 8  # pictures per run of the encoder: bounds its memory
@@ -101,6 +103,7 @@ class Decoding:
     ):
         assert cache is None or left_padding is None, "the cache knows its padding"
         self._decoder = model.decoder
+        self._group = model.decoder.group
         if cache is None:
             cache = model.make_cache(left_padding=left_padding)
         self.cache = cache
@@ -159,6 +162,8 @@ class Decoding:
                 logits = processor(self._history, logits)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         tokens = self._sampler(logprobs)
+        if self._group is not None:  # one rounding apart, and they would part for good
+            tokens = from_first(tokens, self._group)
         if self._history is not None:
             self._history = mx.concatenate([self._history, tokens[:, None]], axis=1)
         # Whatever a later step reads is evaluated here, in this thread's stream.
@@ -185,6 +190,15 @@ class Decoding:
         if self._steps % STEPS_TO_CLEAR == 0:
             mx.clear_cache()
         return given, logprobs
+
+    def settle(self) -> None:
+        """Where processes share the model: wait for the step that was begun ahead.
+
+        A process that left in the midst of it would take the others down.
+        """
+        if self._group is not None:
+            with suppress(RuntimeError):  # another process is gone
+                mx.eval(self._pending)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "RESIZE_MODES",
     "ImageSettings",
     "fit",
+    "image_size",
     "load_image",
     "pixels",
     "resize",
@@ -344,6 +346,26 @@ def load_image(
         return _to_rgb(image, name)
     data, name = read_source(source, allow_url=allow_url, max_bytes=max_bytes)
     return _to_rgb(_decode(data, name, max_pixels), name)
+
+
+def image_size(source: Any) -> tuple[int, int]:
+    """Width and height that `load_image` gives, from the header where that tells it.
+
+    Raises ImageError as `load_image` does, but not for what is broken further on.
+    """
+    if isinstance(source, (str, bytes, PathLike)):
+        data, name = read_source(source)
+        # Whether a TIFF's size is given upright differs by Pillow's version.
+        if (kind := _format(data)) in _PLUGINS and kind != "TIFF":
+            try:
+                image = _open(kind, data)
+                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            except Exception:
+                return load_image(source).size  # it says what is wrong
+            _check_size(image.size, MAX_PIXELS, name)
+            width, height = image.size
+            return (height, width) if turned else (width, height)
+    return load_image(source).size
 
 
 def _check_step(image: Image.Image, width: int, height: int) -> None:

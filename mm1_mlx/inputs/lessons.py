@@ -53,6 +53,46 @@ def make_lesson(
     messages, images: as the processor takes them. Raises PromptError for a
     conversation without an answer, ImageError for a picture that cannot be read.
     """
+    flat, sources = _flat(processor, messages, images)
+    read = [processor.read_picture(source) for source in sources]
+    counts = [count for _, count, _ in read]
+    ids, learned = _encode(processor, flat, counts, chat_template_config)
+    if not any(learned):
+        raise PromptError(
+            f"None of the conversation's {len(ids)} tokens would be learned: the "
+            f"tokenizer makes no token of its answers, and has none that ends them."
+        )
+    shots = [shot for shot, _, _ in read]
+    return Lesson(
+        ids,
+        learned,
+        np.concatenate(shots) if shots else None,
+        tuple(layout for _, _, layout in read if layout is not None),
+        tuple(counts),
+    )
+
+
+def lesson_length(
+    processor: Processor,
+    messages: list[dict[str, Any]],
+    images: list[Any] | None = None,
+    *,
+    chat_template_config: Mapping[str, Any] | None = None,
+) -> int:
+    """How many tokens the lesson of a conversation has; no picture is decoded for it.
+
+    Arguments and errors as of `make_lesson`.
+    """
+    flat, sources = _flat(processor, messages, images)
+    counts = [processor.picture_tokens(source) for source in sources]
+    return len(_encode(processor, flat, counts, chat_template_config)[0])
+
+
+def _flat(
+    processor: Processor, messages: list[dict[str, Any]], images: list[Any] | None
+) -> tuple[list[dict], list]:
+    """The messages with a slot for each picture, and the pictures, up to the last
+    answer: nothing is learned of what comes after it."""
     flat, held = flatten_messages(messages)
     if held and images:
         raise PromptError(
@@ -65,23 +105,11 @@ def make_lesson(
     _check_answers(flat)
     marks = processor.tokenizer.marks
     flat = [{**m, "content": guard(m["content"], marks)} for m in flat]
-    template = processor.chat_template
-    flat = place_images(flat, len(sources), separator=image_separator(template))
-    read = [processor.read_picture(source) for source in sources]
-    counts = [count for _, count, _ in read]
-    variables = {
-        **processor.tokenizer.template_tokens(),
-        **(chat_template_config or {}),
-    }
-    ids, learned = _encode(processor, _pieces(flat, template, variables), counts)
-    shots = [shot for shot, _, _ in read]
-    return Lesson(
-        ids,
-        learned,
-        np.concatenate(shots) if shots else None,
-        tuple(layout for _, _, layout in read if layout is not None),
-        tuple(counts),
-    )
+    separator = image_separator(processor.chat_template)
+    flat = place_images(flat, len(sources), separator=separator)
+    last = max(i for i, m in enumerate(flat) if m["role"] == "assistant")
+    flat = flat[: last + 1]
+    return flat, sources[: sum(m["content"].count(IMAGE_TOKEN) for m in flat)]
 
 
 def _check_answers(messages: list[dict]) -> None:
@@ -101,8 +129,7 @@ def _pieces(
 ) -> Iterator[tuple[str, bool]]:
     """The text of the conversation in pieces, and whether each is an answer."""
     done = ""
-    last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
-    for number, message in enumerate(messages[: last + 1]):
+    for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         asked = render_chat(messages[:number], template, **variables)
@@ -120,8 +147,17 @@ def _pieces(
 
 
 def _encode(
-    processor: Processor, pieces: Iterator[tuple[str, bool]], counts: list[int]
+    processor: Processor,
+    flat: list[dict],
+    counts: list[int],
+    chat_template_config: Mapping[str, Any] | None,
 ) -> tuple[list[int], list[bool]]:
+    """Ids, and which are learned. counts: tokens of each picture."""
+    variables = {
+        **processor.tokenizer.template_tokens(),
+        **(chat_template_config or {}),
+    }
+    pieces = _pieces(flat, processor.chat_template, variables)
     ids: list[int] = []
     learned: list[bool] = []
     left, place = list(counts), "start"
@@ -138,13 +174,7 @@ def _encode(
     if ends and not any(i in ends and flag for i, flag in _tail(ids, learned)):
         ids.append(processor.eos_token_ids[0])  # or the model would never stop
         learned.append(True)
-    vocab = processor.config.text_config.vocab_size
-    image = processor.config.image_token_id
-    if beyond := [i for i in ids if i >= vocab and i != image]:
-        raise PromptError(
-            f"The tokenizer gives the id {beyond[0]}, but the model knows only "
-            f"{vocab}: the tokenizer files are not this model's."
-        )
+    processor.check_ids(ids, counts)
     return ids, learned
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.grids import Layout
-from mm1_mlx.inputs.images import MAX_PIXELS, load_image, pixels
+from mm1_mlx.inputs.images import MAX_PIXELS, image_size, load_image, pixels
 from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
     flatten_messages,
@@ -260,6 +260,17 @@ class Processor:
         shots, layout = self._tiles(picture)
         return shots, self._count(layout), layout
 
+    def picture_tokens(self, source: Any) -> int:
+        """How many tokens a picture becomes; only its header is read, and only where
+        the model reads tiles."""
+        tiling = self.config.tiling_config
+        if tiling is None:
+            return self.tokens_per_image
+        from mm1_mlx.inputs.tiling import layout_of
+
+        size = self._settings.size
+        return self._count(layout_of(*image_size(source), size, tiling))
+
     def _tiles(self, image: Any) -> tuple[np.ndarray, Layout]:
         from mm1_mlx.inputs.tiling import tiles
 
@@ -322,7 +333,7 @@ class Processor:
     def _ids(self, text: str, counts: list[int]) -> list[int]:
         """The ids of a text, each slot as many times the image id as counts says."""
         ids = self.encode_piece(text, list(counts))
-        self._check_ids(ids, counts)
+        self.check_ids(ids, counts)
         return ids
 
     def encode_piece(
@@ -349,9 +360,19 @@ class Processor:
             ids += encode(piece, place="mark") if piece else []
         return ids
 
-    def _check_ids(self, ids: list[int], counts: list[int]) -> None:
+    def check_ids(self, ids: list[int], counts: list[int]) -> None:
+        """PromptError unless ids are the model's, and have a place for each picture.
+
+        counts: tokens of the pictures.
+        """
         image = self.config.image_token_id
         found = ids.count(image)  # type: ignore[arg-type]
+        if found < sum(counts):
+            raise PromptError(
+                f"The prompt has {found} image ids, but {plural(len(counts), 'image')} "
+                f"of {_listing(counts)} tokens were expected: the chat template leaves "
+                f"out a message with an image. Take another template."
+            )
         if counts and found != sum(counts):
             raise PromptError(
                 f"The prompt has {found} image ids, but {plural(len(counts), 'image')} "

@@ -21,6 +21,18 @@ def tiles(
     return np.stack([normalised(picture, settings) for picture in pictures]), layout
 
 
+def layout_of(width: int, height: int, size: int, config: TilingConfig) -> Layout:
+    """How the tiles of a picture of width x height pixels will lie.
+
+    size: the side of a tile.
+    """
+    if config.type == "anyres":
+        rows, columns = choose_grid(width, height, config.grids, size)
+    else:
+        ((rows, columns),) = config.grids
+    return Layout(rows, columns, width, height)
+
+
 def _anyres(
     image: Image.Image, settings: ImageSettings, config: TilingConfig
 ) -> tuple[list[Image.Image], Layout]:
@@ -32,13 +44,14 @@ def _anyres(
     """
     size = settings.size
     width, height = image.size
-    rows, columns = choose_grid(width, height, config.grids, size)
+    layout = layout_of(width, height, size, config)
+    rows, columns = layout.rows, layout.columns
     canvas = _padded(image, columns * size, rows * size, config)
     overview = resize(image, size, size)
     if config.overview == "fit":
         overview = _padded(image, size, size, config)
     parts = [overview, *_cut(canvas, rows, columns, size)]
-    return parts, Layout(rows, columns, width, height)
+    return parts, layout
 
 
 def _padded(

@@ -10,6 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mm1_mlx.errors import MM1Error
+
 QUANTIZED_BITS = (4, 8)
 
 
@@ -24,6 +26,7 @@ class _Cache:
 
     def __init__(self, left_padding: Sequence[int] | None = None):
         self.offset = 0
+        self.adapter: Any = None  # the mark of the one that filled it; see claim
         self._arrays: list[mx.array] = []
         self._set_padding(left_padding)
 
@@ -126,6 +129,27 @@ class _Cache:
         self.offset -= shared
 
 
+def claim(cache: Sequence[Any], adapter: Any) -> None:
+    """Note which adapter fills a cache; MM1Error where another one has begun it.
+
+    adapter: its mark, equal to those of the same weights; None for the base model.
+    """
+    for entry in cache:
+        if not isinstance(entry, _Cache) or entry.adapter is adapter:
+            continue
+        if not entry.empty() and entry.adapter != adapter:
+            raise MM1Error(
+                f"This cache or answer was begun with {_called(entry.adapter)}, but "
+                f"{_called(adapter)} is in use now, to which it means nothing. Begin "
+                f"again with an empty cache, or use the one that it was begun with."
+            )
+        entry.adapter = adapter
+
+
+def _called(adapter: Any) -> str:
+    return "the base model" if adapter is None else f"the adapter {adapter.name!r}"
+
+
 def _with_room(
     array: mx.array | None, used: int, like: mx.array, room: int
 ) -> mx.array:
@@ -165,6 +189,7 @@ class KVCache(_Cache):
         )
         if self._arrays:
             quantized.update_and_fetch(*self._stored())
+        quantized.adapter = self.adapter
         return quantized
 
 

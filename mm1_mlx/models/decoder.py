@@ -1,19 +1,23 @@
 """The language model: dense, or with experts in some layers."""
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from mm1_mlx.config import DecoderConfig
-from mm1_mlx.models.cache import KVCache, QuantizedKVCache, make_cache
+from mm1_mlx.models.cache import KVCache, QuantizedKVCache, claim, make_cache
 from mm1_mlx.models.layers import MLP, Attention, Mask, RotaryEmbedding, norm
 from mm1_mlx.models.moe import MoE
+from mm1_mlx.models.walk import LayerWalk
 
 
 class DecoderLayer(nn.Module):
     """A pre-norm block: attention, then an MLP or experts. (B, L, D) -> (B, L, D).
 
     parallel_block: both read the same norm and are added together (Phi-2). last_only:
-    compute the last position alone, (B, 1, D); all are still stored in the cache.
+    compute the last position alone, (B, 1, D); all are still stored in the cache. rows:
+    give these flat places alone, (M,) -> (M, D).
     """
 
     def __init__(self, config: DecoderConfig, index: int):
@@ -55,21 +59,41 @@ class DecoderLayer(nn.Module):
         router_outputs: list | None = None,
         is_token: mx.array | None = None,
         last_only: bool = False,
+        rows: mx.array | None = None,
     ) -> mx.array:
-        h = self.norm1(x)
-        attention = self.attn(h, mask, cache, positions, last_only)
+        h = self.norm1(x) if self._parallel else x
+        # With experts all tokens go on: they balance over all.
+        few = None if "moe" in self else rows
+        before = None if self._parallel else self.norm1
+        attention = self.attn(h, mask, cache, positions, last_only, before, few)
         if last_only and x.shape[1] > 1:
             x, h = x[:, -1:], h[:, -1:]
             is_token = None if is_token is None else is_token[:, -1:]
+        if few is not None:
+            x, h = _at(x, few), _at(h, few)
         if self._parallel:
-            return x + attention + self._feed_forward(h, router_outputs, is_token)
-        x = x + attention
-        return x + self._feed_forward(self.norm2(x), router_outputs, is_token)
+            x = x + attention + self._feed_forward(h, None, router_outputs, is_token)
+        else:
+            x = x + attention
+            x = x + self._feed_forward(x, self.norm2, router_outputs, is_token)
+        return x if rows is None or few is rows else _at(x, rows)
 
     def _feed_forward(
-        self, x: mx.array, router_outputs: list | None, is_token: mx.array | None
+        self,
+        x: mx.array,
+        before: nn.Module | None,
+        router_outputs: list | None,
+        is_token: mx.array | None,
     ) -> mx.array:
-        return self.moe(x, router_outputs, is_token) if "moe" in self else self.mlp(x)
+        if "moe" not in self:
+            return self.mlp(x, before)
+        x = x if before is None else before(x)
+        return self.moe(x, router_outputs, is_token)
+
+
+def _at(x: mx.array, rows: mx.array) -> mx.array:
+    """Flat places of states. (B, L, D), (M,) -> (M, D)."""
+    return x.reshape(-1, x.shape[-1])[rows]
 
 
 class Decoder(nn.Module):
@@ -89,12 +113,19 @@ class Decoder(nn.Module):
             where moe_config.capacity_factor limits them in training; None: all
         last_only: compute the last position alone, which is all that generation asks
             of a prompt: the last layer then runs its MLP or experts on it alone
-        returns: (B, L, V) float32, or (B, 1, V)
+        walk: of a training step, which has no cache
+        rows: (M,) flat places of (B, L) that are asked for, as a loss does, which has
+            no target for pictures and questions: a last layer without experts then
+            runs its MLP on them alone (experts balance over all tokens)
+        returns: (B, L, V) float32, or (B, 1, V), or (M, V)
     """
+
+    adapter: Any = None  # the mark of the one in use; caches remember it
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
+        self.group: mx.distributed.Group | None = None  # see models.sharding
         c = config
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = [DecoderLayer(c, i) for i in range(c.num_hidden_layers)]
@@ -122,17 +153,44 @@ class Decoder(nn.Module):
         router_outputs: list | None = None,
         is_token: mx.array | None = None,
         last_only: bool = False,
+        walk: LayerWalk | None = None,
+        rows: mx.array | None = None,
     ) -> mx.array:
         """The states that `head` turns into logits, after the last norm. (B, L, D)."""
+        if cache is not None:
+            claim(cache, self.adapter)
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
         caches = cache if cache is not None else [None] * len(self.layers)
         if mask is None:
             mask = _causal_mask(x.shape[1], caches[0])
         end = len(self.layers) - 1
+        if walk is not None:
+            x = self._walk(walk, x, mask, positions, router_outputs, is_token, rows)
+            return self.norm(x)
         for i, (layer, entry) in enumerate(zip(self.layers, caches, strict=True)):
-            short = last_only and i == end
-            x = layer(x, mask, entry, positions, router_outputs, is_token, short)
+            short, few = last_only and i == end, rows if i == end else None
+            x = layer(x, mask, entry, positions, router_outputs, is_token, short, few)
         return self.norm(x)
+
+    def _walk(
+        self,
+        walk: LayerWalk,
+        x: mx.array,
+        mask: Mask,
+        positions: mx.array | None,
+        router_outputs: list | None,
+        is_token: mx.array | None,
+        rows: mx.array | None,
+    ) -> mx.array:
+        x = walk.mark("decoder.embeddings", x)
+        for i, layer in enumerate(self.layers):
+            few = rows if i == len(self.layers) - 1 else None
+
+            def run(x: mx.array, routed: list, layer=layer, few=few) -> mx.array:
+                return layer(x, mask, None, positions, routed, is_token, rows=few)
+
+            x = walk.through(f"decoder.layers.{i}", layer, x, run, router_outputs)
+        return x
 
     def head(self, hidden: mx.array) -> mx.array:
         """Logits of the given states, in float32. (..., D) -> (..., V)."""

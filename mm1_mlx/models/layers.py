@@ -6,7 +6,9 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from mm1_mlx.kernels.cpu_activations import fast_activation, rows_at_a_time
 from mm1_mlx.kernels.cpu_attention import training_attention
+from mm1_mlx.kernels.recompute import recomputed
 from mm1_mlx.models.cache import quantized_attention
 
 Mask = mx.array | str | None
@@ -44,10 +46,26 @@ def norm(kind: str, dims: int, eps: float, bias: bool = True) -> nn.Module:
     return nn.LayerNorm(dims, eps=eps, bias=bias)
 
 
+def project(linear: nn.Module, x: mx.array, before: nn.Module | None) -> mx.array:
+    """A linear layer of x, or of a norm of x.
+
+    In training the norm's result is made again for the gradient, not kept.
+    """
+    if before is None:
+        return linear(x)  # type: ignore[operator]
+
+    def both(x: mx.array) -> mx.array:
+        return linear(before(x))  # type: ignore[operator]
+
+    return recomputed(both, before, linear)(x) if linear.training else both(x)
+
+
 class MLP(nn.Module):
     """Two projections with an activation, or three when gated (SwiGLU and kin).
 
     Gated: gate and up are one matmul, `gate_up_proj`, its first rows the gate.
+
+    before: a norm of x, see project.
 
     Shapes:
         x: (..., D)
@@ -64,13 +82,30 @@ class MLP(nn.Module):
             self.up_proj = nn.Linear(dims, hidden, bias=bias)
         self.down_proj = nn.Linear(hidden, dims, bias=bias)
         self._gated = gated
-        self._act = activation(act)
+        self._name, self._act, self._hidden = act, activation(act), hidden
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, before: nn.Module | None = None) -> mx.array:
+        up = self["gate_up_proj" if self._gated else "up_proj"]
+        rows = rows_at_a_time(self._hidden, x) if self.training else 0
+        if not rows:
+            x = project(up, x, before)
+            if self.training:  # the activation is made again for the gradient, not kept
+                return recomputed(self._down, self.down_proj)(x)
+            return self._down(x)
+
+        def whole(x: mx.array) -> mx.array:
+            return self._down(up(x if before is None else before(x)))  # type: ignore[operator]
+
+        modules = [up, self.down_proj] + ([] if before is None else [before])
+        flat = recomputed(whole, *modules, rows=rows)(x.reshape(-1, x.shape[-1]))
+        return flat.reshape(x.shape)
+
+    def _down(self, x: mx.array) -> mx.array:
+        act = (fast_activation(self._name, x) if self.training else None) or self._act
         if not self._gated:
-            return self.down_proj(self._act(self.up_proj(x)))
-        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
-        return self.down_proj(self._act(gate) * up)
+            return self.down_proj(act(x))
+        gate, up = mx.split(x, 2, axis=-1)
+        return self.down_proj(act(gate) * up)
 
 
 def llama3_frequencies(dims: int, theta: float, scaling: dict) -> mx.array:
@@ -139,10 +174,10 @@ class RotaryEmbedding(nn.Module):
         angles = self._scale * positions[:, None, :, None] / freqs  # (B, 1, L, dims/2)
         cos, sin = mx.cos(angles).astype(x.dtype), mx.sin(angles).astype(x.dtype)
         half = self.dims // 2
-        first, second = x[..., :half], x[..., half : self.dims]
+        first, second, *rest = mx.split(x, [half, self.dims], axis=-1)
         parts = [first * cos - second * sin, second * cos + first * sin]
         if self.dims < x.shape[-1]:
-            parts.append(x[..., self.dims :])
+            parts += rest
         return mx.concatenate(parts, axis=-1)
 
 
@@ -176,7 +211,9 @@ class Attention(nn.Module):
         mask: None, "causal", or bool/additive, broadcastable to (B, heads, L, keys)
         positions: (B, L) or None
         last_only: give the last position alone; all are still stored in the cache
-        returns: (B, L, D), or (B, 1, D)
+        before: a norm of x, see project
+        rows: (M,) flat places, those that are given alone
+        returns: (B, L, D), or (B, 1, D), or (M, D)
     """
 
     def __init__(
@@ -208,6 +245,11 @@ class Attention(nn.Module):
             self.q_norm = nn.RMSNorm(q_dims, eps=norm_eps)
             self.k_norm = nn.RMSNorm(k_dims, eps=norm_eps)
 
+    @property
+    def norms_all_heads(self) -> bool:
+        """Whether one norm goes over all heads together."""
+        return self._qk_norm == "full"
+
     def __call__(
         self,
         x: mx.array,
@@ -215,10 +257,13 @@ class Attention(nn.Module):
         cache=None,
         positions: mx.array | None = None,
         last_only: bool = False,
+        before: nn.Module | None = None,
+        rows: mx.array | None = None,
     ) -> mx.array:
         B, L, _ = x.shape
         H, KV, hd = self.num_heads, self.num_kv_heads, self.head_dim
-        qk, v = mx.split(self.qkv_proj(x), [(H + KV) * hd], axis=-1)
+        qkv = project(self.qkv_proj, x, before)
+        qk, v = mx.split(qkv, [(H + KV) * hd], axis=-1)
         if self._qk_norm in ("head", "full"):
             qk = self._normed(qk)
         qk = qk.reshape(B, L, H + KV, hd).swapaxes(1, 2)  # (B, H + KV, L, hd)
@@ -226,7 +271,9 @@ class Attention(nn.Module):
         if self._rope is not None:  # q and k turn together: one launch
             offset = 0 if cache is None else getattr(cache, "positions", cache.offset)
             qk = self._rope(qk, offset, positions)
-        q, k = qk[:, :H], qk[:, H:]
+        q, k = mx.split(qk, [H], axis=1)  # slices would have gradients full of zeros
+        if self.training and cache is None:
+            v = mx.contiguous(v)  # or all of qkv would be kept for the gradient
         if self._qk_norm == "rotated_head":
             q, k = self.q_norm(q), self.k_norm(k)
         if cache is not None:
@@ -234,10 +281,13 @@ class Attention(nn.Module):
         if last_only and L > 1:
             q, mask, L = q[:, :, -1:], _last_row(mask), 1
         if self.training and cache is None:
-            out = training_attention(q, k, v, hd**-0.5, mask)
+            # With rotary positions it is a decoder's, which sees nothing later.
+            causal = self._rope is not None
+            out = training_attention(q, k, v, hd**-0.5, mask, causal)
         else:
             out = attend(cache, q, k, v, hd**-0.5, mask)
-        return self.o_proj(out.swapaxes(1, 2).reshape(B, L, H * hd))
+        out = out.swapaxes(1, 2).reshape(B, L, H * hd)
+        return self.o_proj(out if rows is None else out.reshape(-1, H * hd)[rows])
 
     def _normed(self, qk: mx.array) -> mx.array:
         B, L, _ = qk.shape

@@ -14,6 +14,7 @@ from mm1_mlx.models.connector import make_connector
 from mm1_mlx.models.decoder import Decoder
 from mm1_mlx.models.tiles import arrange, split_tiles, tile_map
 from mm1_mlx.models.vision import VisionEncoder
+from mm1_mlx.models.walk import LayerWalk
 
 
 def place_image_features(
@@ -54,6 +55,8 @@ class MM1(nn.Module):
         left_padding: (B,) ids in front of each row that are padding, or None for none
         returns: (B, L, V) float32
     """
+
+    adapters: Any = None  # of load_adapters: their names, and which is in use
 
     def __init__(self, config: MM1Config):
         super().__init__()
@@ -102,38 +105,59 @@ class MM1(nn.Module):
         return self.decoder(None, cache, embeddings, **settings)
 
     def encode_images(
-        self, pixel_values: mx.array, layouts: Sequence[Layout] = ()
+        self,
+        pixel_values: mx.array,
+        layouts: Sequence[Layout] = (),
+        *,
+        walk: LayerWalk | None = None,
     ) -> mx.array:
         """Image tokens for the decoder. (N, H, W, 3) -> (N, Q, D).
 
         With tiling N counts tiles, layouts has one entry for each picture, and the
-        result is all their tokens in order: (1, T, D).
+        result is all their tokens in order: (1, T, D). walk: of a training step.
         """
         if not self.config.reads_images:
             raise MM1Error("This model is a decoder alone: it cannot read images.")
-        tiling, features = self.config.tiling_config, self.vision(pixel_values)
+        tiling = self.config.tiling_config
+        features = self.vision(pixel_values, walk=walk)
         if tiling is None:
-            return self.connector(features)
-        if tiling.type == "anyres":
-            tiles = split_tiles(self.connector(features), layouts)
-            pictures = [
-                arrange(tokens, layout, self.image_newline, tiling)
-                for tokens, layout in zip(tiles, layouts, strict=True)
-            ]
-        else:
-            tiles = split_tiles(features, layouts)
-            pictures = [
-                self._crops(tokens, layout)
-                for tokens, layout in zip(tiles, layouts, strict=True)
-            ]
+            return self._connect("connector", features, walk)
+        if tiling.type == "crops":
+            return self._crops(features, layouts, walk)
+        tokens = self._connect("connector", features, walk)
+        pictures = [
+            arrange(tokens, layout, self.image_newline, tiling)
+            for tokens, layout in zip(
+                split_tiles(tokens, layouts), layouts, strict=True
+            )
+        ]
         return mx.concatenate(pictures)[None]
 
-    def _crops(self, features: mx.array, layout: Layout) -> mx.array:
-        """A picture's crops, then its overview. (tiles, P, Dv) -> (T, D)."""
-        whole = tile_map(features[:-1], layout.rows, layout.columns)
-        crops = self.tile_connector(whole.reshape(1, -1, whole.shape[-1]))
-        overview = self.connector(features[-1:])
-        return mx.concatenate([crops[0], overview[0]])
+    def _connect(self, name: str, x: mx.array, walk: LayerWalk | None) -> mx.array:
+        connector = self[name]
+        if walk is None:
+            return connector(x)
+        return walk.through(name, connector, x, lambda x, _: connector(x))
+
+    def _crops(
+        self, features: mx.array, layouts: Sequence[Layout], walk: LayerWalk | None
+    ) -> mx.array:
+        """Each picture's crops, then its overview. (N, P, Dv) -> (1, T, D).
+
+        All pictures have as many, so they go through the connectors together.
+        """
+        tiles = split_tiles(features, layouts)
+        maps = [
+            tile_map(own[:-1], layout.rows, layout.columns)
+            for own, layout in zip(tiles, layouts, strict=True)
+        ]
+        width = features.shape[-1]
+        whole = mx.stack([one.reshape(-1, width) for one in maps])
+        crops = self._connect("tile_connector", whole, walk)
+        overviews = mx.stack([own[-1] for own in tiles])
+        overviews = self._connect("connector", overviews, walk)
+        tokens = mx.concatenate([crops, overviews], axis=1)
+        return tokens.reshape(1, -1, tokens.shape[-1])
 
     def embed(
         self,

@@ -91,7 +91,9 @@ def load_balance_loss(logits: mx.array, is_token: mx.array | None = None) -> mx.
     """E * sum over experts of (share of tokens whose first choice it is) * (mean gate).
 
     1 when the load is even, E when one expert takes all (axlearn's Top2Gating; GShard
-    section 2.2). Not yet multiplied by its coefficient.
+    section 2.2). Not yet multiplied by its coefficient. transformers' function of this
+    name is the same with one layer's logits and top_k=1; it counts every choice (K when
+    even) and multiplies means over all layers, where ours is added up over layers.
 
     Shapes:
         logits: (T, E) router logits, float32
@@ -390,6 +392,7 @@ class MoE(nn.Module):
             width = moe.shared_expert_intermediate_size
             self.shared_expert = MLP(dims, width, act, gated=gated)
             self.shared_expert_gate = nn.Linear(dims, 1, bias=False)
+        self.group: mx.distributed.Group | None = None  # see models.sharding
 
     def __call__(
         self,
@@ -407,4 +410,6 @@ class MoE(nn.Module):
         if self._shared:
             gate = mx.sigmoid(self.shared_expert_gate(flat))
             out = out + gate * self.shared_expert(flat)
+        if self.group is not None:  # every expert's inner width is divided
+            out = mx.distributed.all_sum(out, group=self.group)
         return out.reshape(x.shape)

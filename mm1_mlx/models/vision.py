@@ -8,6 +8,7 @@ import mlx.nn as nn
 
 from mm1_mlx.config import VisionConfig
 from mm1_mlx.models.layers import MLP, Attention, Mask, norm
+from mm1_mlx.models.walk import LayerWalk
 
 
 def patchify(pixel_values: mx.array, patch_size: int) -> mx.array:
@@ -106,8 +107,8 @@ class EncoderLayer(nn.Module):
         )
 
     def __call__(self, x: mx.array, mask: Mask = None) -> mx.array:
-        x = x + self.attn(self.norm1(x), mask)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.attn(x, mask, before=self.norm1)
+        return x + self.mlp(x, self.norm2)
 
 
 class VisionEncoder(nn.Module):
@@ -136,27 +137,49 @@ class VisionEncoder(nn.Module):
         if c.norm_out:
             self.norm_out = norm(c.norm_type, width, eps, c.norm_bias)
 
-    def __call__(self, pixel_values: mx.array) -> mx.array:
-        states = self.hidden_states(pixel_values, stop=self.config.feature_layer)
+    def __call__(
+        self, pixel_values: mx.array, *, walk: LayerWalk | None = None
+    ) -> mx.array:
+        stop = self.config.feature_layer
+        states = self.hidden_states(pixel_values, stop=stop, walk=walk)
         x = states[-1]
         if self.config.feature_norm:
             x = self.norm_out(x)
         return x[:, 1:] if self.config.class_token else x
 
+    @property
+    def used_layers(self) -> int:
+        """How many blocks the features come from: those after them change nothing."""
+        return len(self.layers) + 1 + self.config.feature_layer
+
     def hidden_states(
-        self, pixel_values: mx.array, *, stop: int = -1, mask: Mask = None
+        self,
+        pixel_values: mx.array,
+        *,
+        stop: int = -1,
+        mask: Mask = None,
+        walk: LayerWalk | None = None,
     ) -> list[mx.array]:
         """Embeddings, then every block's output up to block `stop` (-1: the last).
 
         The class token, where there is one, stands first; no output norm is applied.
-        mask: for AIM's prefix attention; None is full attention.
+        mask: for AIM's prefix attention; None is full attention. walk: of a training
+        step, which is given the last state alone: a list would hold all of them.
 
         Shapes:
             returns: each (N, P or P+1, Dv)
         """
         states = [self.embed(pixel_values)]
-        for layer in self.layers[: len(self.layers) + 1 + stop]:
-            states.append(layer(states[-1], mask))
+        for i, layer in enumerate(self.layers[: len(self.layers) + 1 + stop]):
+            x = states[-1]
+            if walk is None:
+                states.append(layer(x, mask))
+                continue
+
+            def run(x: mx.array, _: list, layer=layer) -> mx.array:
+                return layer(x, mask)
+
+            states = [walk.through(f"vision.layers.{i}", layer, x, run)]
         return states
 
     def embed(self, pixel_values: mx.array) -> mx.array:

@@ -33,12 +33,18 @@ def quantize_model(model: nn.Module, settings_of: SettingsOf) -> None:
             replace_module(model, path, module.to_quantized(**settings))  # type: ignore
 
 
+def module_at(model: nn.Module, path: str) -> Any:
+    """What is at a path like "decoder.layers.3.mlp"; "" is the model itself."""
+    place: Any = model
+    for part in path.split(".") if path else ():
+        place = place[int(part)] if part.isdigit() else place[part]
+    return place
+
+
 def replace_module(model: nn.Module, path: str, module: Any) -> None:
     """Put another module (or array) at a path like "decoder.layers.3.mlp.up_proj"."""
-    *parents, last = path.split(".")
-    place: Any = model
-    for part in parents:
-        place = place[int(part)] if part.isdigit() else place[part]
+    owner, _, last = path.rpartition(".")
+    place = module_at(model, owner)
     if last.isdigit():
         place[int(last)] = module
     else:

@@ -129,8 +129,9 @@ class RegionContrast(RegionText):
         super().__init__(encoder.config.hidden_size, vocab_size, dims)
         self.vision = encoder
 
-    def __call__(self, pixel_values, boxes, label, tokens):
-        return self.compare(self.vision(pixel_values), boxes, label, tokens)
+    def __call__(self, pixel_values, boxes, label, tokens, *, walk=None):
+        features = self.vision(pixel_values, walk=walk)
+        return self.compare(features, boxes, label, tokens)
 
 
 def _unit(x: mx.array) -> mx.array:
@@ -157,20 +158,20 @@ class Reconstruction(nn.Module):
         self.head = MLP(c.hidden_size, 2 * c.hidden_size, "relu2", gated=False)
         self.pixels = nn.Linear(c.hidden_size, c.patch_size**2 * c.num_channels)
 
-    def __call__(self, pixel_values, prefix):
+    def __call__(self, pixel_values, prefix, *, walk=None):
         patches = patchify(pixel_values, self.vision.config.patch_size)
         patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])  # (N, P, .)
         mean = patches.mean(axis=-1, keepdims=True)
         spread = mx.sqrt(patches.var(axis=-1, keepdims=True) + 1e-4)
         target = (patches - mean) / spread
-        guess = self.guesses(pixel_values, prefix)[:, :-1]
+        guess = self.guesses(pixel_values, prefix, walk=walk)[:, :-1]
         error = mx.square(guess - target[:, 1:]).mean(axis=-1)  # (N, P-1)
         column = mx.arange(1, patches.shape[1])
         counted = (column[None] >= prefix[:, None]).astype(error.dtype)
         loss = (error * counted).sum() / mx.maximum(counted.sum(), 1)
         return loss, loss
 
-    def guesses(self, pixel_values, prefix):
+    def guesses(self, pixel_values, prefix, *, walk=None):
         """What each patch, and those that it sees, say about the next one.
 
         Shapes:
@@ -186,6 +187,7 @@ class Reconstruction(nn.Module):
             row = (column[None, :] < prefix[:, None])[:, None]  # (N, 1, P)
             mask = mx.concatenate([row, mask], axis=1)
             mask = mx.pad(mask, [(0, 0), (0, 0), (1, 0)], constant_values=True)
-        x = self.vision.hidden_states(pixel_values, mask=mask[:, None])[-1][:, skip:]
+        mask = mask[:, None]
+        x = self.vision.hidden_states(pixel_values, mask=mask, walk=walk)[-1][:, skip:]
         x = self.norm(x)
         return self.pixels(x + self.head(x))

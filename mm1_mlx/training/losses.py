@@ -14,20 +14,27 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mm1_mlx.adapters.layers import AdaptedLinear
 from mm1_mlx.models.decoder import Decoder
+from mm1_mlx.models.walk import LayerWalk
 
 
 def cross_entropy(
-    states: mx.array, target: mx.array, head: nn.Module, vocab: int, chunk: int
+    states: mx.array,
+    target: mx.array,
+    head: nn.Module,
+    vocab: int,
+    chunk: int,
+    walk: LayerWalk | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Loss of each state, and whether its likeliest word is the target.
 
     head: the output layer, or the token table where it is tied; plain, packed or
-    adapted. chunk: words at a time.
+    adapted. chunk: words at a time, after which a training step's walk can pause.
 
     Shapes:
         states: (M, D); target: (M,) ids
         returns: (M,) float32 nats, (M,) bool
     """
+    walk = walk or LayerWalk()
     flat: Any = tree_flatten(head.trainable_parameters())
     names = [name for name, _ in flat]
 
@@ -41,6 +48,7 @@ def cross_entropy(
         for start in range(0, vocab, chunk):
             logits = logits_of(start, _after(states, parts), *parameters)
             parts.append(_of_chunk(logits, target, start))
+            walk.ahead[f"loss {start}"] = parts[-1]
         totals, owns, bests = mx.stack(parts, axis=1)  # (3, chunks, M)
         whole, own = mx.logsumexp(totals, axis=0), owns.sum(axis=0)
         right = (own >= bests.max(axis=0)).astype(mx.float32)
@@ -54,14 +62,14 @@ def cross_entropy(
         grads: list[mx.array] = []
         for start in range(0, vocab, chunk):
             rows = partial(logits_of, start)
-            given = [_after(states, grads[:1]), *parameters]
-            logits = rows(*given)
-            slope = mx.exp(logits - outputs[2][:, None])
-            words = mx.arange(start, start + logits.shape[-1])
+            given = [_after(states, grads), *parameters]
+            slope = mx.exp(rows(*given) - outputs[2][:, None])
+            words = mx.arange(start, start + slope.shape[-1])
             slope = slope - (target[:, None] == words).astype(slope.dtype)
             both: Any = mx.vjp(rows, given, [slope * cotangents[0][:, None]])
             new: list[mx.array] = list(both[1])
             grads = [a + b for a, b in zip(grads, new, strict=True)] if grads else new
+            walk.back[f"loss {start}"] = mx.depends(grads[0], grads[1:])
         return grads[0] if alone else tuple(grads)
 
     made: Any = run(states, *(array for _, array in flat))
@@ -76,7 +84,7 @@ def _after(states: mx.array, made: list[mx.array]) -> mx.array:
     MLX works on up to twenty branches of a graph side by side, so the logits of twenty
     chunks would be held.
     """
-    return mx.depends(states, made[-1]) if made else states
+    return mx.depends(states, made) if made else states
 
 
 def _of_chunk(logits: mx.array, target: mx.array, start: int) -> mx.array:

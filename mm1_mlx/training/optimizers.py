@@ -5,8 +5,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+from mlx.utils import tree_flatten
 
 OPTIMIZERS = ("adamw", "adam", "adafactor", "lion", "sgd")
+
+# Their states, in numbers for each one that is trained; adafactor's are of rows and
+# columns, and MLX's sgd has momentum's even where there is none.
+STATES = {"adamw": 2, "adam": 2, "adafactor": 0, "lion": 1, "sgd": 1}
 
 # Which parameters, by name, and their rate as a part of the stage's.
 Group = tuple[Callable[[str], bool], float]
@@ -42,6 +47,14 @@ class Optimizers:
     def init(self, parameters: Any) -> None:
         """Fresh states for these parameters."""
         self.together.init(parameters)
+
+    def fits(self, state: Any) -> bool:
+        """Whether a state has the arrays that this one's has, after `init`."""
+        found, own = (
+            {name: getattr(value, "shape", ()) for name, value in tree_flatten(tree)}
+            for tree in (state, self.state)
+        )
+        return found == own
 
     def set_rate(self, rate: float) -> None:
         """The rate of the next step; groups take their part of it."""

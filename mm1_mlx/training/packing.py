@@ -17,6 +17,7 @@ from mm1_mlx.training.documents import Document, Region, Text
 
 IMAGE_MARK = "<image>"
 _MISSES = 5  # documents tried for the rest of a row: rows are 90% full, with 1: 77%
+TARGETS = 64  # learned tokens are padded to a multiple of so many: few shapes
 PADDING = -1  # the document number of padding
 
 
@@ -208,7 +209,7 @@ class Batch:
     documents: int
 
 
-def collate(rows: list[Row], length: int, pad: int, targets: int = 64) -> Batch:
+def collate(rows: list[Row], length: int, pad: int, targets: int = TARGETS) -> Batch:
     """Rows to arrays. M is rounded up to a multiple of `targets`, for few shapes."""
     shape = (len(rows), length)
     ids = np.full(shape, pad, np.int32)

@@ -20,6 +20,7 @@ from mm1_mlx.errors import ConfigError, DatasetError
 from mm1_mlx.inputs.images import pixels
 from mm1_mlx.inputs.settings import ImageSettings
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.models.walk import LayerWalk
 from mm1_mlx.training import encoder_stage as first
 from mm1_mlx.training.next_token import next_token_loss
 from mm1_mlx.training.optimizers import Group
@@ -104,6 +105,7 @@ class JointStage:
             self.contrast = first.RegionText(width, vocabulary)
             self.module = _Together(model, self.contrast)
         self._model = model
+        self.words = model.config.text_config.vocab_size
         self.settings = settings
         _check_kinds(source, settings.mix)
         self._mixer = DocumentMixer(source.document, settings.mix)
@@ -144,14 +146,15 @@ class JointStage:
         return first.contrast_arrays(pictures, self._encoder.encode, vision.grid)
 
     def loss(
-        self, ids, document, branch, position, shots, source, target, weight, *regions
-    ):
+        self, ids, document, branch, position, shots, source, target, weight, *regions,
+        walk: LayerWalk | None = None,
+    ):  # fmt: skip
         """The whole loss and what is reported. Shapes as in training.packing.Batch.
 
         regions: with settings.contrast, what encoder_stage.contrast_arrays makes.
         """
         model = self._model
-        features = model.vision(shots)
+        features = model.vision(shots, walk=walk)
         loss, metrics = next_token_loss(
             model,
             ids,
@@ -162,6 +165,7 @@ class JointStage:
             source,
             target,
             weight,
+            walk=walk,
         )
         if self.contrast is not None:
             apart, right = self.contrast.compare(features, *regions)
@@ -233,9 +237,9 @@ class EncoderStage:
         arrays = first.contrast_arrays(pictures, self._encode, self._grid, **room)
         return (shots, *arrays), count
 
-    def loss(self, *arrays):
+    def loss(self, *arrays, walk: LayerWalk | None = None):
         """The objective's loss and what is reported."""
-        loss, accuracy = self.module(*arrays)
+        loss, accuracy = self.module(*arrays, walk=walk)
         return loss, {"loss": loss, "accuracy": accuracy}
 
 

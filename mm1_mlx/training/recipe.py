@@ -57,6 +57,7 @@ class StageSettings:
         default_factory=lambda: {"caption": 0.45, "interleaved": 0.45, "text": 0.10}
     )
     vision_rate: float = 1.0  # the encoder's learning rate, relative
+    recompute: bool = False  # gradient checkpointing: less memory, a third slower
     contrast: float = 0.0  # joint stage: weight of the region contrast beside the text
 
     @classmethod
@@ -98,6 +99,8 @@ class StageSettings:
         _check(name, "betas", betas, good, "two numbers from 0 to below 1")
 
     def _check_choices(self, name: str) -> None:
+        good = isinstance(self.recompute, bool)
+        _check(name, "recompute", self.recompute, good, "true or false")
         choices = ", ".join(map(repr, OBJECTIVES))
         good = self.objective in OBJECTIVES
         _check(name, "objective", self.objective, good, f"one of {choices}")

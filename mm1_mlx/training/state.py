@@ -39,13 +39,28 @@ def load_state(path: Path) -> tuple[dict[str, dict], dict]:
     except (RuntimeError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of a run, or is damaged. Remove it to start "
-            f"anew, or name another folder with --out."
+            f"anew, or name another folder."
         ) from error
     flat: dict[str, list] = {}
     for key, value in arrays.items():
         name, _, rest = key.partition(":")
         flat.setdefault(name, []).append((rest, value))
     return {name: tree_unflatten(items) for name, items in flat.items()}, facts
+
+
+def check_fit(found: Any, expected: Any, path: Path) -> None:
+    """CheckpointError unless a checkpoint's tree has the names and shapes expected."""
+    flat: list[Any] = [tree_flatten(tree) for tree in (found, expected)]
+    have, want = ({name: array.shape for name, array in items} for items in flat)
+    names = sorted(have.keys() | want.keys())
+    if other := [name for name in names if have.get(name) != want.get(name)]:
+        first = other[0]
+        raise CheckpointError(
+            f"{path} holds other trained arrays than this run's: {len(other)} of "
+            f"{len(names)} differ, such as {first}, {have.get(first, 'missing')} there "
+            f"and {want.get(first, 'missing')} here. Train the same parts of the same "
+            f"model at the same ranks, or start anew in another folder."
+        )
 
 
 def set_weights(module: nn.Module, weights: dict[str, mx.array], path: Path) -> None:

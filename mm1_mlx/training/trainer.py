@@ -5,28 +5,42 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 from mlx.nn.utils import average_gradients
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mm1_mlx.errors import CheckpointError, ConfigError, MM1Error
+from mm1_mlx.models.walk import LayerWalk
+from mm1_mlx.processes import (
+    agree,
+    from_first,
+    sums,
+    together,
+    total,
+    tree_from_first,
+    world,
+)
+from mm1_mlx.training.divergence import Divergence
+from mm1_mlx.training.meter import COUNTS
 from mm1_mlx.training.optimizers import Optimizers
+from mm1_mlx.training.pieces import evaluate_arrays, evaluate_step
 from mm1_mlx.training.schedules import mm1_learning_rate, warmup_cosine
-from mm1_mlx.training.state import load_state, save_state, set_weights
+from mm1_mlx.training.state import check_fit, load_state, save_state, set_weights
 
 
 @dataclass
 class Progress:
     """What a run tells while it works.
 
-    seconds, examples: since this process began; documents or pictures, of all
-    processes.
+    metrics: of all processes. seconds, examples: since this process began; documents
+    or pictures, of all processes. saved: whether the step's checkpoint was written.
+    arrays: metrics that are no numbers, as lists. step_seconds: of this step alone.
     """
 
     stage: str
@@ -35,6 +49,9 @@ class Progress:
     metrics: dict[str, float]
     seconds: float
     examples: int
+    saved: bool = False
+    arrays: dict[str, list] = field(default_factory=dict)
+    step_seconds: float = 0.0
 
 
 def batch_rng(seed: int, stage: str, step: int, rank: int) -> random.Random:
@@ -42,38 +59,48 @@ def batch_rng(seed: int, stage: str, step: int, rank: int) -> random.Random:
     return random.Random(f"{seed}/{stage}/{step}/{rank}")
 
 
-def _changes(old: Any, new: Any, name: str = "") -> list[str]:
+def changes(old: Any, new: Any, name: str = "") -> list[str]:
     """What differs between two trees of settings: "stages.joint.steps: 3, now 4"."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         parts = [(old.get(k), new.get(k), f"{name}.{k}".lstrip(".")) for k in keys]
-        return [line for part in parts for line in _changes(*part)]
+        return [line for part in parts for line in changes(*part)]
     return [] if old == new else [f"{name}: {str(old)[:40]}, now {str(new)[:40]}"]
 
 
 class Trainer:
     """Runs one stage: batches made ahead, compiled steps, checkpoints.
 
-    With several processes (mlx.launch) each makes its own share of a batch and the
-    gradients are averaged. The stage has name, settings, module, host_batch, loss and
-    law_parameters; see pretraining.JointStage.
+    With several processes (mlx.launch) each makes its own share of a batch, gradients
+    and metrics are means over all of them, and the first one reads and writes files.
+    Where one fails, all end; see processes.agree. The stage has name, settings, module,
+    host_batch, loss and law_parameters; see pretraining.JointStage.
     """
 
     def __init__(self, stage: Any, folder: Path, seed: int, facts: dict):
         self.stage = stage
         self.seed = seed
         self.step = 0
-        self._facts = {**facts, "seed": seed}
+        self._probed = False
         self._file = folder / f"{stage.name}.safetensors"
-        self._world = mx.distributed.init()
+        self._world: Any = world()
+        self._facts = {**facts, "seed": seed, "processes": self._world.size()}
+        self.processes_before = self._world.size()  # of the run that is gone on with
         self.module: nn.Module = stage.module
         if stage.settings.batch < self._world.size():
             raise ConfigError(
                 f"stages.{stage.name}.batch is {stage.settings.batch}, but there are "
                 f"{self._world.size()} processes: each needs at least one."
             )
+        self._divergence = Divergence(getattr(stage, "words", None))
+        self.told: dict[str, float] = {}  # metrics of the last step
+        self.began_anew = False  # whether resuming did not fit the optimizer's state
         self._optimizer = self._make_optimizer()
-        self._grad = mx.value_and_grad(self._loss)
+        # In float16 the gradients of a mean of thousands of tokens would be too small
+        # for its exponents: those of the sum are made, and divided in float32.
+        flat: Any = tree_flatten(self.module.parameters())
+        self._sums = any(array.dtype == mx.float16 for _, array in flat)
+        self._grad: Any = self._made_gradients
         if getattr(stage, "compiles", True):
             self._grad = mx.compile(self._grad)
 
@@ -86,16 +113,28 @@ class Trainer:
             weight_decay=s.weight_decay,
         )
 
-    def _loss(self, parameters, *arrays):
-        self.module.update(parameters)
-        loss, metrics = self.stage.loss(*arrays)
-        return loss, metrics
+    def _made_gradients(self, parameters, *arrays):
+        """Gradients, metrics, and the states and their gradients along the way."""
+        walk = LayerWalk(getattr(self.stage.settings, "recompute", False))
+
+        def loss_of(parameters, *arrays):
+            self.module.update(parameters)
+            loss, metrics = self.stage.loss(*arrays, walk=walk)
+            return loss * metrics.get("tokens", 1.0) if self._sums else loss, metrics
+
+        (_, metrics), grads = mx.value_and_grad(loss_of)(parameters, *arrays)
+        if self._sums:
+            count = mx.maximum(metrics.get("tokens", 1.0), 1.0)
+            grads = tree_map(lambda grad: grad / count, grads)
+        return grads, metrics, walk.ahead, walk.back
 
     def peak_rate(self) -> float:
         """The recipe's rate, or MM1's law for the parameters that it was fitted on."""
         rate = self.stage.settings.learning_rate
         if rate != "mm1":
             return float(rate)
+        if (count := getattr(self.stage, "law_count", None)) is not None:
+            return mm1_learning_rate(count)
         names: Any = tree_flatten(self.module.parameters())
         return mm1_learning_rate(
             sum(
@@ -105,13 +144,51 @@ class Trainer:
             )
         )
 
-    def resume(self) -> bool:
-        """Go on from the stage's checkpoint, if there is one."""
-        if not self._file.exists():
+    def resume(self, force: bool = False) -> bool:
+        """Go on from the stage's checkpoint, if there is one.
+
+        force: whatever it was made with. CheckpointError where its arrays are not those
+        that are trained; an optimizer whose own do not fit begins anew. The first
+        process reads it and gives it to the others, whose disks need not have it.
+        """
+        first, size = self._world.rank() == 0, self._world.size()
+        found = None
+        with together(self._world):
+            if first and self._file.exists():
+                found = load_state(self._file)
+                if not force:
+                    self._check_facts(found[1])
+                own = self.module.trainable_parameters()
+                check_fit(found[0]["parameters"], own, self._file)
+        facts = found[1] if found else {}
+        numbers = (found is not None, facts.get("step"), facts.get("processes", size))
+        known: Any = from_first(mx.array([int(n or 0) for n in numbers]), self._world)
+        there, self.step, self.processes_before = map(int, known.tolist())
+        if not there:
             return False
-        trees, facts = load_state(self._file)
-        if changes := _changes(facts["recipe"], self._facts["recipe"]):
-            shown = "; ".join(changes[:5])
+        if found:
+            self.module.update(found[0]["parameters"])
+            self.told = facts.get("told", {})
+        self._optimizer.init(self.module.trainable_parameters())
+        if found:
+            self.began_anew = force and not self._optimizer.fits(found[0]["optimizer"])
+            if not self.began_anew:
+                self._optimizer.state = found[0]["optimizer"]
+        if size > 1:
+            parameters = self.module.trainable_parameters()
+            self.module.update(tree_from_first(parameters, self._world))
+            self._optimizer.state = tree_from_first(self._optimizer.state, self._world)
+        return True
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What a checkpoint must have been made with to be gone on with."""
+        return self._facts["recipe"]
+
+    def _check_facts(self, facts: dict) -> None:
+        """ConfigError where a checkpoint is of another recipe or seed than this run."""
+        if found := changes(facts["recipe"], self._facts["recipe"]):
+            shown = "; ".join(found[:5])
             raise ConfigError(
                 f"{self._file} was made with another recipe ({shown}). Use the same "
                 f"recipe to go on, or another folder to start anew."
@@ -122,11 +199,6 @@ class Trainer:
                 f"{self._file} was made with the seed {seed}, not {self.seed}. Use the "
                 f"same seed to go on, or another --out folder to start anew."
             )
-        self.module.update(trees["parameters"])
-        self._optimizer.init(self.module.trainable_parameters())
-        self._optimizer.state = trees["optimizer"]
-        self.step = facts["step"]
-        return True
 
     def begin_with(self, file: Path) -> None:
         """Take the weights of another run's checkpoint of this stage; step 0, no more.
@@ -146,7 +218,8 @@ class Trainer:
                 "parameters": self.module.trainable_parameters(),
                 "optimizer": self._optimizer.state,
             }
-            save_state(self._file, trees, {**self._facts, "step": self.step})
+            facts = {**self._facts, "step": self.step, "told": self.told}
+            save_state(self._file, trees, facts)
 
     def _host(self, step: int):
         """The step's share of this process, in micro-batches, and its examples."""
@@ -169,102 +242,238 @@ class Trainer:
         parameters: Any = self.module.trainable_parameters()
         update = self._make_update()
         start = time.perf_counter()
-        seen = 0
+        seen, batches = 0, []
         with ThreadPoolExecutor(1) as ahead:
             pending = ahead.submit(self._host, self.step)
             while self.step < s.steps:
-                batches, count = self._ready(pending)
+                begun = time.perf_counter()
+                batches, count = self._ready(pending, batches)
                 if self.step + 1 < s.steps:
                     pending = ahead.submit(self._host, self.step + 1)
-                grads, metrics = self._gradients(parameters, batches)
                 rate = warmup_cosine(self.step, s.steps, peak, s.warmup, s.floor)
-                self._optimizer.set_rate(rate)
-                parameters, norm = update(grads, parameters)
-                mx.eval(parameters, self._optimizer.state, norm, metrics)
-                self.module.update(parameters)
-                # In the module's own order: two optimizers give theirs back through a
-                # set, whose order differs between processes, and average_gradients
-                # goes by place, so gradients of other weights would be mixed.
-                parameters = self.module.trainable_parameters()
+                told, arrays = {"tokens": 0.0}, {}
+                if self._any(count > 0):  # else momentum and decay would still move
+                    self._optimizer.set_rate(rate)
+                    parameters, told, arrays = self._update(parameters, batches, update)
+                told |= {"rate": rate}
                 self.step += 1
                 seen += count * self._world.size()
-                told = {name: value.item() for name, value in metrics.items()}
-                told |= {"norm": norm.item(), "rate": rate}
-                self._check_finite(told)
-                stopping = self._agree(stop())
-                if self.step % save_every == 0 or self.step == s.steps or stopping:
-                    self.save()
+                self.told = dict(told)
+                took = time.perf_counter() - begun
+                stopping = self._agree(stop(), self._gone_wrong(told))
+                if saved := self._is_due(save_every) or stopping:
+                    with together(self._world):
+                        self._check_weights(batches[0])
+                        self.save()
                 seconds = time.perf_counter() - start
-                yield Progress(self.stage.name, self.step, s.steps, told, seconds, seen)
+                yield Progress(
+                    self.stage.name, self.step, s.steps, told, seconds, seen, saved,
+                    arrays=arrays, step_seconds=took,
+                )  # fmt: skip
                 if stopping:
                     return
 
-    def _ready(self, pending: Future) -> tuple[list, int]:
-        """The next step's arrays; where they cannot be made, what was done is saved."""
-        try:
-            return pending.result()
-        except MM1Error:
-            if self.step:
-                self.save()
-            raise
+    def _is_due(self, save_every: int) -> bool:
+        return self.step % save_every == 0 or self.step == self.stage.settings.steps
 
-    def _check_finite(self, metrics: dict[str, float]) -> None:
-        """MM1Error where the step has gone wrong; what was saved before stays."""
+    def _ready(self, pending: Future, before: list) -> tuple[list, int]:
+        """The next step's arrays; where any process cannot make its own, what was done
+        is saved and all end. before: the arrays of the step before, if there was one.
+        """
+        try:
+            with together(self._world):
+                made = pending.result()
+        except MM1Error:
+            if before:
+                with suppress(MM1Error):  # else the last checkpoint is better
+                    with together(self._world):
+                        self._check_weights(before[0])
+                    self.save()
+            raise
+        return made
+
+    def _gone_wrong(self, metrics: dict[str, float]) -> MM1Error | None:
+        """Says what went wrong where the step has; what was saved before stays."""
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if not bad:
-            return
+        wrong = f"gave {bad[0]} = {metrics[bad[0]]}" if bad else ""
+        wrong = wrong or self._divergence.said(metrics.get("text"))
+        if not wrong:
+            return None
         kept = "There is no checkpoint yet."
         if self._file.exists():
             _, facts = load_state(self._file)
             kept = f"The checkpoint of step {facts['step']} is whole."
         where = getattr(self.stage, "where", lambda *_: [])(self.step - 1)
-        samples = f" Its samples: {'; '.join(where[:4])}." if where else ""
-        raise MM1Error(
-            f"Step {self.step} gave {bad[0]} = {metrics[bad[0]]}, so the run has "
-            f"stopped.{samples} {kept} Lower the learning rate, or the clipping norm."
+        more = f" and {len(where) - 4} more" if len(where) > 4 else ""
+        samples = f" Its samples: {'; '.join(where[:4])}{more}." if where else ""
+        return MM1Error(
+            f"Step {self.step} {wrong}, so the run has stopped.{samples} {kept} Lower "
+            f"the learning rate, or the clipping norm"
+            f"{getattr(self.stage, 'goes_on_with', '')}."
         )
 
-    def _agree(self, stop: bool) -> bool:
-        """Whether any process wants to stop: all stop after the same step, or one
-        would wait for the others' gradients for ever."""
-        if self._world.size() == 1:
-            return stop
-        wishes = mx.distributed.all_sum(mx.array(int(stop)), stream=mx.cpu)
-        return bool(wishes.item())
+    def _check_weights(self, arrays: Any) -> None:
+        """MM1Error where the step's own samples show that it has ruined the weights.
 
-    def _gradients(self, parameters: Any, batches: list) -> tuple[Any, dict]:
+        Its loss was of the weights before; what is saved must be good.
+        """
+        walk = LayerWalk()
+        loss, metrics = self.stage.loss(*map(mx.array, arrays), walk=walk)
+        evaluate_step(walk.ahead, {}, {}, [loss, metrics])
+        told = {"loss": loss.item()}
+        if "text" in metrics:
+            told["text"] = metrics["text"].item()
+        if (error := self._gone_wrong(told)) is not None:
+            raise error
+
+    def _agree(self, stop: bool, error: MM1Error | None) -> bool:
+        """Whether any process wants to stop: all stop after the same step, or one
+        would wait for the others' gradients for ever. An error ends all."""
+        stops, errors = sums([int(stop), int(error is not None)], self._world)
+        if errors:
+            agree(error, self._world)
+        return bool(stops)
+
+    def _any(self, flag: bool) -> bool:
+        """Whether it is so in any process: all leave a step out, or none."""
+        return bool(sums([int(flag)], self._world)[0])
+
+    def _update(
+        self, parameters: Any, batches: list, update: Callable
+    ) -> tuple[Any, dict[str, float], dict[str, list]]:
+        """The parameters after a step, and its metrics: numbers, and arrays."""
+        grads, metrics = self._gradients(parameters, batches)
+        norm = _norm_of(grads)
+        parameters = update(grads, norm, parameters)
+        del grads
+        evaluate_arrays([parameters, self._optimizer.state])
+        self.module.update(parameters)
+        arrays: Any = {n: v.tolist() for n, v in metrics.items() if v.ndim}
+        told: Any = {n: v.item() for n, v in metrics.items() if not v.ndim}
+        # In the module's own order: two optimizers give theirs back through a set,
+        # whose order differs between processes, and average_gradients goes by place,
+        # so gradients of other weights would be mixed.
+        parameters = self.module.trainable_parameters()
+        return parameters, told | {"norm": norm.item()}, arrays
+
+    def _gradients(
+        self,
+        parameters: Any,
+        batches: list,
+        after: Callable[[], None] = lambda: None,
+    ) -> tuple[Any, dict]:
         """Gradients and metrics of a step: means over micro-batches and processes,
-        each weighted by its "tokens", so that they are those of one large batch."""
-        if len(batches) == 1 and self._world.size() == 1:
-            (_, metrics), grads = self._grad(parameters, *map(mx.array, batches[0]))
-            return grads, metrics
-        total, weights, means = None, mx.array(0.0), {}
+        each weighted by its "tokens", so that they are those of one large batch. What
+        is counted is added up."""
+        alone = len(batches) == 1 and self._world.size() == 1
+        summed, weights, means = {}, mx.array(0.0), {}
         for arrays in batches:
-            (_, metrics), grads = self._grad(parameters, *map(mx.array, arrays))
-            weight = metrics.get("tokens", mx.array(1.0))
-            grads = tree_map(lambda g, w=weight: g * w, grads)
-            total = grads if total is None else tree_map(mx.add, total, grads)
-            weights = weights + weight
-            for name, value in metrics.items():
-                means[name] = means.get(name, 0.0) + value * weight
-            mx.eval(total, weights, means)  # bounded work, and memory of one at a time
-        weights = mx.maximum(weights, 1e-9)  # every sample of the step may be dropped
-        means = {name: value / weights for name, value in means.items()}
-        if "tokens" in means:
-            means["tokens"] = weights
-        every = weights
-        if self._world.size() > 1:
-            every = mx.distributed.all_sum(weights, stream=mx.cpu) / self._world.size()
-        total = tree_map(lambda g: g / every, total)
-        return average_gradients(total) if self._world.size() > 1 else total, means
+            grads, metrics, ahead, back = self._grad(parameters, *map(mx.array, arrays))
+            flat: Any = dict(tree_flatten(grads))
+            if not alone:
+                weight = metrics.get("tokens", mx.array(1.0))
+                for name, grad in flat.items():
+                    grad = grad * weight
+                    flat[name] = summed[name] + grad if summed else grad
+                weights = weights + weight
+                for name, value in metrics.items():
+                    part = value if name in COUNTS else value * weight
+                    metrics[name] = means.get(name, 0.0) + part
+            summed, means = flat, metrics
+            del grads, flat
+            evaluate_step(ahead, back, summed, [means, weights], after)
+        if alone:
+            return tree_unflatten(list(summed.items())), means
+        # Every sample of the step may be dropped.
+        weights, means = self._of_all(weights, means)
+        every = mx.maximum(weights, 1e-9)
+        means = {n: v if n in COUNTS else v / every for n, v in means.items()}
+        size = self._world.size()
+        scaled = [(name, grad / (every / size)) for name, grad in summed.items()]
+        found: Any = tree_unflatten(scaled)
+        return average_gradients(found) if size > 1 else found, means
+
+    def _of_all(self, weights: mx.array, means: dict) -> tuple[mx.array, dict]:
+        """Their sums over the processes, in one exchange."""
+        if self._world.size() == 1:
+            return weights, means
+        flat = mx.concatenate([weights[None], *(v.reshape(-1) for v in means.values())])
+        flat, at, found = total(flat, self._world), 1, {}
+        for name, value in means.items():
+            found[name] = flat[at : at + value.size].reshape(value.shape)
+            at += value.size
+        return flat[0], found
+
+    def peaks(self, batches: list) -> list[tuple[int, int]]:
+        """Bytes of each piece of a step, which changes nothing: in use at most, and
+        how many more than before it.
+
+        For a trainer that has not begun, which takes no part in a run: it waits for no
+        other process. The last entry is the update's.
+        """
+        self._world = _Alone()
+        found: list[tuple[int, int]] = []
+        before = mx.get_active_memory()
+
+        def after() -> None:
+            nonlocal before
+            peak = mx.get_peak_memory()
+            found.append((peak, peak - before))
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+
+        self.module.train()
+        parameters: Any = self.module.trainable_parameters()
+        update = self._make_update()
+        if not self._probed:
+            self._optimizer.init(parameters)
+            mx.eval(self._optimizer.state)
+            self._probed = True
+        state = tree_map(lambda x: x, self._optimizer.state)
+        mx.reset_peak_memory()
+        grads, _ = self._gradients(parameters, batches, after)
+        self._optimizer.set_rate(0.0)
+        new = update(grads, _norm_of(grads), parameters)
+        del grads
+        evaluate_arrays([new, self._optimizer.state], after)
+        del new
+        self._optimizer.state = state
+        self.module.update(parameters)
+        return found
+
+    def state_bytes(self) -> int:
+        """What the optimizer holds."""
+        flat: Any = tree_flatten(self._optimizer.state)
+        return sum(array.nbytes for _, array in flat)
 
     def _make_update(self):
         s: Any = self.stage.settings
         if not self._optimizer.state.get("states"):
             self._optimizer.init(self.module.trainable_parameters())
 
-        def update(grads, parameters):
-            grads, norm = optim.clip_grad_norm(grads, s.clip)
-            return self._optimizer.apply(grads, parameters), norm
+        def update(grads: Any, norm: mx.array, parameters: Any) -> Any:
+            shrink = mx.minimum(s.clip / (norm + 1e-6), 1.0)  # as MLX's clip_grad_norm
+            grads = tree_map(lambda grad: grad * shrink, grads)
+            return self._optimizer.apply(grads, parameters)
 
         return update
+
+
+def _norm_of(grads: Any) -> mx.array:
+    """The norm of all gradients together, evaluated some at a time."""
+    flat: Any = tree_flatten(grads)
+    squares = [mx.square(grad).sum() for _, grad in flat]
+    evaluate_arrays(squares)
+    norm = mx.sqrt(mx.stack(squares).sum())
+    evaluate_arrays(norm)
+    return norm
+
+
+class _Alone:
+    """A group of one."""
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return 1

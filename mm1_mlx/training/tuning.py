@@ -5,12 +5,15 @@ is shuffled anew each epoch, so a run that was interrupted goes on exactly.
 """
 
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mm1_mlx.adapters.folder import adapted_layers
 from mm1_mlx.adapters.targets import PARTS, part_of_weight
@@ -18,11 +21,17 @@ from mm1_mlx.errors import ConfigError, DatasetError
 from mm1_mlx.grids import Layout
 from mm1_mlx.inputs.lessons import Lesson
 from mm1_mlx.inputs.processor import Processor
+from mm1_mlx.inputs.prompts import plural
+from mm1_mlx.memory import weight_shapes
 from mm1_mlx.models.mm1 import MM1
-from mm1_mlx.training.conversations import ConversationFile, Order, lesson_of, too_long
+from mm1_mlx.models.walk import LayerWalk
+from mm1_mlx.processes import world
+from mm1_mlx.training.conversations import length_of, lesson_of, too_long
+from mm1_mlx.training.mixtures import Mixture, as_mixture
 from mm1_mlx.training.next_token import next_token_loss
 from mm1_mlx.training.optimizers import OPTIMIZERS, Group
 from mm1_mlx.training.packing import Row, Tokens, collate
+from mm1_mlx.training.samples import Samples
 
 BUCKET = 32  # rows are padded to a multiple of so many tokens: few shapes
 
@@ -35,8 +44,11 @@ class TuneSettings:
     many micro-batches. learning_rate: the peak, or "mm1" for the paper's law. floor:
     the last rate as a part of the peak. rates: of parts, as a part of the others'.
     max_tokens: of a sample, and of a packed row; too_long: "refuse" or "drop" what has
-    more. pack: several samples in a row. chunk: words of the vocabulary whose logits
-    are made at a time. router_losses: load balance and z-loss of experts.
+    more. pack: several samples in a row. window: steps whose samples are sorted by
+    length, so that batches have samples of like length; 1: each has its own. chunk:
+    words of the vocabulary whose logits are made at a time. router_losses: load balance
+    and z-loss of experts. recompute: make a layer's inner states again instead of
+    keeping them (gradient checkpointing).
     """
 
     steps: int
@@ -53,8 +65,10 @@ class TuneSettings:
     max_tokens: int = 2048
     too_long: str = "refuse"
     pack: bool = False
+    window: int = 1
     chunk: int = 8192
     router_losses: bool = False
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -67,6 +81,8 @@ class TuneSettings:
                 f"batch is {self.batch}, but must be a multiple of accumulate "
                 f"({self.accumulate}): each micro-batch has as many samples."
             )
+        if self.window < 1:
+            raise ConfigError(f"window is {self.window}, but must be 1 step or more.")
         if self.too_long not in ("refuse", "drop"):
             raise ConfigError(
                 f"too_long is {self.too_long!r}, but must be 'refuse' or 'drop'."
@@ -86,25 +102,47 @@ class TuneStage:
     """The stage of Trainer: samples to rows, and their loss."""
 
     name = "tune"
-    law_parameters = "decoder.layers."
+    goes_on_with = " (--resume --force goes on with other settings)"
+    law_parameters = "decoder.layers."  # see law_count
 
     def __init__(
         self,
         model: MM1,
         processor: Processor,
-        samples: ConversationFile,
+        samples: Samples | Mixture,
         settings: TuneSettings,
         seed: int,
     ):
         self.module: nn.Module = model
         self.settings = settings
-        self._model, self.processor, self._samples = model, processor, samples
+        self._model, self.processor = model, processor
+        self.samples = as_mixture(samples)
         self.dropped: set[int] = set()  # samples that were too long
-        self._seed, self._order = seed, Order(len(samples), seed)
+        self._left = [len(part) for part in self.samples.parts]  # that were not yet
+        self._seed, self._number_at = seed, self.samples.order(seed)
+        self._window: tuple[int, list[list[int]]] = -1, []  # the last one, sorted
+        _check_shares(settings)
+        _check_rates(settings.rates, model)
         self._layers = list(adapted_layers(model).values())
         self._drops = any(layer.settings.dropout for layer in self._layers)
-        # Tiles lie differently in every batch, which a compiled graph cannot know.
-        self.compiles = model.config.tiling_config is None
+        # Tiles lie differently in every batch, which a compiled graph cannot know. And
+        # MLX's CPU back end takes seconds to compile, again for every new shape.
+        gpu = mx.default_device().type != mx.cpu
+        self.compiles = gpu and model.config.tiling_config is None
+        # Refuses a micro-batch that would take too much memory; see memory_plan.
+        self.check: Callable[[tuple[np.ndarray, ...]], None] = lambda arrays: None
+
+    @property
+    def words(self) -> int:
+        """Of the vocabulary."""
+        return self._model.config.text_config.vocab_size
+
+    @property
+    def law_count(self) -> int:
+        """N of MM1's law: the decoder's parameters without embeddings, as they are
+        without adapters and unpacked (4 bits: eight numbers lie in one)."""
+        shapes = weight_shapes(self._model.config).items()
+        return sum(prod(s) for n, s in shapes if n.startswith(self.law_parameters))
 
     def rate_groups(self) -> list[Group]:
         """Parts with a rate of their own."""
@@ -120,37 +158,83 @@ class TuneStage:
         """The samples of one micro-batch of one process, by number."""
         s = self.settings
         count = s.batch // (s.accumulate * size)
-        first = step * s.batch + (micro * size + rank) * count
-        return [self._order[place] for place in range(first, first + count)]
+        first = (micro * size + rank) * count
+        return self._batch(step)[first : first + count]
+
+    def _batch(self, step: int) -> list[int]:
+        """The samples of a step, of all processes, by number."""
+        s = self.settings
+        if s.window == 1:
+            return [self._number_at(step * s.batch + k) for k in range(s.batch)]
+        window, inside = divmod(step, s.window)
+        known, batches = self._window
+        if known != window:
+            batches = self._sorted_batches(window)
+            self._window = window, batches
+        return batches[inside]
+
+    def _sorted_batches(self, window: int) -> list[list[int]]:
+        """Batches of like length from the samples of a window, in any order."""
+        s = self.settings
+        count = s.window * s.batch
+        numbers = [self._number_at(window * count + k) for k in range(count)]
+        lengths = [length_of(self.samples[n], self.processor) for n in numbers]
+        order = sorted(range(count), key=lambda k: -lengths[k])
+        batches = [
+            [numbers[k] for k in order[start : start + s.batch]]
+            for start in range(0, count, s.batch)
+        ]
+        random.Random(f"{self._seed}/window/{window}").shuffle(batches)
+        return batches
 
     def host_step(self, step: int, rank: int, size: int) -> tuple[list, int]:
-        """The arrays of every micro-batch of a step, and how many samples they hold."""
+        """The arrays of every micro-batch of a step, and how many samples they hold.
+
+        Rows of like length are put into one micro-batch: that changes no gradient, as
+        they are all of one step, but less of a row is padding.
+        """
         s = self.settings
-        if s.batch % (s.accumulate * size):
-            raise ConfigError(
-                f"batch is {s.batch}, but must be a multiple of accumulate times the "
-                f"number of processes ({s.accumulate} x {size})."
-            )
-        batches, count = [], 0
-        for micro in range(s.accumulate):
-            lessons = []
-            for number in self.places(step, micro, rank, size):
-                sample = self._samples[number]
-                lesson = lesson_of(sample, self.processor)
-                if self.fits(lesson, sample.where):
-                    lessons.append(lesson)
-                else:
-                    self._drop(number)
-            count += len(lessons)
-            batches.append(self.arrays(lessons, f"{self._seed}/{step}/{micro}/{rank}"))
-        return batches, count
+        lessons = []
+        for number in self.numbers(step, rank, size):
+            sample = self.samples[number]
+            lesson = lesson_of(sample, self.processor)
+            if self.fits(lesson, sample.where):
+                lessons.append(lesson)
+            else:
+                self._drop(number)
+        rows = _rows(lessons, s.max_tokens if s.pack else 0)
+        rows.sort(key=lambda row: -row.length)
+        each = max(-(-len(rows) // s.accumulate), 1)
+        parts = [rows[k : k + each] for k in range(0, max(len(rows), 1), each)]
+        name = f"{self._seed}/{step}"
+        batches = [
+            self._arrays(part, f"{name}/{k}/{rank}") for k, part in enumerate(parts)
+        ]
+        for made in batches:
+            self.check(made)
+        return batches, len(lessons)
+
+    def some_lessons(self, count: int) -> Iterator[Lesson]:
+        """So many samples from all over the data; what does not fit is left out."""
+        for number in range(0, len(self.samples), len(self.samples) // count + 1):
+            sample = self.samples[number]
+            lesson = lesson_of(sample, self.processor)
+            if self.fits(lesson, sample.where):
+                yield lesson
 
     def _drop(self, number: int) -> None:
+        """Leave out a sample; DatasetError where its source has no other."""
+        if number in self.dropped:
+            return
         self.dropped.add(number)
-        if len(self.dropped) == len(self._samples):
+        part = self.samples.part_of(number)
+        self._left[part] -= 1
+        if not self._left[part]:
+            several = len(self._left) > 1
+            whose = f" of {self.samples.names[part]}" if several else ""
             raise DatasetError(
-                f"No sample has {self.settings.max_tokens} tokens or less: raise "
-                f"--max-seq-length."
+                f"No sample{whose} has {self.settings.max_tokens} tokens or less: "
+                f"raise --max-seq-length."
             )
 
     def fits(self, lesson: Lesson, where: str) -> bool:
@@ -164,10 +248,16 @@ class TuneStage:
 
     def arrays(self, lessons: list[Lesson], name: str) -> tuple[np.ndarray, ...]:
         """Lessons as the arrays that `loss` takes. name: decides what dropout drops."""
-        rows = _rows(lessons, self.settings.max_tokens if self.settings.pack else 0)
+        pack = self.settings.max_tokens if self.settings.pack else 0
+        return self._arrays(_rows(lessons, pack), name)
+
+    def _arrays(self, rows: list[Row], name: str) -> tuple[np.ndarray, ...]:
         longest = max((row.length for row in rows), default=1)
-        length = -(-longest // BUCKET) * BUCKET
-        batch = collate(rows or [Row([])], length, self.processor.pad_token_id)
+        # Few shapes, where each is compiled; else no more than there is.
+        bucket, targets = (BUCKET, 64) if self.compiles else (1, 1)
+        length = -(-longest // bucket) * bucket
+        pad = self.processor.pad_token_id
+        batch = collate(rows or [Row([])], length, pad, targets)
         size = 1
         if self.processor.image_settings is not None:
             size = self.processor.image_settings.size
@@ -187,7 +277,7 @@ class TuneStage:
 
     def loss(
         self, ids, document, branch, position, shots, layouts, source, target, weight,
-        key,
+        key, *, walk: LayerWalk | None = None,
     ):  # fmt: skip
         """Mean loss of the learned tokens, and what is reported; "tokens": how many."""
         if self._drops:
@@ -197,7 +287,7 @@ class TuneStage:
         features = None
         if shots.shape[0]:
             known = [Layout(*row) for row in layouts.tolist()] if layouts.size else ()
-            features = self._model.encode_images(shots, tuple(known))
+            features = self._model.encode_images(shots, tuple(known), walk=walk)
         loss, metrics = next_token_loss(
             self._model,
             ids,
@@ -210,17 +300,41 @@ class TuneStage:
             weight,
             chunk=self.settings.chunk,
             router_losses=self.settings.router_losses,
+            walk=walk,
         )
         return loss, metrics | {"tokens": (weight > 0).sum().astype(mx.float32)}
 
+    def numbers(self, step: int, rank: int = 0, size: int = 1) -> list[int]:
+        """The samples of a step of one process, by number."""
+        every = range(self.settings.accumulate)
+        return [n for micro in every for n in self.places(step, micro, rank, size)]
+
     def where(self, step: int, rank: int = 0, size: int = 1) -> list[str]:
         """File and line of the samples of a step, for messages."""
-        numbers = [
-            number
-            for micro in range(self.settings.accumulate)
-            for number in self.places(step, micro, rank, size)
-        ]
-        return [self._samples[number].where for number in numbers]
+        return [self.samples[n].where for n in self.numbers(step, rank, size)]
+
+
+def _check_shares(settings: TuneSettings) -> None:
+    """ConfigError unless every process has as many samples in every micro-batch."""
+    processes = world().size()
+    if settings.batch % (settings.accumulate * processes):
+        raise ConfigError(
+            f"The batch has {settings.batch} samples, but must be a multiple of "
+            f"{settings.accumulate} micro-batches times "
+            f"{plural(processes, 'process', 'processes')} (--batch-size, "
+            f"--grad-accumulation-steps)."
+        )
+
+
+def _check_rates(rates: dict[str, float], model: nn.Module) -> None:
+    flat: Any = tree_flatten(model.trainable_parameters())
+    trained = {_part_of(name) for name, _ in flat}
+    if idle := sorted(rates.keys() - trained):
+        shown = ", ".join(part for part in PARTS if part in trained)
+        raise ConfigError(
+            f"The part {idle[0]!r} has a learning rate of its own (--part-rate), but "
+            f"is not trained. Trained are: {shown} (--train)."
+        )
 
 
 def _part_of(name: str) -> str:

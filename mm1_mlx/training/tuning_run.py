@@ -1,12 +1,14 @@
-"""A fine-tuning run from a model and a folder of conversations to an adapter."""
+"""A fine-tuning run from a model and samples to an adapter."""
 
-import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mm1_mlx.adapters.folder import (
     CONFIG_FILE,
@@ -17,88 +19,340 @@ from mm1_mlx.adapters.folder import (
     write_adapter,
 )
 from mm1_mlx.adapters.targets import Plan, adapt, summary, table
-from mm1_mlx.checkpoint.folder import write_json
-from mm1_mlx.errors import CheckpointError
+from mm1_mlx.checkpoint.disk import locked
+from mm1_mlx.checkpoint.folder import replacing_file, write_json
+from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.inputs.processor import Processor
+from mm1_mlx.inputs.prompts import plural
 from mm1_mlx.models.mm1 import MM1
-from mm1_mlx.training.conversations import ConversationFile, lesson_of
-from mm1_mlx.training.trainer import Progress, Trainer
+from mm1_mlx.processes import (
+    bytes_from_first,
+    from_first,
+    is_first,
+    sums,
+    together,
+    total,
+    world,
+)
+from mm1_mlx.training.held_out import check_read, losses_of
+from mm1_mlx.training.memory_plan import MemoryWish, plan_memory
+from mm1_mlx.training.mixtures import Mixture, fingerprint
+from mm1_mlx.training.resuming import check_changes
+from mm1_mlx.training.resuming import fingerprint as fingerprint_of_model
+from mm1_mlx.training.samples import Samples
+from mm1_mlx.training.state import load_state
+from mm1_mlx.training.trainer import Progress, Trainer, changes
 from mm1_mlx.training.tuning import TuneSettings, TuneStage
+from mm1_mlx.training.watching import Watch, Watcher
 
 CHECKPOINT = "tune.safetensors"
 METRICS = "metrics.jsonl"
 RUN_FILE = "run.json"
 
 
+def _silent(*_: Any) -> None:
+    """What every process but the first tells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a run is asked for beside how it learns.
+
+    base: what the model is called. valid: held out, measured every valid_every steps;
+    valid_samples: of each source. test: measured whole, after the last step.
+    save_every: steps between checkpoints. resume: go on from the checkpoint, exactly as
+    if the run had never ended; force: also with other settings, data or model, where
+    the arrays fit. until: end at this step, saved. memory: plan it first, and refuse
+    what does not fit; None: neither. watch: what else is measured.
+
+    tell: receives lines. report: the state after every step, with "valid" where it was
+    measured. measured: receives a held-out split's name, its samples done, and all.
+    tested: what is measured beside the steps: the losses of `test`. stop: asked after
+    every step; True saves and ends the run, or the measuring of `test`.
+    """
+
+    base: str = ""
+    valid: Samples | Mixture | None = None
+    test: Samples | Mixture | None = None
+    valid_every: int = 100
+    valid_samples: int = 64
+    save_every: int = 100
+    seed: int = 0
+    resume: bool = False
+    force: bool = False
+    until: int | None = None
+    memory: MemoryWish | None = None
+    watch: Watch | None = None
+    tell: Callable[[str], None] = _silent
+    report: Callable[[Progress], None] = _silent
+    measured: Callable[[str, int, int], None] = _silent
+    tested: Callable[[dict[str, float]], None] = _silent
+    stop: Callable[[], bool] = lambda: False
+
+
 def tune(
     model: MM1,
     processor: Processor,
-    samples: ConversationFile,
+    samples: Samples | Mixture,
     out: Path,
     plan: Plan,
     settings: TuneSettings,
-    *,
-    base: str = "",
-    valid: ConversationFile | None = None,
-    valid_every: int = 100,
-    valid_samples: int = 64,
-    save_every: int = 100,
-    seed: int = 0,
-    resume: bool = False,
-    until: int | None = None,
-    tell: Callable[[str], None] = lambda line: None,
-    report: Callable[[Progress], None] = lambda progress: None,
-    stop: Callable[[], bool] = lambda: False,
+    **asked: Any,
 ) -> bool:
     """Train an adapter in place and write it into `out`; False if it was stopped.
 
-    model: is given the plan's adapter, and has it trained at the end. base: what the
-    model is called. resume: go on from the checkpoint in `out`, exactly as if the run
-    had never ended. until: end at this step, saved. tell: receives lines; report: the
-    state after every step, with "valid" where it was measured. stop: asked after every
-    step; True saves and ends the run.
+    model: is given the plan's adapter, and has it trained at the end. asked: fields of
+    Asked. With several processes (mlx.launch) each makes its share of every batch, all
+    are given the same, and the first one reads and writes `out` and tells.
 
-    Raises ConfigError, DatasetError, CheckpointError; MM1Error at a loss of NaN.
+    Raises ConfigError, DatasetError, CheckpointError; MM1Error at a loss of NaN, or
+    where the memory does not do.
     """
-    if not (main := mx.distributed.init().rank() == 0):
-        tell = report = _silent
-    resume = _check_target(out, resume, tell)
-    adapt(model, plan, seed)
-    stage = TuneStage(model, processor, samples, settings, seed)
-    config = adapter_config(plan, base)
-    trainer = _begin(stage, samples, out, config, seed, resume, tell)
-    tell(table(summary(model, model.config)))
-    tell(_supervised(stage, trainer.step))
-
-    def finished(step: int) -> bool:
-        return stop() or (until is not None and step >= until)
-
-    steps = trainer.run(save_every, lambda: finished(trainer.step))
-    for now in steps if not finished(trainer.step) else ():
-        last = now.step == settings.steps
-        saved = now.step % save_every == 0 or last or finished(now.step)
-        if main and saved:
-            write_adapter(out, adapter_weights(model), config)
-        if valid is not None and (now.step % valid_every == 0 or last):
-            now.metrics["valid"] = valid_loss(stage, valid, valid_samples)
-        if main:
-            with (out / METRICS).open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": now.step, **now.metrics}) + "\n")
-        report(now)
-    tell_dropped(stage, tell)
-    model.eval()
-    return trainer.step == settings.steps
+    wishes = Asked(**asked)
+    if not is_first():
+        silent = ("tell", "report", "measured", "tested")
+        wishes = replace(wishes, **dict.fromkeys(silent, _silent))
+    with _alone_in(out):
+        return _Run(model, processor, samples, out, plan, settings, wishes).go()
 
 
-def _silent(_: Any) -> None:
-    """What every process but the first tells."""
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """No other run works in the folder meanwhile. It is made where there is none, and
+    goes again where nothing comes into it."""
+    with ExitStack() as stack:
+        try:
+            with together():
+                if is_first() and (not out.exists() or out.is_dir()):
+                    out.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locked(out))
+            yield
+        finally:
+            if is_first():
+                with suppress(OSError):
+                    out.rmdir()  # of an empty folder
+
+
+class _Run:
+    def __init__(
+        self,
+        model: MM1,
+        processor: Processor,
+        samples: Samples | Mixture,
+        out: Path,
+        plan: Plan,
+        settings: TuneSettings,
+        asked: Asked,
+    ):
+        self._model, self._out, self._asked = model, out, asked
+        self._config = adapter_config(plan, asked.base)
+        with together():
+            resume = is_first() and _check_target(out, asked.resume, asked.tell)
+        self._resume = bool(from_first(mx.array(int(resume))).item())
+        with together():
+            known = fingerprint_of_model(model)
+            adapt(model, plan, asked.seed)
+        memory = asked.memory
+        if memory is not None and self._resume:
+            settings, memory = _chosen_before(out / CHECKPOINT, settings, memory)
+        with together():
+            self._stage = TuneStage(model, processor, samples, settings, asked.seed)
+            self._held = check_read(
+                self._stage, asked.valid_samples, valid=asked.valid, test=asked.test
+            )
+            recipe = self._recipe() | {"base": known}
+        self._check_same(recipe)
+        if memory is not None:
+            asked.tell(plan_memory(self._stage, memory, asked.seed).line())
+            recipe["settings"] = _as_stored(self._stage.settings.to_dict())
+        with together():
+            if self._resume and is_first():
+                whole = recipe | {"seed": asked.seed}
+                check_changes(out / CHECKPOINT, whole, asked.force, asked.tell)
+            facts = {"recipe": recipe}
+            self._trainer = Trainer(self._stage, out, asked.seed, facts)
+            self._watcher = Watcher(
+                self._stage,
+                self._held.get("valid"),
+                asked.watch or Watch(),
+                out,
+                asked.tell,
+            )
+
+    def go(self) -> bool:
+        """Train to the end, or to where the run is stopped."""
+        a, trainer = self._asked, self._trainer
+        self._watcher.before(self._resume)
+        self._begin()
+        self._watcher.begin(self._out / METRICS)
+        self._make_up()
+
+        def finished() -> bool:
+            return a.stop() or (a.until is not None and trainer.step >= a.until)
+
+        reached = a.until is not None and trainer.step >= a.until
+        for now in () if reached else trainer.run(a.save_every, finished):
+            if now.saved:
+                self._write()
+            if self._validates(now.step):
+                now.metrics |= self._losses("valid", a.valid_samples)
+            self._watcher.step(now)
+            a.report(now)
+        tell_dropped(self._stage, a.tell)
+        done = trainer.step == self._stage.settings.steps
+        if done and "test" in self._held:
+            self._test()
+        self._model.eval()
+        self._watcher.after(done)
+        return done
+
+    def _validates(self, step: int) -> bool:
+        """Whether the loss of held-out samples is due after a step."""
+        last = step == self._stage.settings.steps
+        return "valid" in self._held and (step % self._asked.valid_every == 0 or last)
+
+    def _make_up(self) -> None:
+        """What was due after the checkpoint's step, where the run was ended before it
+        was measured and written down."""
+        step, file = self._trainer.step, self._out / METRICS
+        if not self._resume or not step:
+            return
+        known: dict[str, Any] = {}
+        with together():
+            if is_first() and file.exists():
+                known = _by_step(file.read_text(encoding="utf-8")).get(step, {})
+        names = ("valid", "task_accuracy")
+        flags: Any = from_first(mx.array([int(name in known) for name in names]))
+        valid, accuracy = flags.tolist()
+        found: dict[str, float] = {}
+        if self._validates(step) and not valid:
+            found |= self._losses("valid", self._asked.valid_samples)
+        if not accuracy:
+            found |= self._watcher.due(step)
+        if found:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+            self._asked.tell(f"after step {step}, made up for: {shown}")
+            self._watcher.note(step, found)
+            self._asked.tested(found)
+
+    def _losses(self, split: str, most: int | None) -> dict[str, float]:
+        a, mixture = self._asked, self._held[split]
+        stop = a.stop if most is None else lambda: False
+
+        def measured(done: int, total: int) -> None:
+            a.measured(split, done, total)
+
+        return losses_of(self._stage, mixture, split, most, measured, stop)
+
+    def _test(self) -> None:
+        """The losses of the test split, told and logged."""
+        tell = self._asked.tell
+        found = self._losses("test", None)
+        if not found:
+            tell("the test was stopped; the same command with --resume measures it")
+            return
+        self._watcher.note(self._trainer.step, found)
+        shown = ", ".join(f"{name} loss {loss:.4g}" for name, loss in found.items())
+        tell(f"{shown} ({len(self._held['test'])} samples)")
+        self._asked.tested(found)
+
+    def _write(self) -> None:
+        with together():
+            if is_first():
+                write_adapter(self._out, adapter_weights(self._model), self._config)
+
+    def _recipe(self) -> dict[str, Any]:
+        """What decides the result of a run, beside its seed and the weights."""
+        own = self._config["mm1_mlx"]
+        return _as_stored(
+            {
+                "model": own["base"],
+                "plan": {k: v for k, v in own.items() if k not in ("version", "base")},
+                "settings": self._stage.settings.to_dict(),
+                "data": fingerprint(self._stage.samples),
+            }
+        )
+
+    def _check_same(self, recipe: dict[str, Any]) -> None:
+        """ConfigError unless every process was asked for the same."""
+        if world().size() == 1:
+            return
+        a = self._asked
+        own = recipe | {
+            "seed": a.seed,
+            "until": a.until,
+            "save": a.save_every,
+            "valid": [a.valid_every, a.valid_samples],
+            "held": {name: fingerprint(x) for name, x in self._held.items()},
+        }
+        own = _as_stored(own)
+        text = json.dumps(own).encode() if is_first() else None
+        first = json.loads(bytes_from_first(text))
+        with together():
+            if found := changes(first, own):
+                raise ConfigError(
+                    f"this process was not started as the first one "
+                    f"({'; '.join(found[:5])}). Give every process the same command "
+                    f"and the same files."
+                )
+
+    def _begin(self) -> None:
+        """Set the trainer up at its first step, or where the last run was saved."""
+        trainer, tell, out = self._trainer, self._asked.tell, self._out
+        if self._resume:
+            trainer.resume(force=True)  # what it was made with is checked already
+            tell(f"going on from step {trainer.step} of {trainer.stage.settings.steps}")
+            if trainer.began_anew:
+                tell("the optimizer has another kind of state now: it begins anew")
+            if (before := trainer.processes_before) != (now := world().size()):
+                tell(
+                    f"begun with {plural(before, 'process', 'processes')}, going on "
+                    f"with {now}: each step has the same samples, but sums are rounded "
+                    f"otherwise"
+                )
+        with together():
+            if is_first():
+                out.mkdir(parents=True, exist_ok=True)
+                if not self._resume:  # first of all: a run that is killed now can go on
+                    write_json(out / CONFIG_FILE, self._config)
+                    (out / METRICS).unlink(missing_ok=True)
+                facts = {"seed": trainer.seed, **self._watcher.notes}
+                write_json(out / RUN_FILE, trainer.recipe | facts)
+                if self._resume:
+                    _rewind(out / METRICS, trainer)
+                    write_adapter(out, adapter_weights(trainer.module), self._config)
+        tell(table(summary(self._model, self._model.config)))
+        tell(_supervised(self._stage, trainer.step))
+
+
+def _as_stored(values: dict[str, Any]) -> dict[str, Any]:
+    """As a checkpoint gives it back."""
+    return json.loads(json.dumps(values))
+
+
+def _chosen_before(
+    file: Path, settings: TuneSettings, memory: MemoryWish
+) -> tuple[TuneSettings, MemoryWish]:
+    """What "auto" chose when the run began, so that it goes on the same."""
+    text = None
+    with together():
+        if is_first():
+            facts = load_state(file)[1]
+            text = json.dumps(facts.get("recipe", {}).get("settings", {})).encode()
+    kept = json.loads(bytes_from_first(text))
+    chosen = {name: kept[name] for name in memory.auto if name in kept}
+    return replace(settings, **chosen), replace(memory, auto=())
 
 
 def _check_target(out: Path, resume: bool, tell: Callable[[str], None]) -> bool:
     """Whether there is something to go on from; CheckpointError if it is in the way."""
     if resume and not (out / CHECKPOINT).is_file():
-        if not (out / RUN_FILE).is_file():
-            raise CheckpointError(f"{out} has no {CHECKPOINT} to go on from.")
+        ours = any((out / name).is_file() for name in (RUN_FILE, CONFIG_FILE))
+        if out.exists() and not ours and not (out.is_dir() and not any(out.iterdir())):
+            raise CheckpointError(
+                f"{out} has no {CHECKPOINT} to go on from. Name the folder of the run "
+                f"(--adapter-path), or begin one without --resume."
+            )
         tell("nothing was saved yet: beginning with the first step")
         resume = False
     empty = not (out / CHECKPOINT).exists() and not (out / WEIGHTS_FILE).exists()
@@ -107,91 +361,60 @@ def _check_target(out: Path, resume: bool, tell: Callable[[str], None]) -> bool:
 
 
 def tell_dropped(stage: TuneStage, tell: Callable[[str], None]) -> None:
-    """Say how many samples were left out, where some were."""
-    if stage.dropped:
+    """Say how many samples were left out, where some were, in any process."""
+    dropped = len(stage.dropped)
+    if world().size() > 1:  # which may have met the same ones
+        mask = np.zeros(len(stage.samples), np.int32)
+        mask[list(stage.dropped)] = 1
+        dropped = int(np.count_nonzero(np.array(total(mx.array(mask)))))
+    if dropped:
         limit = stage.settings.max_tokens
-        tell(f"{len(stage.dropped)} samples of more than {limit} tokens were left out")
+        tell(f"{dropped} samples of more than {limit} tokens were left out")
 
 
-def _begin(
-    stage: TuneStage,
-    samples: ConversationFile,
-    out: Path,
-    config: dict[str, Any],
-    seed: int,
-    resume: bool,
-    tell: Callable[[str], None],
-) -> Trainer:
-    """A trainer at its first step, or where the last run was saved."""
-    plan = {k: v for k, v in config["mm1_mlx"].items() if k != "version"}
-    recipe = {
-        "model": plan["base"],
-        "plan": plan,
-        "settings": stage.settings.to_dict(),
-        "data": fingerprint(samples),
-    }
-    recipe = json.loads(json.dumps(recipe))  # as a checkpoint gives it back
-    trainer = Trainer(stage, out, seed, {"recipe": recipe})
-    main = mx.distributed.init().rank() == 0
-    if resume:
-        trainer.resume()
-        tell(f"going on from step {trainer.step} of {stage.settings.steps}")
-        if main:
-            _forget_after(out / METRICS, trainer.step)
-            write_adapter(out, adapter_weights(trainer.module), config)
-    elif main:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / CONFIG_FILE, config)
-        (out / METRICS).unlink(missing_ok=True)
-    if main:
-        write_json(out / RUN_FILE, recipe | {"seed": seed})
-    return trainer
+def _rewind(file: Path, trainer: Trainer) -> None:
+    """Leave the lines up to the checkpoint's step.
+
+    Steps that are run again go, the test at the end, and a line left half-written; that
+    of the checkpoint's own step comes, where the run was killed between the two.
+    """
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    kept = {k: line for k, line in _by_step(text).items() if k <= trainer.step}
+    if trainer.told:
+        kept.setdefault(trainer.step, {"step": trainer.step, **trainer.told})
+    with replacing_file(file) as path:
+        lines = [json.dumps(line) + "\n" for line in kept.values()]
+        path.write_text("".join(lines), "utf-8")
 
 
-def _forget_after(file: Path, step: int) -> None:
-    """Drop the lines of steps that are run again, and one left half-written."""
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+def _by_step(text: str) -> dict[int, dict[str, Any]]:
+    """The lines of metrics.jsonl but the test's; several of a step become one."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in text.splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            values = json.loads(line)
+            step = values["step"]
         except (ValueError, KeyError, TypeError):
             continue
-    file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if "test" not in values:
+            found[step] = found.get(step, {}) | values
+    return found
 
 
 def _supervised(stage: TuneStage, step: int) -> str:
-    """What is learned of the next batch, in tokens."""
-    batches, count = stage.host_step(step, 0, 1)
-    learned = sum(int((arrays[7] > 0).sum()) for arrays in batches)
-    tokens = sum(int((arrays[1] >= 0).sum()) for arrays in batches)
+    """What is learned of the next batch, in tokens, and from where its samples are."""
+    counts = [0, 0, 0]
+    with together():
+        batches, counts[2] = stage.host_step(step, world().rank(), world().size())
+        counts[0] = sum(int((arrays[7] > 0).sum()) for arrays in batches)
+        counts[1] = sum(int((arrays[1] >= 0).sum()) for arrays in batches)
+    learned, tokens, count = sums(counts)
+    mixture, whence = stage.samples, ""
+    if len(mixture.parts) > 1:
+        parts = [mixture.part_of(number) for number in stage.numbers(step)]
+        rows = enumerate(mixture.names)
+        whence = ": " + ", ".join(f"{parts.count(k)} {name}" for k, name in rows)
     return (
-        f"supervised {learned} of {tokens} tokens in the first batch ({count} samples)"
+        f"supervised {learned} of {tokens} tokens in the first batch "
+        f"({count} samples{whence})"
     )
-
-
-def valid_loss(stage: TuneStage, samples: ConversationFile, most: int) -> float:
-    """Mean loss of the learned tokens of the first `most` samples, one at a time."""
-    model = stage.module
-    model.eval()
-    total, tokens = 0.0, 0.0
-    for number in range(min(len(samples), most)):
-        sample = samples[number]
-        lesson = lesson_of(sample, stage.processor)
-        if not stage.fits(lesson, sample.where):
-            continue
-        _, metrics = stage.loss(*map(mx.array, stage.arrays([lesson], "valid")))
-        count = float(metrics["tokens"])
-        total += float(metrics["text"]) * count
-        tokens += count
-    model.train()
-    return total / max(tokens, 1)
-
-
-def fingerprint(samples: ConversationFile) -> dict[str, Any]:
-    """What tells whether a run goes on with the same data."""
-    digest = hashlib.sha256()
-    with samples.file.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"samples": len(samples), "sha256": digest.hexdigest()[:16]}

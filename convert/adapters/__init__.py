@@ -1,0 +1,1 @@
+"""Adapters of PEFT and mlx-lm to ours, and back."""
