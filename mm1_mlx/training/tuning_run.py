@@ -233,6 +233,9 @@ class _Run:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
             self._asked.tell(f"after step {step}, made up for: {shown}")
             self._watcher.note(step, found)
+            with together():
+                if is_first():  # into the step's own line
+                    _rewind(file, self._trainer)
             self._asked.tested(found)
 
     def _losses(self, split: str, most: int | None) -> dict[str, float]:
@@ -369,7 +372,7 @@ def tell_dropped(stage: TuneStage, tell: Callable[[str], None]) -> None:
         dropped = int(np.count_nonzero(np.array(total(mx.array(mask)))))
     if dropped:
         limit = stage.settings.max_tokens
-        tell(f"{dropped} samples of more than {limit} tokens were left out")
+        tell(f"left out, of more than {limit} tokens: {plural(dropped, 'sample')}")
 
 
 def _rewind(file: Path, trainer: Trainer) -> None:
