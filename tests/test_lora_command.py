@@ -245,7 +245,7 @@ def test_a_mac_stays_awake_for_as_long_as_it_trains(tmp_path, monkeypatch):
     program = tmp_path / "caffeinate"
     program.write_text(
         f'#!/bin/sh\ntrap "echo ended >> {note}; exit" TERM\n'
-        f'echo "$@" > {note}\nwhile :; do sleep 0.01; done\n'
+        f'echo "$@" > {note}\nwhile :; do :; done\n'  # dash may lose a signal in sleep
     )
     program.chmod(0o755)
     with awake():  # elsewhere there is nothing to ask

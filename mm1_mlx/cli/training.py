@@ -215,3 +215,7 @@ def awake() -> Iterator[None]:
             yield
         finally:
             helper.terminate()
+            try:
+                helper.wait(timeout=5)
+            except subprocess.TimeoutExpired:  # no reason not to end
+                helper.kill()
