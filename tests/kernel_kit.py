@@ -1,0 +1,45 @@
+"""What the tests of Metal kernels share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+FLOATS = [mx.float32, mx.float16, mx.bfloat16]
+# Of a result, as a share of the largest: one rounding to the type and one half way off,
+# and what float32 loses in sums of a few thousand products in another order.
+BOUND = {mx.float32: 5e-6, mx.float16: 2**-10, mx.bfloat16: 2**-7}
+
+# Primitives that MLX's GPU back ends do without a launch.
+_VIEWS = {
+    "Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze",
+    "StopGradient", "Transpose", "Unflatten", "View",
+}  # fmt: skip
+
+
+def launches(function: Callable, *arrays: mx.array) -> list[str]:
+    """The primitives that a function of arrays becomes, without views."""
+    names: list[str] = []
+
+    def note(step: dict) -> None:
+        if step["type"] == "primitive":
+            names.append(step["name"])
+
+    mx.export_function(note, function, *arrays)
+    return [name for name in names if name not in _VIEWS]
+
+
+def wide(tree: Any) -> Any:
+    """Arrays of floats in float32, others as they are."""
+    if isinstance(tree, list | tuple):
+        return type(tree)(wide(x) for x in tree)
+    is_float = isinstance(tree, mx.array) and mx.issubdtype(tree.dtype, mx.floating)
+    return tree.astype(mx.float32) if is_float else tree
+
+
+def share(found: mx.array, expected: mx.array) -> float:
+    """The largest difference, as a share of the largest expected value."""
+    assert found.shape == expected.shape
+    a, b = found.astype(mx.float32), expected.astype(mx.float32)
+    difference: Any = mx.abs(a - b).max() / mx.maximum(mx.abs(b).max(), 1e-30)
+    return difference.item()
