@@ -8,12 +8,8 @@ import pytest
 from small import DENSE, SPARSE, random_array, small_decoder
 
 from helpers import assert_close, assert_equal, max_difference, need
-from mm1_mlx.models.cache import (
-    KVCache,
-    QuantizedKVCache,
-    make_cache,
-    quantized_attention,
-)
+from mm1_mlx.kernels.quantized_attention import attend_quantized
+from mm1_mlx.models.cache import KVCache, QuantizedKVCache, make_cache
 
 IDS = [5, 17, 33, 8, 71, 12, 64, 20, 9, 44, 3, 58]
 
@@ -237,7 +233,7 @@ def test_quantized_attention_equals_attention_over_the_rounded_values(
         "rows": mx.array(np.stack([seen, seen & (np.arange(7) > 1)])[:, None]),
         "additive": mx.array(np.where(seen, 0.5, -1e9).astype(np.float32)),
     }
-    found = quantized_attention(q, keys, values, 0.125, masks[mask], group, bits)
+    found = attend_quantized(q, keys, values, 0.125, masks[mask], group, bits)
     k, v = mx.dequantize(*keys, **how), mx.dequantize(*values, **how)
     assert_close(found, plain_attention(q, k, v, 0.125, masks[mask]), atol=3e-6)
 

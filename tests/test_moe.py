@@ -11,15 +11,14 @@ from small import SPARSE, random_array, small_decoder
 
 from helpers import assert_close, assert_equal
 from mm1_mlx.models import moe as moe_module
-from mm1_mlx.models.moe import (
-    MoE,
-    Router,
+from mm1_mlx.models.moe import MoE
+from mm1_mlx.models.router import Router, top_k
+from mm1_mlx.models.router_losses import (
     expert_capacity,
     expert_load,
     limit_capacity,
     load_balance_loss,
     router_z_loss,
-    top_k,
 )
 
 # --- Top-k -----------------------------------------------------------------------
@@ -313,7 +312,8 @@ def test_plenty_of_capacity_is_dropless():
     layer = make_moe(capacity_factor=4.0)
     layer.train()
     x = random_array(40, 32)
-    assert_equal(layer(x), make_moe()(x))
+    # Training's softmax and the other one add in another order.
+    assert_close(layer(x), make_moe()(x), atol=1e-7)
 
 
 # --- Losses ----------------------------------------------------------------------
@@ -381,7 +381,10 @@ def test_gradient_reaches_router_and_experts(way, monkeypatch):
     x = random_array(20 if way == "sorted" else 6, 32)
     experts = type(layer.experts)
     ways = {"routed": experts.routed, "sorted": experts.routed, "dense": experts.dense}
-    monkeypatch.setattr(experts, "__call__", ways[way])
+    chosen = ways[way]
+    monkeypatch.setattr(
+        experts, "__call__", lambda self, x, *routes: chosen(self, x, *routes[:2])
+    )
     found = gradients(layer, x)
     assert set(found) == {
         "router.weight",

@@ -11,7 +11,7 @@ from training_kit import encode
 
 from helpers import assert_close
 from mm1_mlx.errors import DatasetError
-from mm1_mlx.models.moe import load_balance_loss
+from mm1_mlx.models.router_losses import load_balance_loss
 from mm1_mlx.training.documents import Document, Text
 from mm1_mlx.training.packing import (
     Batch,

@@ -14,7 +14,7 @@ from training_kit import arrays_of, assert_same_state, encode, recipe_with, unco
 
 from helpers import assert_close, assert_equal
 from mm1_mlx.errors import CheckpointError, ConfigError
-from mm1_mlx.models import moe
+from mm1_mlx.models import router
 from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.models.vision import resize_grid
 from mm1_mlx.training.pretraining import initialize, make_trainer
@@ -128,13 +128,13 @@ def test_padding_takes_no_experts_place(monkeypatch):
     source = type("Source", (), {"document": staticmethod(stub_document)})
     stage = make_joint(Recipe.from_dict(values), source).stage
     stage.module.train()
-    seen, plain = [], moe.limit_capacity
+    seen, plain = [], router.limit_capacity
 
     def watched(weights, experts, num_experts, factor, is_token=None):
         seen.append(is_token)
         return plain(weights, experts, num_experts, factor, is_token)
 
-    monkeypatch.setattr(moe, "limit_capacity", watched)
+    monkeypatch.setattr(router, "limit_capacity", watched)
     arrays, _ = stage.host_batch(random.Random(0), 3, 0.0)
     stage.loss(*map(mx.array, arrays))
     (is_token,) = seen  # one sparse layer

@@ -20,6 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mm1_mlx.kernels.recompute import recomputed
+from mm1_mlx.models.layers import add_projection
 from mm1_mlx.models.moe import QuantizedStack, gather
 
 
@@ -286,8 +287,17 @@ class AdaptedLinear(_Adapted):
         b = self._blocks({name: pair.lora_b.T for name, pair in pairs.items()})
         return a, mx.contiguous(b.T)
 
+    def added_to(self, residual: mx.array, x: mx.array) -> mx.array:
+        """residual + what a call gives. (..., out), (..., in) -> (..., out)."""
+        if not self.pairs:
+            return add_projection(self.base, x, residual)
+        made = self.stacked()
+        if made is None or self._settings.dora:  # whose factor is not the residual's
+            return residual + self(x)
+        return self._with_stacked(x, add_projection(self.base, x, residual), made)
+
     def _with_stacked(self, x: mx.array, y: mx.array, made: _Stacked) -> mx.array:
-        """y = W x (+ bias) with what the pairs add."""
+        """y = W x (+ bias), or without DoRA more, with what the pairs add."""
         bias = self.base.get("bias") if self._settings.dora else None
         out = y if bias is None else y - bias
         low = x @ made.a  # (..., R) float32
@@ -428,13 +438,19 @@ class AdaptedStack(_Adapted):
         a = mx.concatenate([pair.lora_a for pair in pairs.values()], axis=1)
         return a, self._blocks({name: pair.lora_b for name, pair in pairs.items()})
 
-    def gather(self, x: mx.array, indices: mx.array, sorted_: bool) -> mx.array:
-        """Each row times the matrix of its expert. (R, 1, in) -> (R, 1, out)."""
-        y = gather(x, self.frozen, indices, sorted_)
+    def gather(
+        self,
+        x: mx.array,
+        indices: mx.array,
+        sorted_: bool,
+        rows: mx.array | None = None,
+    ) -> mx.array:
+        """Rows times the matrices of their experts; see models.moe.gather."""
+        y = gather(x, self.frozen, indices, sorted_, rows=rows)
         if not self.pairs:
             return y
         if (made := self.stacked()) is not None:
-            low = gather(x.astype(mx.float32), made.a, indices, sorted_)
+            low = gather(x.astype(mx.float32), made.a, indices, sorted_, rows=rows)
             out = y + gather(low, made.b, indices, sorted_).astype(y.dtype)
             if made.row_scales is None:
                 return out
@@ -442,7 +458,7 @@ class AdaptedStack(_Adapted):
         low = self.dropped(x).astype(mx.float32)
         deltas = {}
         for name, pair in self.pairs.items():
-            z = gather(low, pair.lora_a, indices, sorted_)
+            z = gather(low, pair.lora_a, indices, sorted_, rows=rows)
             delta = gather(z, pair.lora_b, indices, sorted_)
             deltas[name] = self._settings.scale * delta
         out = y + self._side_by_side(deltas, y)

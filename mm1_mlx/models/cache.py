@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from mm1_mlx.errors import MM1Error
+from mm1_mlx.kernels.quantized_attention import attend_quantized, fill_last_axis
 
 QUANTIZED_BITS = (4, 8)
 
@@ -19,10 +20,10 @@ class _Cache:
     """What both caches share: storage that grows, padding, masks, trimming.
 
     offset: columns stored, padding included. left_padding: columns of each row that
-    hold no token, or None. Each array of the store is (B, KV, columns, width).
+    hold no token, or None. Each array of the store is (..., B, KV, columns, width).
     """
 
-    step = 256  # columns that the store grows by
+    step = 256  # columns that the store grows by; they are its last axis but one
 
     def __init__(self, left_padding: Sequence[int] | None = None):
         self.offset = 0
@@ -67,20 +68,24 @@ class _Cache:
         is_token = keys >= self._starts[:, None, None, None]  # (B, 1, 1, columns)
         return (mask & is_token) | (keys == queries)
 
-    def _append(self, new: Sequence[mx.array]) -> list[mx.array]:
-        """Store arrays (B, KV, L, width) behind the others; give all that is stored."""
-        start, stop = self.offset, self.offset + new[0].shape[2]
-        if not self._arrays or stop > self._arrays[0].shape[2]:
+    def _grow(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence) -> slice:
+        """Make room for arrays of these shapes; the columns that they go to."""
+        start, stop = self.offset, self.offset + shapes[0][-2]
+        if not self._arrays or stop > self._arrays[0].shape[-2]:
             room = -(-stop // self.step) * self.step - start
+            old = self._arrays or [None] * len(shapes)
             self._arrays = [
-                _with_room(array, start, like, room)
-                for array, like in zip(
-                    self._arrays or [None] * len(new), new, strict=True
-                )
+                _with_room(array, start, shape, dtype, room)
+                for array, shape, dtype in zip(old, shapes, dtypes, strict=True)
             ]
-        for array, part in zip(self._arrays, new, strict=True):
-            array[..., start:stop, :] = part
         self.offset = stop
+        return slice(start, stop)
+
+    def _append(self, new: Sequence[mx.array]) -> list[mx.array]:
+        """Store arrays behind the others; give all that is stored."""
+        columns = self._grow([x.shape for x in new], [x.dtype for x in new])
+        for array, part in zip(self._arrays, new, strict=True):
+            array[..., columns, :] = part
         return self._stored()
 
     def _stored(self) -> list[mx.array]:
@@ -94,7 +99,7 @@ class _Cache:
     @state.setter
     def state(self, arrays: Sequence[mx.array]) -> None:
         self._arrays = [mx.array(array) for array in arrays]
-        self.offset = self._arrays[0].shape[2] if self._arrays else 0
+        self.offset = self._arrays[0].shape[-2] if self._arrays else 0
 
     @property
     def nbytes(self) -> int:
@@ -125,7 +130,9 @@ class _Cache:
             padding = [self.left_padding[row] for row in rows]
             shared = min(padding, default=0)
             self._set_padding([p - shared for p in padding])
-        self._arrays = [array[keep][..., shared:, :] for array in self._arrays]
+        self._arrays = [
+            mx.take(array, keep, axis=-4)[..., shared:, :] for array in self._arrays
+        ]
         self.offset -= shared
 
 
@@ -151,36 +158,63 @@ def _called(adapter: Any) -> str:
 
 
 def _with_room(
-    array: mx.array | None, used: int, like: mx.array, room: int
+    array: mx.array | None, used: int, shape: tuple[int, ...], dtype: Any, room: int
 ) -> mx.array:
-    """The first `used` columns of an array with `room` zero columns behind them."""
-    B, heads, _, width = like.shape
-    space = mx.zeros((B, heads, room, width), like.dtype)
+    """The first `used` columns of an array with `room` zero columns behind them.
+
+    shape: of what is to be added.
+    """
+    *before, _, width = shape
+    space = mx.zeros((*before, room, width), dtype)
     if array is None or not used:
         return space
-    return mx.concatenate([array[..., :used, :], space], axis=2)
+    return mx.concatenate([array[..., :used, :], space], axis=-2)
 
 
 class KVCache(_Cache):
     """Keys and values of one layer, stored as they are.
 
+    In one array (2, B, KV, columns, head_dim), so that those of a token are one write.
+
     Shapes:
         update_and_fetch: keys, values (B, KV, L, head_dim) -> all so far
+        update_both: (2, B, KV, L, head_dim) -> all keys and all values so far
     """
 
     def update_and_fetch(
         self, keys: mx.array, values: mx.array
     ) -> tuple[mx.array, mx.array]:
-        all_keys, all_values = self._append([keys, values])
-        return all_keys, all_values
+        columns = self._grow([(2, *keys.shape)], [keys.dtype])
+        self._arrays[0][0, ..., columns, :] = keys
+        self._arrays[0][1, ..., columns, :] = values
+        return self._both()
+
+    def update_both(self, both: mx.array) -> tuple[mx.array, mx.array]:
+        self._append([both])
+        return self._both()
+
+    def _both(self) -> tuple[mx.array, mx.array]:
+        # An index would be a launch that copies; parts are views.
+        (stored,) = self._stored()
+        keys, values = mx.split(stored, 2)
+        return keys.squeeze(0), values.squeeze(0)
+
+    @property
+    def state(self) -> tuple[mx.array, ...]:
+        return self._both() if self._arrays else ()
+
+    @state.setter
+    def state(self, arrays: Sequence[mx.array]) -> None:
+        self._arrays = [mx.stack(list(arrays))] if arrays else []
+        self.offset = self._arrays[0].shape[-2] if self._arrays else 0
 
     @property
     def keys(self) -> mx.array | None:
-        return self._arrays[0] if self._arrays else None
+        return self._arrays[0][0] if self._arrays else None
 
     @property
     def values(self) -> mx.array | None:
-        return self._arrays[1] if self._arrays else None
+        return self._arrays[0][1] if self._arrays else None
 
     def to_quantized(self, group_size: int = 64, bits: int = 8) -> "QuantizedKVCache":
         """What is stored, quantized; new tokens will be too."""
@@ -188,7 +222,7 @@ class KVCache(_Cache):
             self.left_padding, group_size=group_size, bits=bits
         )
         if self._arrays:
-            quantized.update_and_fetch(*self._stored())
+            quantized.update_and_fetch(*self._both())
         quantized.adapter = self.adapter
         return quantized
 
@@ -227,7 +261,7 @@ class QuantizedKVCache(_Cache):
         return tuple(stored[:3]), tuple(stored[3:])
 
     def _quantize(self, x: mx.array) -> Sequence[mx.array]:
-        x = _fill_last_axis(x, self.group_size)
+        x = fill_last_axis(x, self.group_size)
         return mx.quantize(x, group_size=self.group_size, bits=self.bits)
 
     def attend(
@@ -239,54 +273,10 @@ class QuantizedKVCache(_Cache):
         scale: float,
         mask: mx.array | str | None = None,
     ) -> mx.array:
-        """Attention over what update_and_fetch gave; see quantized_attention."""
-        return quantized_attention(
+        """Attention over what update_and_fetch gave; see kernels.attend_quantized."""
+        return attend_quantized(
             q, keys, values, scale, mask, self.group_size, self.bits
         )
-
-
-def _fill_last_axis(x: mx.array, multiple: int) -> mx.array:
-    """x with zeros behind its last axis, up to a multiple."""
-    missing = -x.shape[-1] % multiple
-    return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
-
-
-def quantized_attention(
-    q: mx.array,
-    keys: tuple[mx.array, ...],
-    values: tuple[mx.array, ...],
-    scale: float,
-    mask: mx.array | str | None,
-    group_size: int,
-    bits: int,
-) -> mx.array:
-    """Softmax attention whose keys and values stay quantized; the softmax in float32.
-
-    Query heads that share a key head are one matmul.
-
-    Shapes:
-        q: (B, H, L, head_dim)
-        keys, values: (data, scales, biases), each (B, KV, columns, .)
-        mask: None, "causal", or bool/additive, broadcastable to (B, H, L, columns)
-        returns: (B, H, L, head_dim)
-    """
-    B, H, L, width = q.shape
-    KV, columns = keys[0].shape[1:3]
-    how: dict[str, Any] = {"group_size": group_size, "bits": bits}
-    rows = (q * scale).reshape(B, KV, (H // KV) * L, width)  # heads in order: a view
-    rows = _fill_last_axis(rows, group_size)
-    scores = mx.quantized_matmul(rows, *keys, transpose=True, **how)
-    scores = scores.reshape(B, H, L, columns).astype(mx.float32)
-    if isinstance(mask, str):  # "causal": the last query sees everything
-        mask = mx.arange(columns) <= mx.arange(columns - L, columns)[:, None]
-    if mask is not None and mask.dtype == mx.bool_:
-        scores = mx.where(mask, scores, -mx.inf)
-    elif mask is not None:
-        scores = scores + mask
-    weights = mx.softmax(scores, axis=-1).astype(q.dtype)
-    weights = weights.reshape(B, KV, (H // KV) * L, columns)
-    out = mx.quantized_matmul(weights, *values, transpose=False, **how)
-    return out[..., :width].reshape(B, H, L, width)
 
 
 def make_cache(

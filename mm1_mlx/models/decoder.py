@@ -6,8 +6,17 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mm1_mlx.config import DecoderConfig
+from mm1_mlx.kernels.add_norm import add_norm
+from mm1_mlx.kernels.metal import chosen
 from mm1_mlx.models.cache import KVCache, QuantizedKVCache, claim, make_cache
-from mm1_mlx.models.layers import MLP, Attention, Mask, RotaryEmbedding, norm
+from mm1_mlx.models.layers import (
+    MLP,
+    Attention,
+    Mask,
+    RotaryEmbedding,
+    head_turns,
+    norm,
+)
 from mm1_mlx.models.moe import MoE
 from mm1_mlx.models.walk import LayerWalk
 
@@ -17,7 +26,7 @@ class DecoderLayer(nn.Module):
 
     parallel_block: both read the same norm and are added together (Phi-2). last_only:
     compute the last position alone, (B, 1, D); all are still stored in the cache. rows:
-    give these flat places alone, (M,) -> (M, D).
+    give these flat places alone, (M,) -> (M, D). turns: see Attention.
     """
 
     def __init__(self, config: DecoderConfig, index: int):
@@ -60,35 +69,61 @@ class DecoderLayer(nn.Module):
         is_token: mx.array | None = None,
         last_only: bool = False,
         rows: mx.array | None = None,
+        turns: mx.array | None = None,
     ) -> mx.array:
         h = self.norm1(x) if self._parallel else x
         # With experts all tokens go on: they balance over all.
         few = None if "moe" in self else rows
         before = None if self._parallel else self.norm1
-        attention = self.attn(h, mask, cache, positions, last_only, before, few)
         if last_only and x.shape[1] > 1:
-            x, h = x[:, -1:], h[:, -1:]
+            x = x[:, -1:]
             is_token = None if is_token is None else is_token[:, -1:]
         if few is not None:
-            x, h = _at(x, few), _at(h, few)
+            x = _at(x, few)
+        x = self.attn(
+            h, mask, cache, positions, last_only, before, few, residual=x, turns=turns
+        )
         if self._parallel:
-            x = x + attention + self._feed_forward(h, None, router_outputs, is_token)
+            h = h[:, -1:] if last_only else h
+            h = h if few is None else _at(h, few)
+            x = self._feed_forward(h, None, x, router_outputs, is_token)
         else:
-            x = x + attention
-            x = x + self._feed_forward(x, self.norm2, router_outputs, is_token)
+            x = self._feed_forward(x, self.norm2, x, router_outputs, is_token)
         return x if rows is None or few is rows else _at(x, rows)
+
+    def carry(
+        self,
+        x: mx.array,
+        delta: mx.array | None,
+        mask: Mask,
+        cache,
+        turns: mx.array | None,
+        last_only: bool,
+    ) -> tuple[mx.array, mx.array]:
+        """The same to answer, with the layer's last sum left to the next norm.
+
+        x + delta goes in, as x alone where delta is None, and so they come out: each
+        sum and the norm of it are one launch, see kernels.add_norm.
+        """
+        x, h = (x, self.norm1(x)) if delta is None else add_norm(x, delta, self.norm1)
+        delta = self.attn(h, mask, cache, None, last_only, turns=turns)
+        if last_only:
+            x = x[:, -1:]
+        x, h = add_norm(x, delta, self.norm2)
+        return x, self.moe(h) if "moe" in self else self.mlp(h)
 
     def _feed_forward(
         self,
         x: mx.array,
         before: nn.Module | None,
+        residual: mx.array,
         router_outputs: list | None,
         is_token: mx.array | None,
     ) -> mx.array:
         if "moe" not in self:
-            return self.mlp(x, before)
+            return self.mlp(x, before, residual)
         x = x if before is None else before(x)
-        return self.moe(x, router_outputs, is_token)
+        return self.moe(x, router_outputs, is_token, residual)
 
 
 def _at(x: mx.array, rows: mx.array) -> mx.array:
@@ -167,10 +202,42 @@ class Decoder(nn.Module):
         if walk is not None:
             x = self._walk(walk, x, mask, positions, router_outputs, is_token, rows)
             return self.norm(x)
+        turns = None
+        if cache is not None and x.shape[1] == 1 and positions is None:
+            turns = self._turns(x.shape[0], caches[0])
+        if cache is not None and chosen("add_norm"):
+            plain = positions is None and router_outputs is None and rows is None
+            if plain and not self.training and not self.config.parallel_block:
+                return self._carry(x, mask, caches, turns, last_only)
         for i, (layer, entry) in enumerate(zip(self.layers, caches, strict=True)):
             short, few = last_only and i == end, rows if i == end else None
-            x = layer(x, mask, entry, positions, router_outputs, is_token, short, few)
+            x = layer(
+                x, mask, entry, positions, router_outputs, is_token, short, few, turns
+            )
         return self.norm(x)
+
+    def _carry(
+        self,
+        x: mx.array,
+        mask: Mask,
+        caches: list,
+        turns: mx.array | None,
+        last_only: bool,
+    ) -> mx.array:
+        """`hidden` to answer, where a sum and a norm are one kernel."""
+        delta, end = None, len(self.layers) - 1
+        for i, (layer, entry) in enumerate(zip(self.layers, caches, strict=True)):
+            short = last_only and i == end
+            x, delta = layer.carry(x, delta, mask, entry, turns, short)
+        assert delta is not None
+        return add_norm(x, delta, self.norm)[1]
+
+    def _turns(self, rows: int, cache) -> mx.array:
+        """How far each head of the next token turns, the same in every layer."""
+        attn = self.layers[0].attn
+        heads = attn.num_heads + 2 * attn.num_kv_heads
+        offset = getattr(cache, "positions", cache.offset)
+        return head_turns(offset, rows, heads, attn.num_kv_heads)
 
     def _walk(
         self,

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mm1_mlx.kernels.cpu_activations import fast_activation, rows_at_a_time
 from mm1_mlx.kernels.cpu_attention import training_attention
+from mm1_mlx.kernels.fused import fused
+from mm1_mlx.kernels.quantized_attention import attend_quantized
 from mm1_mlx.kernels.recompute import recomputed
-from mm1_mlx.models.cache import quantized_attention
 
 Mask = mx.array | str | None
 
@@ -39,6 +42,38 @@ def activation(name: str) -> Callable[[mx.array], mx.array]:
     return _ACTIVATIONS[name]
 
 
+@lru_cache
+def gated_activation(name: str) -> Callable[[mx.array, mx.array], mx.array]:
+    """act(gate) * up as one launch; the arrays may be halves of another."""
+    act = activation(name)
+
+    def gated(gate: mx.array, up: mx.array) -> mx.array:
+        return act(gate) * up
+
+    return fused(gated)
+
+
+def add_projection(
+    linear: nn.Module, x: mx.array, residual: mx.array | None
+) -> mx.array:
+    """residual + linear(x): of a plain weight one launch, where it is a sum of floats.
+
+    (..., in), (..., out) or None -> (..., out).
+    """
+    if residual is None:
+        return linear(x)  # type: ignore[operator]
+    if not linear.training and (own := getattr(linear, "added_to", None)) is not None:
+        return own(residual, x)  # one with an adapter
+    call: Any = linear
+    plain = type(linear) is nn.Linear and "bias" not in linear and not linear.training
+    if not plain or not residual.dtype == x.dtype == call.weight.dtype:
+        return residual + call(x)
+    # As rows: of a batch MLX would make a product for every row.
+    rows = x.reshape(-1, x.shape[-1])
+    flat = residual.reshape(-1, residual.shape[-1])
+    return mx.addmm(flat, rows, call.weight.T).reshape(residual.shape)
+
+
 def norm(kind: str, dims: int, eps: float, bias: bool = True) -> nn.Module:
     """A norm over the last axis by a config's `norm_type`."""
     if kind == "rms_norm":
@@ -65,10 +100,10 @@ class MLP(nn.Module):
 
     Gated: gate and up are one matmul, `gate_up_proj`, its first rows the gate.
 
-    before: a norm of x, see project.
+    before: a norm of x, see project. residual: what is added to the result.
 
     Shapes:
-        x: (..., D)
+        x, residual: (..., D)
         returns: (..., D)
     """
 
@@ -83,15 +118,25 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(hidden, dims, bias=bias)
         self._gated = gated
         self._name, self._act, self._hidden = act, activation(act), hidden
+        self._gate = gated_activation(act)
 
-    def __call__(self, x: mx.array, before: nn.Module | None = None) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        before: nn.Module | None = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
         up = self["gate_up_proj" if self._gated else "up_proj"]
-        rows = rows_at_a_time(self._hidden, x) if self.training else 0
-        if not rows:
-            x = project(up, x, before)
-            if self.training:  # the activation is made again for the gradient, not kept
-                return recomputed(self._down, self.down_proj)(x)
-            return self._down(x)
+        if not self.training:
+            hidden = self._activate(project(up, x, before))
+            return add_projection(self.down_proj, hidden, residual)
+        out = self._train(up, x, before)
+        return out if residual is None else residual + out
+
+    def _train(self, up: nn.Module, x: mx.array, before: nn.Module | None) -> mx.array:
+        rows = rows_at_a_time(self._hidden, x)
+        if not rows:  # the activation is made again for the gradient, not kept
+            return recomputed(self._down, self.down_proj)(project(up, x, before))
 
         def whole(x: mx.array) -> mx.array:
             return self._down(up(x if before is None else before(x)))  # type: ignore[operator]
@@ -100,8 +145,14 @@ class MLP(nn.Module):
         flat = recomputed(whole, *modules, rows=rows)(x.reshape(-1, x.shape[-1]))
         return flat.reshape(x.shape)
 
+    def _activate(self, hidden: mx.array) -> mx.array:
+        if not self._gated:
+            return self._act(hidden)
+        gate, up = mx.split(hidden, 2, axis=-1)
+        return self._gate(gate, up)
+
     def _down(self, x: mx.array) -> mx.array:
-        act = (fast_activation(self._name, x) if self.training else None) or self._act
+        act = fast_activation(self._name, x) or self._act
         if not self._gated:
             return self.down_proj(act(x))
         gate, up = mx.split(x, 2, axis=-1)
@@ -190,13 +241,30 @@ def attend(cache, q, k, v, scale: float, mask: Mask) -> mx.array:
         return own(q, k, v, scale=scale, mask=mask)
     if isinstance(k, tuple):
         size, bits = cache.group_size, cache.bits
-        return quantized_attention(q, k, v, scale, mask, size, bits)
+        return attend_quantized(q, k, v, scale, mask, size, bits)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
 def _last_row(mask: Mask) -> Mask:
     """What the last position sees: causally, everything."""
     return mask[..., -1:, :] if isinstance(mask, mx.array) else None
+
+
+def head_turns(
+    positions: int | mx.array, rows: int, heads: int, values: int
+) -> mx.array:
+    """By how many positions each head of one token turns; the last ones, values, by 0.
+
+    positions: of the rows, an int or (B,). heads: in all. -> (B * heads,) int32.
+    """
+    if isinstance(positions, mx.array):
+        positions = positions[:, None]
+    return (positions * _turning(rows, heads, values)).reshape(-1)
+
+
+@lru_cache(maxsize=64)
+def _turning(rows: int, heads: int, values: int) -> mx.array:
+    return mx.array([[1] * (heads - values) + [0] * values] * rows, mx.int32)
 
 
 class Attention(nn.Module):
@@ -213,6 +281,8 @@ class Attention(nn.Module):
         last_only: give the last position alone; all are still stored in the cache
         before: a norm of x, see project
         rows: (M,) flat places, those that are given alone
+        residual: what is added to the result, of its shape
+        turns: with one token a row: the position of each row's heads, see head_turns
         returns: (B, L, D), or (B, 1, D), or (M, D)
     """
 
@@ -259,25 +329,18 @@ class Attention(nn.Module):
         last_only: bool = False,
         before: nn.Module | None = None,
         rows: mx.array | None = None,
+        residual: mx.array | None = None,
+        turns: mx.array | None = None,
     ) -> mx.array:
         B, L, _ = x.shape
-        H, KV, hd = self.num_heads, self.num_kv_heads, self.head_dim
+        H, hd = self.num_heads, self.head_dim
         qkv = project(self.qkv_proj, x, before)
-        qk, v = mx.split(qkv, [(H + KV) * hd], axis=-1)
-        if self._qk_norm in ("head", "full"):
-            qk = self._normed(qk)
-        qk = qk.reshape(B, L, H + KV, hd).swapaxes(1, 2)  # (B, H + KV, L, hd)
-        v = v.reshape(B, L, KV, hd).swapaxes(1, 2)
-        if self._rope is not None:  # q and k turn together: one launch
-            offset = 0 if cache is None else getattr(cache, "positions", cache.offset)
-            qk = self._rope(qk, offset, positions)
-        q, k = mx.split(qk, [H], axis=1)  # slices would have gradients full of zeros
-        if self.training and cache is None:
-            v = mx.contiguous(v)  # or all of qkv would be kept for the gradient
-        if self._qk_norm == "rotated_head":
-            q, k = self.q_norm(q), self.k_norm(k)
-        if cache is not None:
-            k, v = cache.update_and_fetch(k, v)
+        if turns is not None and self._qk_norm is None:
+            q, k, v = self._one_token(qkv, cache, turns)
+        else:
+            q, k, v = self._rotated(qkv, cache, positions)
+            if cache is not None:
+                k, v = cache.update_and_fetch(k, v)
         if last_only and L > 1:
             q, mask, L = q[:, :, -1:], _last_row(mask), 1
         if self.training and cache is None:
@@ -287,7 +350,54 @@ class Attention(nn.Module):
         else:
             out = attend(cache, q, k, v, hd**-0.5, mask)
         out = out.swapaxes(1, 2).reshape(B, L, H * hd)
-        return self.o_proj(out if rows is None else out.reshape(-1, H * hd)[rows])
+        if rows is not None:
+            out = out.reshape(-1, H * hd)[rows]
+        return add_projection(self.o_proj, out, residual)
+
+    def _one_token(
+        self, qkv: mx.array, cache, turns: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """q of one token a row, and all keys and values. (B, 1, N) -> 3 arrays.
+
+        All heads go through one rotation, each by its own angle: by 0, which changes
+        nothing, where it is a value. So nothing is cut before it, which MLX would copy
+        for a batch, and keys and values lie beside each other and are stored in one
+        write.
+        """
+        B, H, KV, hd = qkv.shape[0], self.num_heads, self.num_kv_heads, self.head_dim
+        assert self._rope is not None
+        heads = self._rope(qkv.reshape(-1, 1, 1, hd), turns)
+        heads = heads.reshape(B, H + 2 * KV, 1, hd)
+        q, both = mx.split(heads, [H], axis=1)
+        both = mx.unflatten(both, 1, (2, KV)).swapaxes(0, 1)  # (2, B, KV, 1, hd)
+        if (update := getattr(cache, "update_both", None)) is not None:
+            return q, *update(both)
+        return q, *cache.update_and_fetch(both[0], both[1])
+
+    def _rotated(
+        self, qkv: mx.array, cache, positions: mx.array | None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """q, k and v. (B, L, N) -> (B, H or KV, L, hd) each."""
+        B, L, _ = qkv.shape
+        H, KV, hd = self.num_heads, self.num_kv_heads, self.head_dim
+        qk, v = mx.split(qkv, [(H + KV) * hd], axis=-1)
+        if self._qk_norm in ("head", "full"):
+            qk = self._normed(qk)
+        elif B > 1 and not self.training and self._rope is not None:
+            qk = qkv  # v turns for nothing, but MLX would copy a part of a batch
+        qk = qk.reshape(B, L, -1, hd).swapaxes(1, 2)  # (B, heads, L, hd)
+        v = v.reshape(B, L, KV, hd).swapaxes(1, 2)
+        if self._rope is not None:  # q and k turn together: one launch
+            offset = 0 if cache is None else getattr(cache, "positions", cache.offset)
+            qk = self._rope(qk, offset, positions)
+        # Slices would have gradients full of zeros.
+        ends = [H] if qk.shape[1] == H + KV else [H, H + KV]
+        q, k, *_ = mx.split(qk, ends, axis=1)
+        if self.training and cache is None:
+            v = mx.contiguous(v)  # or all of qkv would be kept for the gradient
+        if self._qk_norm == "rotated_head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
 
     def _normed(self, qk: mx.array) -> mx.array:
         B, L, _ = qk.shape

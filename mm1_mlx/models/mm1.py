@@ -57,6 +57,7 @@ class MM1(nn.Module):
     """
 
     adapters: Any = None  # of load_adapters: their names, and which is in use
+    reuse: Any = None  # what generate keeps between answers; False keeps nothing
 
     def __init__(self, config: MM1Config):
         super().__init__()

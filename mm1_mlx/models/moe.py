@@ -1,173 +1,20 @@
-"""Mixture of experts: router, experts, and the two losses that train the router.
+"""A sparse feed-forward layer: the stacked experts, and the ways to apply them."""
 
-MM1 (section 4) follows GShard and ST-MoE: top-2, load-balance loss 0.01, router z-loss
-0.001. What it leaves open follows Apple's axlearn (common/mixture_of_experts.py).
-"""
-
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mm1_mlx.config import DecoderConfig, MoEConfig
-from mm1_mlx.models.layers import MLP, activation
+from mm1_mlx.config import DecoderConfig
+from mm1_mlx.kernels.fused import on_cpu
+from mm1_mlx.kernels.routed_experts import routed_experts
+from mm1_mlx.models.layers import MLP, activation, gated_activation
+from mm1_mlx.models.router import Router, by_expert, keys_of
 
 # gather_qmm takes its grouped path from 4 rows per expert on (measured in MLX's
 # sources): sorting costs six launches and pays only from there.
 ROWS_PER_EXPERT_TO_SORT = 4
-
-
-def top_k(logits: mx.array, k: int) -> mx.array:
-    """The k largest logits' indices, largest first; ties go to the lower index.
-
-    The order is exact on every back end: each logit and its index become one integer
-    whose order is the wanted order, so no sort needs to be stable.
-
-    Shapes:
-        logits: (T, E) float32
-        returns: (T, k) uint32
-    """
-    E = logits.shape[-1]
-    if k == 1:
-        return mx.argmax(logits, axis=-1, keepdims=True)
-    bits = (logits + 0.0).view(mx.int32)  # + 0.0 turns -0.0 into 0.0
-    ordered = mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(mx.int64)
-    keys = ordered * E + mx.arange(E - 1, -1, -1, dtype=mx.int64)
-    best = mx.sort(keys, axis=-1)[..., ::-1][..., :k]
-    return (E - 1 - best % E).astype(mx.uint32)
-
-
-def expert_capacity(tokens: mx.array, num_experts: int, factor: float) -> mx.array:
-    """How many tokens an expert takes, of so many: axlearn's rule. () int32 -> ().
-
-    int(tokens * factor / E), above 1 rounded up to a multiple of 4, and at least 1.
-    (axlearn: common/mixture_of_experts.py, _compute_expert_capacity.)
-    """
-    share = mx.floor(tokens.astype(mx.float32) * factor / num_experts)
-    rounded = (4 * mx.ceil(share / 4)).astype(mx.int32)
-    return mx.where(share > 1, rounded, 1)
-
-
-def limit_capacity(
-    weights: mx.array,
-    experts: mx.array,
-    num_experts: int,
-    factor: float,
-    is_token: mx.array | None = None,
-) -> mx.array:
-    """Weights with zeros where an expert is full (axlearn's rule, for training).
-
-    Each expert takes as many tokens as expert_capacity says. All first choices, in
-    token order, take their places before any second choice does; what overflows loses
-    that expert only. The remaining weights are not scaled up again. Ours: the whole
-    batch is one group, and padding takes no place, gets no expert and does not count
-    as tokens (axlearn's gating does not know padding).
-
-    Shapes:
-        weights, experts: (T, K)
-        is_token: (T,) bool, False on padding; None: all are tokens
-        returns: (T, K)
-    """
-    T, K = experts.shape
-    tokens = mx.array(T) if is_token is None else is_token.sum()
-    capacity = expert_capacity(tokens, num_experts, factor)
-    chosen = experts.swapaxes(0, 1).reshape(-1, 1) == mx.arange(num_experts)
-    if is_token is not None:
-        chosen = chosen & mx.tile(is_token, K)[:, None]  # K times the T tokens
-    place = mx.cumsum(chosen.astype(mx.int32), axis=0)  # (K*T, E), counts from 1
-    own = mx.sum(mx.where(chosen, place, 0), axis=-1).reshape(K, T).swapaxes(0, 1)
-    return mx.where((own > 0) & (own <= capacity), weights, 0.0)  # 0: padding
-
-
-def _over_tokens(values: mx.array, is_token: mx.array | None) -> mx.array:
-    """Mean over the first axis, padding left out."""
-    if is_token is None:
-        return values.mean(axis=0)
-    kept = is_token.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
-    return (values * kept).sum(axis=0) / mx.maximum(kept.sum(), 1)
-
-
-def load_balance_loss(logits: mx.array, is_token: mx.array | None = None) -> mx.array:
-    """E * sum over experts of (share of tokens whose first choice it is) * (mean gate).
-
-    1 when the load is even, E when one expert takes all (axlearn's Top2Gating; GShard
-    section 2.2). Not yet multiplied by its coefficient. transformers' function of this
-    name is the same with one layer's logits and top_k=1; it counts every choice (K when
-    even) and multiplies means over all layers, where ours is added up over layers.
-
-    Shapes:
-        logits: (T, E) router logits, float32
-        is_token: (T,) bool, False on padding; None: all are tokens
-        returns: () float32
-    """
-    E = logits.shape[-1]
-    gates = mx.softmax(logits, axis=-1)
-    first = mx.stop_gradient(mx.argmax(logits, axis=-1))
-    share = _over_tokens((first[:, None] == mx.arange(E)).astype(gates.dtype), is_token)
-    return E * (share * _over_tokens(gates, is_token)).sum()
-
-
-def router_z_loss(logits: mx.array, is_token: mx.array | None = None) -> mx.array:
-    """Mean of logsumexp(logits)^2 (ST-MoE section 3). (T, E) -> ()."""
-    return _over_tokens(mx.square(mx.logsumexp(logits, axis=-1)), is_token)
-
-
-def expert_load(
-    experts: mx.array, num_experts: int, is_token: mx.array | None = None
-) -> mx.array:
-    """Share of the routed tokens that each expert gets; sums to 1. (T, K) -> (E,)."""
-    chosen = (experts[..., None] == mx.arange(num_experts)).astype(mx.float32)
-    return _over_tokens(chosen.mean(axis=1), is_token)
-
-
-class Router(nn.Module):
-    """Chooses K experts per token, in float32 whatever the model's type.
-
-    Shapes:
-        x: (T, D)
-        is_token: (T,) bool, False on padding, or None; capacity alone asks for it
-        returns: weights (T, K) float32, experts (T, K) uint32, logits (T, E) float32
-    """
-
-    def __init__(self, dims: int, config: MoEConfig):
-        super().__init__()
-        self.weight = mx.random.normal((config.num_local_experts, dims)) * dims**-0.5
-        self._config = config
-
-    def quantize(self, how: dict) -> None:
-        """Hold a packed weight, as some files of MLX's own tools have it."""
-        self.weight, self.scales, *biases = mx.quantize(self.weight, **how)
-        if biases:
-            self.biases = biases[0]
-        self._how = how
-
-    def _weight(self) -> mx.array:
-        """(E, D) float32."""
-        if "scales" not in self:
-            return self.weight.astype(mx.float32)
-        whole = mx.dequantize(self.weight, self.scales, self.get("biases"), **self._how)
-        return whole.astype(mx.float32)
-
-    def __call__(
-        self, x: mx.array, is_token: mx.array | None = None
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        c = self._config
-        logits = x.astype(mx.float32) @ self._weight().T
-        experts = top_k(mx.stop_gradient(logits), c.num_experts_per_tok)
-        best = mx.take_along_axis(logits, experts, axis=-1)
-        if c.norm_topk_prob:  # the same as softmax over all, then dividing by the sum
-            weights = mx.softmax(best, axis=-1)
-        else:
-            weights = mx.exp(best - mx.logsumexp(logits, axis=-1, keepdims=True))
-        if self.training and c.capacity_factor is not None:
-            weights = limit_capacity(
-                weights, experts, c.num_local_experts, c.capacity_factor, is_token
-            )
-        return weights, experts, logits
-
-
-def _on_cpu() -> bool:
-    return mx.default_device().type == mx.cpu
 
 
 class QuantizedStack(nn.Module):
@@ -208,10 +55,16 @@ class QuantizedStack(nn.Module):
         """The numbers that it stands for. (E, out, in)."""
         return mx.dequantize(self.weight, self.scales, self.get("biases"), **self._how)
 
-    def gather(self, x: mx.array, indices: mx.array, sorted_: bool) -> mx.array:
-        """Each row times the matrix of its expert. (R, 1, in) -> (R, 1, out)."""
+    def gather(
+        self,
+        x: mx.array,
+        indices: mx.array,
+        sorted_: bool,
+        rows: mx.array | None = None,
+    ) -> mx.array:
+        """Rows times the matrices of their experts; see `gather`."""
         return mx.gather_qmm(
-            x, self.weight, self.scales, self.get("biases"),
+            x, self.weight, self.scales, self.get("biases"), lhs_indices=rows,
             rhs_indices=indices, transpose=True, sorted_indices=sorted_, **self._how,
         )  # fmt: skip
 
@@ -252,7 +105,8 @@ class Experts(nn.Module):
             self[first] = mx.zeros((num_experts, rows))
             self.down_proj_bias = mx.zeros((num_experts, dims))
         self._gated = gated
-        self._act = activation(act)
+        self._name, self._act = act, activation(act)
+        self._gate = gated_activation(act)
 
     @property
     def num_experts(self) -> int:
@@ -281,38 +135,56 @@ class Experts(nn.Module):
         if not self._gated:
             return self._act(hidden)
         gate, up = mx.split(hidden, 2, axis=-1)
-        return self._act(gate) * up
+        return self._gate(gate, up)
 
-    def routed(self, x: mx.array, weights: mx.array, experts: mx.array) -> mx.array:
+    def routed(
+        self,
+        x: mx.array,
+        weights: mx.array,
+        experts: mx.array,
+        residual: mx.array | None = None,
+        keys: mx.array | None = None,
+    ) -> mx.array:
         """Only the chosen experts run; dropless.
 
         Shapes:
-            x: (T, D); weights, experts: (T, K)
+            x: (T, D); weights, experts: (T, K); residual: (T, D), added
+            keys: (T, K), see Routes; with them rows go through expert by expert
             returns: (T, D)
         """
         T, K = experts.shape
-        D, E, dtype = x.shape[-1], self.num_experts, x.dtype
-        if _on_cpu():  # gather_mm is float32 only on MLX's CPU back end
+        D, dtype = x.shape[-1], x.dtype
+        if on_cpu():  # gather_mm is float32 only on MLX's CPU back end
             x = x.astype(mx.float32)
-        order = None
         indices = mx.stop_gradient(experts.reshape(-1))  # (T*K,)
-        if T * K >= ROWS_PER_EXPERT_TO_SORT * E:
-            order = mx.argsort(indices)
-            indices = indices[order]
-            rows = x[order // K][:, None]  # (T*K, 1, D)
-        else:
-            rows = mx.broadcast_to(x[:, None], (T, K, D)).reshape(T * K, 1, D)
-        sorted_ = order is not None
         up_bias, down_bias = self._biases()
-        hidden = gather(rows, self._up(), indices, sorted_, up_bias)
-        hidden = self._activate(hidden)
-        out = gather(hidden, self.down_proj, indices, sorted_, down_bias)[:, 0]
-        if order is not None:
-            out = out[mx.argsort(order)]
-        out = out.reshape(T, K, D)
-        return (weights[:, None].astype(out.dtype) @ out)[:, 0].astype(dtype)
+        back = rows = None
+        if keys is None and self.sorts(T * K):
+            keys = keys_of(experts)
+        if sorted_ := keys is not None:
+            indices, tokens, order = by_expert(keys)
+            back, x = mx.argsort(order), x[tokens]
+        else:
+            rows = row_numbers(T, K)
+        # Reshaped, since MLX copies rows that [:, None] has made for its products.
+        x = x.reshape(-1, 1, D)
+        hidden = gather(x, self._up(), indices, sorted_, up_bias, rows)
+        hidden = self._activate(hidden)  # (T*K, 1, F)
+        out = gather(hidden, self.down_proj, indices, sorted_, down_bias)
+        if back is not None:
+            out = out[back]
+        out, weights = out.reshape(T, K, D), weights.reshape(T, 1, K).astype(out.dtype)
+        if residual is None or residual.dtype != out.dtype:
+            out = (weights @ out).reshape(T, D).astype(dtype)
+            return out if residual is None else residual + out
+        return mx.addmm(residual.reshape(T, 1, D), weights, out).reshape(T, D)
 
-    def dense(self, x: mx.array, weights: mx.array, experts: mx.array) -> mx.array:
+    def dense(
+        self,
+        x: mx.array,
+        weights: mx.array,
+        experts: mx.array,
+    ) -> mx.array:
         """Every expert runs on every token, as one wide MLP, and unchosen ones weigh 0.
 
         E/K times the arithmetic, but two plain matmuls: on the CPU back end, where
@@ -329,18 +201,50 @@ class Experts(nn.Module):
             hidden = hidden + up_bias
         share = share.astype(hidden.dtype)
         hidden = self._activate(hidden) * share[..., None]
-        down = down.swapaxes(1, 2).reshape(-1, x.shape[-1])  # (E*F, D)
-        out = hidden.reshape(T, -1) @ down
-        return out if down_bias is None else out + share @ down_bias
+        down = down.swapaxes(1, 2)  # (E, F, D)
+        if self.training:
+            out = hidden.reshape(T, -1) @ down.reshape(-1, x.shape[-1])
+        else:  # which would copy all weights for every token
+            out = (hidden.swapaxes(0, 1) @ down).sum(axis=0)
+        if down_bias is not None:
+            out = out + share @ down_bias
+        return out
 
-    def __call__(self, x: mx.array, weights: mx.array, experts: mx.array) -> mx.array:
+    def sorts(self, rows: int) -> bool:
+        """Whether so many rows are worth an order, see ROWS_PER_EXPERT_TO_SORT."""
+        return rows >= ROWS_PER_EXPERT_TO_SORT * self.num_experts
+
+    def __call__(
+        self,
+        x: mx.array,
+        weights: mx.array,
+        experts: mx.array,
+        residual: mx.array | None = None,
+        keys: mx.array | None = None,
+    ) -> mx.array:
+        plain = all(bias is None for bias in self._biases())
+        if plain and not self.training and keys is None:
+            given = (x, self._up(), self.down_proj, weights, experts)
+            out = routed_experts(*given, self._name, self._gated)
+            if out is not None:
+                return out if residual is None else residual + out
         few = self.num_experts <= 4 * experts.shape[-1]
         plain = isinstance(self.down_proj, mx.array) and isinstance(
             self._up(), mx.array
         )
-        if _on_cpu() and plain and few and x.dtype == mx.float32 and x.shape[0] > 1:
-            return self.dense(x, weights, experts)
-        return self.routed(x, weights, experts)
+        if on_cpu() and plain and few and x.dtype == mx.float32 and x.shape[0] > 1:
+            out = self.dense(x, weights, experts)
+            return out if residual is None else residual + out
+        return self.routed(x, weights, experts, residual, keys)
+
+
+@lru_cache(maxsize=64)
+def row_numbers(count: int, times: int) -> mx.array:
+    """0, 0, 1, 1, ... for times=2. (count * times,) uint32.
+
+    Kept: where none are given, MLX makes them anew, one launch a product.
+    """
+    return mx.array([n for n in range(count) for _ in range(times)], mx.uint32)
 
 
 def gather(
@@ -349,19 +253,33 @@ def gather(
     indices: mx.array,
     sorted_: bool,
     bias: mx.array | None = None,
+    rows: mx.array | None = None,
 ) -> mx.array:
-    """Each row times the matrix of its expert, and its bias. (R, 1, in) -> (R, 1, out).
+    """Rows times the matrices of their experts, and their biases.
 
     stack: (E, out, in), or what knows how to do it itself: a QuantizedStack, or one
-    with an adapter. bias: (E, out).
+    with an adapter. bias: (E, out). sorted_: whether the indices are, which is faster
+    for many rows of each expert; then rows is None.
+
+    Shapes:
+        x: (R, 1, in)
+        indices: (M,) experts; rows: (M,) which row of x each takes; None: M = R, in
+            order
+        returns: (M, 1, out)
     """
+    if rows is None and not sorted_:
+        rows = row_numbers(x.shape[0], 1)
     if not isinstance(stack, mx.array):
-        out = stack.gather(x, indices, sorted_)
+        out = stack.gather(x, indices, sorted_, rows)
     else:
-        if _on_cpu():
+        if on_cpu():
             stack = stack.astype(mx.float32)
         out = mx.gather_mm(
-            x, stack.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_
+            x,
+            stack.swapaxes(-1, -2),
+            lhs_indices=rows,
+            rhs_indices=indices,
+            sorted_indices=sorted_,
         )
     return out if bias is None else out + bias[indices][:, None].astype(out.dtype)
 
@@ -373,6 +291,7 @@ class MoE(nn.Module):
         x: (..., D)
         router_outputs: a list that receives (logits (T, E), experts (T, K))
         is_token: (...) bool, False on padding, or None
+        residual: (..., D), what is added to the result, or None
         returns: (..., D)
     """
 
@@ -399,17 +318,27 @@ class MoE(nn.Module):
         x: mx.array,
         router_outputs: list | None = None,
         is_token: mx.array | None = None,
+        residual: mx.array | None = None,
     ) -> mx.array:
+        shape = x.shape
         flat = x.reshape(-1, x.shape[-1])  # (T, D)
         if is_token is not None:
             is_token = is_token.reshape(-1)
-        weights, experts, logits = self.router(flat, is_token)
+        in_order = self.experts.sorts(flat.shape[0] * self.router.top_k)
+        weights, experts, logits, keys = self.router.route(
+            flat, is_token, in_order=in_order
+        )
         if router_outputs is not None:
             router_outputs.append((logits, experts))
-        out = self.experts(flat, weights, experts)
+        if residual is not None:
+            residual = residual.reshape(flat.shape)
+        if self.group is None and not self._shared:
+            out = self.experts(flat, weights, experts, residual, keys)
+            return out.reshape(shape)
+        out = self.experts(flat, weights, experts, None, keys)
         if self._shared:
             gate = mx.sigmoid(self.shared_expert_gate(flat))
             out = out + gate * self.shared_expert(flat)
         if self.group is not None:  # every expert's inner width is divided
             out = mx.distributed.all_sum(out, group=self.group)
-        return out.reshape(x.shape)
+        return (out if residual is None else residual + out).reshape(shape)

@@ -5,7 +5,8 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mm1_mlx.models.moe import Experts, Router
+from mm1_mlx.models.moe import Experts
+from mm1_mlx.models.router import Router
 
 # path of a module -> its settings (group_size, bits, mode), or None to leave it
 SettingsOf = Callable[[str], dict | None]

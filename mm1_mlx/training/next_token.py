@@ -6,7 +6,11 @@ import mlx.core as mx
 
 from mm1_mlx.config import MoEConfig
 from mm1_mlx.models.mm1 import MM1
-from mm1_mlx.models.moe import expert_load, load_balance_loss, router_z_loss
+from mm1_mlx.models.router_losses import (
+    expert_load,
+    load_balance_loss,
+    router_z_loss,
+)
 from mm1_mlx.models.walk import LayerWalk
 from mm1_mlx.training.losses import cross_entropy, output_layer
 from mm1_mlx.training.packing import may_see
