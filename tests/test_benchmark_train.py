@@ -86,6 +86,16 @@ def test_both_templates_write_the_same_text(folder):
     assert written == _PEER_TEMPLATE
 
 
+def test_every_id_has_a_text(folder):
+    """mlx-vlm fails at one without."""
+    _, processor = load(folder / "ours")
+    last = SMALL.vocabulary - 1
+    assert [processor.tokenizer.decode([i]) for i in (last - 1, last)] == [
+        f"w{last - 1}",
+        f"w{last}",
+    ]
+
+
 def test_samples_are_what_they_should_be(folder):
     _, processor = load(folder / "ours")
     pictures = open_train(folder / "data")
@@ -171,8 +181,8 @@ def test_what_the_command_refuses(tmp_path):
     peer = ("--against", "mlx-vlm")
     done = run_cli("benchmark", "train", *peer)
     assert_fails(done, "--against mlx-vlm and --peer-python PATH belong tog", code=2)
-    done = run_cli("benchmark", "start", *peer, "--peer-python", sys.executable)
-    assert_fails(done, "are for the subject train", code=2)
+    done = run_cli("benchmark", "convert", *peer)
+    assert_fails(done, "unknown flag '--against'", code=2)
     lacking = tmp_path / "python"
     done = run_cli("benchmark", "train", *peer, "--peer-python", lacking)
     assert_fails(done, "cannot be run .No such file or directory.: give the Python")
@@ -182,16 +192,12 @@ def test_what_the_command_refuses(tmp_path):
     assert_fails(done, "has no mlx-vlm. In an environment of its own: pip install mlx")
 
 
-def test_the_peers_side_needs_nothing_of_this_library():
-    """Another Python runs it, which has none of our packages."""
+def test_the_peers_side_reads_the_keys_of_a_task():
+    """It has no Task of its own: another Python runs it."""
     import ast
 
-    from mm1_mlx.benchmarks import mlx_vlm_side
-
-    tree = ast.parse(Path(mlx_vlm_side.__file__).read_text(encoding="utf-8"))
-    names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert not [name for name in names if str(name).startswith("mm1_mlx")]
-    # It reads the keys of a task by name.
+    file = Path(train.__file__).with_name("peers") / "mlx_vlm_train.py"
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     read = {
         node.slice.value
         for node in ast.walk(tree)
@@ -199,4 +205,5 @@ def test_the_peers_side_needs_nothing_of_this_library():
         and isinstance(node.value, ast.Name)
         and node.value.id == "task"
     }
+    assert {"model", "data"} < read
     assert read < set(asdict(Task(model="", data="", out="", updates=1)))

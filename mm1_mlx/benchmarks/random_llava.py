@@ -90,22 +90,34 @@ class Shape:
 
 def write_llava(folder: Path, shape: Shape, *, peer: bool = True) -> int:
     """Write `folder`/ours, and with peer `folder`/mlx-vlm; the parameters they have."""
-    config = shape.config()
+    settings = ImageSettings(size=shape.image_size, resize_mode="crop")
+    hub = folder / "mlx-vlm" if peer else None
+    count = write_model(folder, shape.config(), settings, hub)
+    if hub is not None:
+        _for_mlx_vlm(hub)
+    return count
+
+
+def write_model(
+    folder: Path, config: MM1Config, settings: ImageSettings | None, hub: Path | None
+) -> int:
+    """Random weights in `folder`/ours, and in the hub's layout where `hub` says.
+
+    Gives the number of parameters.
+    """
     mx.random.seed(0)
     model = MM1(config)
     model.update(tree_map(_lively, model.parameters()))
     files = folder / "tokenizer"
     files.mkdir(parents=True)
-    _write_tokenizer(files)
-    settings = ImageSettings(size=shape.image_size, resize_mode="crop")
+    _write_tokenizer(files, config.text_config.vocab_size)
     processor = Processor(
         load_tokenizer(files), settings, config, chat_template=_TEMPLATE
     )
     ours = folder / "ours"
     save(model, processor, ours)
-    if peer:
-        export(ours, folder / "mlx-vlm")
-        _for_mlx_vlm(folder / "mlx-vlm")
+    if hub is not None:
+        export(ours, hub)
     flat: Any = tree_flatten(model.parameters())
     return sum(array.size for _, array in flat)
 
@@ -117,8 +129,12 @@ def _lively(array: mx.array) -> mx.array:
     return array
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of the words that the samples are made of."""
+def _write_tokenizer(folder: Path, size: int) -> None:
+    """A byte-level BPE of the words that the samples are made of.
+
+    Every id up to `size` has a text: a random model says anything, and mlx-vlm fails
+    at an id without one.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token=_MARKS[_UNK]))
@@ -132,7 +148,12 @@ def _write_tokenizer(folder: Path) -> None:
     )
     rng = random.Random(0)
     tokenizer.train_from_iterator([_words(rng, 60) for _ in range(200)], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer.json"
+    tokenizer.save(str(path))
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    words = saved["model"]["vocab"]
+    words |= {f"w{number}": number for number in range(len(words), size)}
+    path.write_text(json.dumps(saved), encoding="utf-8")
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": _MARKS[_UNK],

@@ -13,14 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mm1_mlx.benchmarks.machine import machine, machine_lines
 from mm1_mlx.errors import MM1Error
 
 _NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 YARDSTICK = "import mlx.core, mlx.nn, numpy, PIL, tokenizers"
-PACKAGES = ("mm1_mlx", "mlx", "numpy", "pillow", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,12 @@ def measure_start(
     ]
 
 
-def draw_circle(path: Path) -> None:
-    """A red circle on white, 256 x 256, as a PNG file."""
+def draw_circle(path: Path, colour: str = "#dc1e1e") -> None:
+    """A circle on white, 256 x 256, as a PNG file."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (256, 256), "white")
-    ImageDraw.Draw(picture).ellipse((70, 60, 190, 180), fill=(220, 30, 30))
+    ImageDraw.Draw(picture).ellipse((70, 60, 190, 180), fill=colour)
     picture.save(path)
 
 
@@ -110,45 +109,6 @@ def _seconds(command: list[str]) -> float:
     return took
 
 
-def machine() -> dict[str, str]:
-    """What the times depend on: the machine and the versions."""
-    import platform
-
-    return {
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
-    }
-
-
-def _version(package: str) -> str:
-    if package == "mm1_mlx":
-        from mm1_mlx._version import __version__
-
-        return __version__
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _processor() -> str:
-    import platform
-
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.machine()
-
-
 def as_object(timings: list[Timing], runs: int) -> dict:
     """All of it for JSON: machine, settings, seconds, ratios, goals."""
     return {
@@ -160,8 +120,8 @@ def as_object(timings: list[Timing], runs: int) -> dict:
 
 def as_table(timings: list[Timing], runs: int) -> str:
     """All of it as text, one line per command."""
-    lines = [f"{name}: {value}" for name, value in machine().items()]
-    lines += [
+    lines = [
+        *machine_lines(),
         "",
         f"median of {runs} fresh processes each, run in turn; spread is least to most",
         f"{'':10} {'seconds':>8} {'spread':>15} {'ratio':>7} {'goal':>7}",

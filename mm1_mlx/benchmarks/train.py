@@ -5,25 +5,29 @@ else the machine does falls on all of them. The model has random weights; both p
 read the same ones, and are shown to have the same tokens and the same loss.
 """
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mm1_mlx.benchmarks.machine import machine, machine_lines
 from mm1_mlx.benchmarks.random_llava import (
     Shape,
     write_llava,
     write_pictures,
     write_texts,
 )
-from mm1_mlx.benchmarks.start import machine
+from mm1_mlx.benchmarks.sides import (
+    OURS,
+    PEERS,
+    Tell,
+    in_turn,
+    our_command,
+    peer_version,
+    run_side,
+)
 from mm1_mlx.benchmarks.train_side import Side, Task
-from mm1_mlx.errors import MM1Error
 
 TIME_GOAL, MEMORY_GOAL = 0.8, 0.6  # most of mlx-vlm's
 WARM = 1  # updates that are not counted: kernels are compiled, pictures cached
@@ -79,34 +83,13 @@ class Evidence:
     versions: dict[str, str]
 
 
-def peer_version(python: Path) -> str:
-    """The mlx-vlm of a Python; MM1Error where there is none."""
-    code = "import importlib.metadata as m; print(m.version('mlx-vlm'))"
-    try:
-        done = subprocess.run(
-            [str(python), "-c", code], capture_output=True, text=True, check=False
-        )
-    except OSError as error:
-        raise MM1Error(
-            f"--peer-python {python} cannot be run ({error.strerror}): give the Python "
-            f"of an environment with mlx-vlm."
-        ) from error
-    if done.returncode:
-        raise MM1Error(
-            f"--peer-python {python} has no mlx-vlm. In an environment of its own: "
-            f'pip install mlx-vlm==0.7.10 "transformers==5.17.0" (and "mlx[cpu]" on '
-            f"Linux)."
-        )
-    return done.stdout.strip()
-
-
 def measure_against_peer(
     folder: Path,
     python: Path,
     runs: int,
     *,
     shape: Shape | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Tell = lambda line: None,
 ) -> tuple[list[Row], Evidence]:
     """Both programs in turn: one micro-batch in an update, four, and one with gradient
     checkpointing.
@@ -114,17 +97,17 @@ def measure_against_peer(
     folder: where to work, 2 GB. python: of an environment with mlx-vlm. Raises MM1Error
     where a run fails.
     """
-    peer_version(python)
+    peer_version(python, _PEER)
     shape = shape or Shape()
     tell("writing a LLaVA of random weights")
     parameters = write_llava(folder, shape)
     data = folder / "data"
     write_pictures(data, _SAMPLES, shape.image_size)
     sides = {
-        "mm1_mlx": _our_command(),
-        _PEER: [str(python), str(Path(__file__).with_name("mlx_vlm_side.py"))],
+        OURS: our_command("train"),
+        _PEER: PEERS[_PEER].command(python, "train"),
     }
-    models = {"mm1_mlx": folder / "ours", _PEER: folder / _PEER}
+    models = {OURS: folder / "ours", _PEER: folder / _PEER}
     rows, found = [], {}
     for what, settings in _SETTINGS.items():
         jobs = {
@@ -134,7 +117,7 @@ def measure_against_peer(
         done = _in_turn(jobs, runs, what, tell, evidence=not found)
         found = found or {name: sides[0] for name, sides in done.items()}
         rows += _with_ratios([_row(n, what, _PEER, s) for n, s in done.items()])
-    return rows, _evidence(parameters, found["mm1_mlx"], found[_PEER])
+    return rows, _evidence(parameters, found[OURS], found[_PEER])
 
 
 def measure_alternatives(
@@ -142,7 +125,7 @@ def measure_alternatives(
     runs: int,
     *,
     shape: Shape | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Tell = lambda line: None,
 ) -> list[Row]:
     """Ours alone: the same 8 texts in an update, padded, packed, and with logits of
     the whole vocabulary at once. Raises MM1Error where a run fails."""
@@ -158,13 +141,9 @@ def measure_alternatives(
         "whole logits": replace(usual, settings={"chunk": shape.vocabulary}),
         "recomputed": replace(usual, recompute=True),
     }
-    jobs = {name: (_our_command(), task) for name, task in ways.items()}
+    jobs = {name: (our_command("train"), task) for name, task in ways.items()}
     done = _in_turn(jobs, runs, "8 texts", tell)
     return _with_ratios([_row(n, "8 texts", "padded", s) for n, s in done.items()])
-
-
-def _our_command() -> list[str]:
-    return [sys.executable, "-m", "mm1_mlx.benchmarks.train_side"]
 
 
 def _task(folder: Path, model: Path, data: Path, **settings: Any) -> Task:
@@ -181,42 +160,27 @@ def _in_turn(
     jobs: dict[str, tuple[list[str], Task]],
     runs: int,
     what: str,
-    tell: Callable[[str], None],
+    tell: Tell,
     *,
     evidence: bool = False,
 ) -> dict[str, list[Side]]:
     """Every job `runs` times. The first round also gives evidence, where asked."""
-    done: dict[str, list[Side]] = {name: [] for name in jobs}
-    for turn in range(runs):
-        for name, (command, task) in jobs.items():
-            tell(f"{what}, round {turn + 1} of {runs}: {name}")
-            task = replace(task, evidence=evidence and turn == 0)
-            done[name].append(_run(name, command, task))
-    return done
+
+    def work(name: str) -> Callable[[int], Side]:
+        command, task = jobs[name]
+        return lambda turn: _run(
+            name, command, replace(task, evidence=evidence and turn == 0)
+        )
+
+    return in_turn({name: work(name) for name in jobs}, runs, what, tell)
 
 
 def _run(name: str, command: list[str], task: Task) -> Side:
     """One process; MM1Error says what it said last where it fails."""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
     out = Path(task.out)
     for file in out.glob("*") if out.is_dir() else ():
         file.unlink()
-    done = subprocess.run(
-        [*command, json.dumps(asdict(task))],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise MM1Error(f"{name}'s run failed with code {done.returncode}: {last}")
-    return Side(**json.loads(lines[-1]))
+    return Side(**run_side(name, command, task))
 
 
 def _row(name: str, setting: str, beside: str, sides: list[Side]) -> Row:
@@ -277,7 +241,7 @@ def as_object(rows: list[Row], evidence: Evidence | None, runs: int) -> dict[str
 
 def as_table(rows: list[Row], evidence: Evidence | None, runs: int) -> str:
     """All of it as text."""
-    lines = [f"{name}: {value}" for name, value in machine().items()]
+    lines = machine_lines()
     if evidence is not None:
         lines += ["", *_told(evidence)]
     lines += [

@@ -5,13 +5,14 @@ JSON objects with the keys of Task and Side.
 """
 
 import json
-import resource
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mm1_mlx.benchmarks.peers.side_kit import process_memory, tell
 
 if TYPE_CHECKING:
     from mm1_mlx.training.trainer import Progress
@@ -128,7 +129,7 @@ def measure(task: Task) -> Side:
         losses=clock.losses,
         loaded=loaded,
         peak=mx.get_peak_memory(),
-        process=_process_memory(),
+        process=process_memory(),
         trained=sum(array.size for _, array in flat),
         versions={"mm1_mlx": __version__, "mlx": version("mlx")},
         **found,
@@ -165,13 +166,5 @@ def _before(model: Any, processor: Any, samples: Any, settings: Any) -> dict[str
     }
 
 
-def _process_memory() -> int:
-    """Most memory that the process ever held, in bytes."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
 if __name__ == "__main__":
-    sys.stdout.write(
-        json.dumps(asdict(measure(Task(**json.loads(sys.argv[1]))))) + "\n"
-    )
+    tell(asdict(measure(Task(**json.loads(sys.argv[1])))))

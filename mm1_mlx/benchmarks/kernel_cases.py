@@ -1,0 +1,225 @@
+"""What `benchmark kernels` runs: each kernel's shapes, by the sizes of MM1 and others.
+
+A new kernel adds a function of its own to KERNELS.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mm1_mlx.kernels.add_norm import add_norm
+from mm1_mlx.kernels.photo import Axis, axis, photo
+from mm1_mlx.kernels.quantized_attention import attend_quantized, fill_last_axis
+from mm1_mlx.kernels.routed_experts import experts_reference, routed_experts
+from mm1_mlx.kernels.router import route, route_tokens, tokens_reference
+
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a chooser, with and without its kernel.
+
+    kernel: the name in the settings. make: its arrays, of which the first is one that
+    work's result depends on. work: the call; of several results, the one that is made
+    last comes first. Lists of results are compared one by one. quantized: its 8-bit
+    results may each be one off.
+    """
+
+    kernel: str
+    shape: str
+    dtype: mx.Dtype
+    make: Callable[[], list[mx.array]]
+    work: Callable[..., Sequence[mx.array]]
+
+
+def _router(small: bool) -> Iterator[Case]:
+    sizes = [(1, 64), (8, 64), (1, 32), (588, 64), (1, 128)]
+    for T, E in [(3, 40)] if small else sizes:
+        k = 8 if E == 128 else 2
+        yield Case(
+            "router",
+            f"{T} x {E}, best {k}",
+            mx.float32,
+            lambda T=T, E=E: [mx.random.normal((T, E))],
+            lambda logits, k=k: route(logits, k, True)[:2],
+        )
+
+
+def _router_matvec(small: bool) -> Iterator[Case]:
+    sizes = [(1, 3072, 64), (8, 3072, 64), (1, 4096, 32), (1, 2048, 128)]
+    for T, D, E in [(2, 100, 40)] if small else sizes:
+        for dtype in FLOATS:
+            yield Case(
+                "router_matvec",
+                f"{T} x {D} to {E}, best 2",
+                dtype,
+                lambda T=T, D=D, E=E, dtype=dtype: [
+                    mx.random.normal((T, D)).astype(dtype),
+                    (mx.random.normal((E, D)) * D**-0.5).astype(dtype),
+                ],
+                lambda x, weight: (
+                    route_tokens(x, weight, 2, True)
+                    or tokens_reference(x, weight, 2, True)
+                ),
+            )
+
+
+def _types(small: bool, *types: tuple[int, mx.Dtype]) -> list[tuple[int, mx.Dtype]]:
+    """Small cases in float32: MLX's packed products on the CPU are rough in 16 bits."""
+    return [(bits, mx.float32 if small else dtype) for bits, dtype in types]
+
+
+class _Packed(nn.Module):
+    """A stack of experts with packed weights, as models.moe.QuantizedStack has it."""
+
+    def __init__(self, arrays: Sequence[mx.array], bits: int):
+        super().__init__()
+        self.weight, self.scales, self.biases = arrays
+        self.bits, self.group_size, self.mode = bits, 64, "affine"
+
+
+def _routed_experts(small: bool) -> Iterator[Case]:
+    # MM1's 3B and 7B with few of their experts, and a model with many small ones.
+    sizes = [(1, 4, 2, 3072, 8064), (1, 4, 2, 4096, 13312), (1, 64, 8, 2048, 768)]
+    for T, E, K, D, F in (
+        [(2, 4, 2, 128, 64)] if small else [*sizes, (8, *sizes[0][1:])]
+    ):
+        types = [(4, mx.float16), (4, mx.bfloat16), (0, mx.bfloat16)]
+        for bits, dtype in _types(small, *types):
+            yield Case(
+                "routed_experts",
+                f"{T} x {D} to {F}, {K} experts, {bits or 16} bits",
+                dtype,
+                lambda T=T, E=E, K=K, D=D, F=F, bits=bits, dtype=dtype: [
+                    mx.random.normal((T, D)).astype(dtype),
+                    *_stack(E, 2 * F, D, bits, dtype),
+                    *_stack(E, D, F, bits, dtype),
+                    mx.softmax(mx.random.normal((T, K)), axis=-1),
+                    mx.argsort(mx.random.normal((T, E)), axis=-1)[:, :K],
+                ],
+                lambda x, *arrays, bits=bits: [_experts(x, list(arrays), bits)],
+            )
+
+
+def _stack(E: int, rows: int, width: int, bits: int, dtype: mx.Dtype) -> list[mx.array]:
+    stack = (mx.random.normal((E, rows, width), dtype) * width**-0.5).astype(dtype)
+    return list(mx.quantize(stack, group_size=64, bits=bits)) if bits else [stack]
+
+
+def _experts(x: mx.array, arrays: list[mx.array], bits: int) -> mx.array:
+    *arrays, weights, experts = arrays
+    if bits:
+        stacks: list[Any] = [_Packed(arrays[:3], bits), _Packed(arrays[3:], bits)]
+    else:
+        stacks = arrays
+    given = (x, stacks[0], stacks[1], weights, experts, "silu", True)
+    found = routed_experts(*given)
+    return experts_reference(*given) if found is None else found
+
+
+def _add_norm(small: bool) -> Iterator[Case]:
+    for shape in (
+        [(2, 100)] if small else [(1, 3072), (1, 4096), (8, 3072), (588, 3072)]
+    ):
+        for dtype in FLOATS:
+            for kind in (nn.RMSNorm, nn.LayerNorm):
+                yield Case(
+                    "add_norm",
+                    f"{shape[0]} x {shape[1]}, {kind.__name__}",
+                    dtype,
+                    lambda shape=shape, dtype=dtype, kind=kind: [
+                        *(mx.random.normal(shape).astype(dtype) for _ in range(2)),
+                        mx.random.normal(shape[1:]).astype(dtype),
+                        mx.random.normal(shape[1:]).astype(dtype),
+                    ],
+                    lambda x, delta, *weights, kind=kind: _add(x, delta, kind, weights),
+                )
+
+
+def _add(
+    x: mx.array, delta: mx.array, kind: Any, weights: Sequence[mx.array]
+) -> list[mx.array]:
+    norm = kind(1)
+    norm.weight = weights[0]
+    if "bias" in norm:
+        norm.bias = weights[1]
+    return list(add_norm(x, delta, norm))[::-1]
+
+
+def _quantized_attention(small: bool) -> Iterator[Case]:
+    heads = [(1, 24, 24, 128), (1, 32, 4, 128), (8, 32, 4, 128)]
+    for B, H, KV, width in [(1, 2, 1, 80)] if small else heads:
+        for columns in (40,) if small else (256, 1024, 4096):
+            for bits, dtype in _types(small, (8, mx.float16), (4, mx.bfloat16)):
+                yield Case(
+                    "quantized_attention",
+                    f"{B} x {H} heads on {KV}, {columns} keys of {width}, {bits} bits",
+                    dtype,
+                    lambda B=B, H=H, KV=KV, w=width, n=columns, bits=bits, t=dtype: [
+                        mx.random.normal((B, H, 1, w)).astype(t),
+                        *_cached((B, KV, n, w), bits, t),
+                        *_cached((B, KV, n, w), bits, t),
+                    ],
+                    lambda q, *kv, bits=bits: [
+                        attend_quantized(
+                            q, kv[:3], kv[3:], q.shape[-1] ** -0.5, None, 32, bits
+                        )
+                    ],
+                )
+
+
+def _cached(shape: tuple[int, ...], bits: int, dtype: mx.Dtype) -> list[mx.array]:
+    x = fill_last_axis(mx.random.normal(shape).astype(dtype), 32)
+    return list(mx.quantize(x, group_size=32, bits=bits))
+
+
+def _photo(small: bool) -> Iterator[Case]:
+    photos = [(4032, 3024, 336), (4032, 3024, 378), (4032, 3024, 672), (640, 480, 378)]
+    for width, height, size in [(40, 30, 16)] if small else photos:
+        for dtype in FLOATS if small else FLOATS[:1]:
+            yield Case(
+                "photo",
+                f"{width} x {height} to {size}",
+                dtype,
+                lambda w=width, h=height, dtype=dtype: [
+                    mx.array([122, 116, 104]),
+                    mx.random.randint(0, 256, (h, w, 3)).astype(mx.uint8),
+                    mx.random.normal((256, 3)).astype(dtype),
+                ],
+                # Padded by a twentieth on each side.
+                lambda colour, picture, levels, size=size: [
+                    photo(
+                        picture,
+                        _padded(picture.shape[1], size),
+                        _padded(picture.shape[0], size),
+                        colour,
+                        levels,
+                        size,
+                    )
+                ],
+            )
+
+
+def _padded(length: int, size: int) -> Axis:
+    pad = length // 20
+    return axis(length, size, padded=length + 2 * pad, left=pad)
+
+
+# Name in the settings -> its cases; small: a few that a CPU can do in a test.
+KERNELS: dict[str, Callable[[bool], Iterator[Case]]] = {
+    "router": _router,
+    "router_matvec": _router_matvec,
+    "routed_experts": _routed_experts,
+    "add_norm": _add_norm,
+    "quantized_attention": _quantized_attention,
+    "photo": _photo,
+}
+
+
+def all_cases(small: bool = False) -> list[Case]:
+    """Every case of every kernel."""
+    return [case for cases in KERNELS.values() for case in cases(small)]
