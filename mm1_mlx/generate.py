@@ -12,6 +12,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from mm1_mlx.cli.drafting import add_drafting, check_drafting, load_draft
+from mm1_mlx.cli.generation_plan import add_plan, check_folders, print_plan
 from mm1_mlx.cli.parser import Parser, json_object, number, some_text, whole_number
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.verbs import make_callable
@@ -80,6 +82,7 @@ def parser() -> Parser:
     _add_sampling(parser)
     _add_images(parser)
     _add_cache(parser)
+    add_drafting(parser)
     _add_output(parser)
     return parser
 
@@ -204,6 +207,13 @@ def _add_cache(parser: Parser) -> None:
         metavar="N",
         help="prompt tokens per step: less memory, more steps (%(default)s)",
     )
+    add(
+        "--prefix-cache",
+        metavar="FOLDER",
+        help="keep what was read of prompts and pictures here, 10 GB at most: the next "
+        "run that begins alike starts at once",
+    )
+    add_plan(group)
 
 
 def _add_output(parser: Parser) -> None:
@@ -240,7 +250,7 @@ def read_prompt(given: str) -> str:
     return given
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int | None:
     """Load, answer, print."""
     from mm1_mlx.inference.generation import stream_generate
     from mm1_mlx.inference.wired import wired_limit
@@ -248,33 +258,58 @@ def run(args: argparse.Namespace) -> None:
 
     if world().size() > 1 and args.prompt == "-":
         raise UsageError("-p - cannot be read by several processes: give the text")
+    check_drafting(args, world().size())
     prompt = read_prompt(args.prompt)
-    model, processor = _load(args)
+    settings = _settings(args)
+    if args.plan:
+        name = args.model or DEFAULT_MODEL
+        return print_plan(args, settings, prompt, name, _resize_as_asked)
+    reuse = _reuse(args)
+    model, processor = _load(args, settings)
+    settings["draft_model"] = load_draft(args, model, processor)
     with wired_limit():
         pieces = stream_generate(
-            model, processor, prompt, _images(args.image), **_settings(args)
+            model, processor, prompt, _images(args.image), reuse=reuse, **settings
         )
         if is_first():
             _tell(_print_answer(pieces, args), args)
+            _tell_problem(reuse)
         else:
             list(pieces)
         meet()
+    return None
 
 
-def _load(args: argparse.Namespace) -> Any:
+def _reuse(args: argparse.Namespace) -> Any:
+    """The folder of --prefix-cache; for one answer nothing is kept in memory."""
+    if args.prefix_cache is None:
+        return False
+    from mm1_mlx.inference.reuse import Reuse
+    from mm1_mlx.processes import together
+
+    with together():
+        return Reuse(folder=args.prefix_cache)
+
+
+def _tell_problem(reuse: Any) -> None:
+    if reuse and reuse.problem:
+        print(
+            f"warning: --prefix-cache: the prompt was not kept: {reuse.problem}",
+            file=sys.stderr,
+        )
+
+
+def _load(args: argparse.Namespace, settings: dict[str, Any]) -> Any:
     from mm1_mlx.cli.progress import conversion_progress
-    from mm1_mlx.loading import load
+    from mm1_mlx.loading import find_model, load
     from mm1_mlx.processes import is_first, together, world
 
     start = time.perf_counter()
     name = args.model or DEFAULT_MODEL
     with together():
-        model, processor = load(
-            name,
-            adapter_path=args.adapter_path,
-            group=world(),
-            **conversion_progress(),
-        )
+        folder = find_model(name, **conversion_progress())
+        check_folders(args, settings, folder)
+        model, processor = load(folder, adapter_path=args.adapter_path, group=world())
         _resize_as_asked(processor, args)
     if is_first() and not processor.tokenizer.reads_text:
         print(
@@ -345,7 +380,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "system max_tokens temp top_p top_k min_p repetition_penalty "
         "repetition_context_size seed stop kv_bits kv_group_size quantized_kv_start "
-        "prefill_step_size allow_url chat_template_config"
+        "prefill_step_size allow_url chat_template_config lookup num_draft_tokens "
+        "check_memory"
     )
     chosen = {name: getattr(args, name) for name in names.split()}
     return {

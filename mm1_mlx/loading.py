@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mm1_mlx.inputs.processor import Processor
     from mm1_mlx.inputs.settings import ImageSettings
 
+_READ_AT_ONCE = 64 << 20  # bytes
 _DTYPES = {
     "float32": mx.float32,
     "float16": mx.float16,
@@ -307,9 +308,10 @@ def load_model(
     if not lazy:
         _check_memory(sum(array.nbytes for array in weights.values()), folder)
     model.load_weights(list(weights.items()), strict=False)  # checked above
+    del weights
     model.eval()
     if not lazy:
-        mx.eval(_all_arrays(model))
+        _read_in_turn(_all_arrays(model))
     return model
 
 
@@ -334,8 +336,9 @@ def load_encoder(
     }
     check_weights(_shapes(found), _shapes(_named(encoder)), str(folder))
     encoder.load_weights([(n, _as_type(a, wanted)) for n, a in found.items()])
+    del found
     encoder.eval()
-    mx.eval(_all_arrays(encoder))
+    _read_in_turn(_all_arrays(encoder))
     return encoder, ImageSettings.read(folder)
 
 
@@ -382,6 +385,25 @@ def _empty_model(config: MM1Config, weights: dict[str, mx.array]) -> MM1:
 
 def _named(model: nn.Module) -> dict[str, mx.array]:
     return dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
+
+
+def _read_in_turn(arrays: list[mx.array]) -> None:
+    """Evaluate lazy weights a few at a time.
+
+    Where they are cast, MLX would else read ahead of the casts, and hold nearly the
+    stored weights beside the cast ones: 1.4 times the model, measured from 16 bits to
+    32. So it is the model and at most _READ_AT_ONCE, or one array.
+    """
+    some: list[mx.array] = []
+    size = 0
+    for array in arrays:
+        if some and size + array.nbytes > _READ_AT_ONCE:
+            mx.eval(some)
+            some, size = [], 0
+        some.append(array)
+        size += array.nbytes
+    mx.eval(some)
+    mx.clear_cache()  # what was cast from
 
 
 def _all_arrays(model: nn.Module) -> list[mx.array]:

@@ -73,7 +73,9 @@ def test_the_peak_is_predicted_within_15_percent(data, plan, recompute):  # noqa
     gc.collect()  # models of other tests
     base = mx.get_active_memory()
     for shape in SHAPES:
-        measured = max(peak for peak, _ in trainer.peaks([probe(stage, shape)]))
+        measured = max(  # the order of a graph's work varies a little
+            peak for _ in range(3) for peak, _ in trainer.peaks([probe(stage, shape)])
+        )
         predicted = base + memory.needed(shape)
         told = f"{shape}: {bytes_text(predicted)}, measured {bytes_text(measured)}"
         assert abs(predicted - measured) <= 0.15 * measured, told

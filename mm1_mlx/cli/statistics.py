@@ -12,9 +12,12 @@ _FIELDS = (
     "token_ids",
     "finish_reason",
     "prompt_tokens",
+    "reused_tokens",
     "prompt_tps",
     "generation_tokens",
     "generation_tps",
+    "drafted_tokens",
+    "accepted_tokens",
     "ttft",
     "num_images",
     "image_size",
@@ -41,14 +44,25 @@ def statistics(response: "GenerationResponse") -> str:
             f"Image: {response.num_images} ({width}x{height}), "
             f"{response.image_tokens} tokens, encode {response.image_seconds:.2f} s"
         )
+    if response.reused_tokens:
+        reused = f"{response.reused_tokens} of {response.prompt_tokens}"
+        lines.append(f"Reused: {reused} prompt tokens")
     lines += [
         f"Prompt: {response.prompt_tokens} tokens, "
         f"{response.prompt_tps:.3f} tokens-per-sec",
         generation,
+        *_drafts(response),
         f"TTFT: {response.ttft:.2f} s",
         f"Peak memory: {response.peak_memory:.3f} GB",
     ]
     return "\n".join(lines)
+
+
+def _drafts(response: "GenerationResponse") -> list[str]:
+    if response.drafted_tokens is None:
+        return []
+    right, all_ = response.accepted_tokens, response.drafted_tokens
+    return [f"Draft: {right} of {all_} tokens accepted"]
 
 
 def as_json(response: "GenerationResponse", **more: Any) -> str:

@@ -2,20 +2,28 @@
 
 import time
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.errors import PromptError
-from mm1_mlx.grids import Layout
+from mm1_mlx.errors import MemoryPlanError, PromptError
+from mm1_mlx.inference.memory_plan import check_memory
+from mm1_mlx.inference.pictures import Picture, pictures_of
+from mm1_mlx.inference.reuse import Reuse, store_of
 from mm1_mlx.inference.settings import Settings
-from mm1_mlx.inference.steps import Decoding, encode_images, generate_step
+from mm1_mlx.inference.speculative import (
+    SpeculativeDecoding,
+    check_draft,
+    make_drafter,
+    refuse_for_batches,
+)
+from mm1_mlx.inference.steps import Decoding, generate_step
 from mm1_mlx.inference.text import AnswerText
+from mm1_mlx.inference.turns import Turn, as_one
+from mm1_mlx.inputs.processor import Processor
 from mm1_mlx.inputs.prompts import is_conversation, plural
 from mm1_mlx.models.mm1 import MM1
-from mm1_mlx.processes import together
 
 __all__ = [
     "GenerationResponse",
@@ -42,12 +50,15 @@ class GenerationResponse:
     image_seconds: encoder and connector. peak_memory: GB (10^9 bytes) that MLX used at
     most, in this process. finish_reason: "stop" (end of text, or a stop string),
     "length" (max_tokens, or the context is full), or None while it goes on.
+    drafted_tokens: guessed so far by a draft model or lookup, accepted_tokens: those of
+    them in the answer; None where nothing guesses.
     """
 
     text: str
     token_id: int
     token_ids: tuple[int, ...]
     prompt_tokens: int
+    reused_tokens: int = 0
     prompt_tps: float
     generation_tokens: int
     generation_tps: float
@@ -58,6 +69,8 @@ class GenerationResponse:
     image_size: tuple[int, int] | None
     peak_memory: float
     finish_reason: str | None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -68,22 +81,17 @@ class _Request:
     """One prompt, read: its tokens, pictures, and how long its answer may be."""
 
     input_ids: list[int]
-    pixel_values: mx.array | None
+    pictures: list[Picture]
     image_tokens: int
     max_tokens: int
-    layouts: tuple[Layout, ...] = ()
-
-    @property
-    def num_images(self) -> int:
-        if self.pixel_values is None:
-            return 0
-        return len(self.layouts) or self.pixel_values.shape[0]
+    reused_tokens: int = 0
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        if self.pixel_values is None:
+        if not self.pictures:
             return None
-        return self.pixel_values.shape[2], self.pixel_values.shape[1]
+        _, height, width, _ = self.pictures[0].pixels.shape
+        return width, height
 
 
 def _read(
@@ -92,12 +100,17 @@ def _read(
     prompt: Prompt,
     images: Images,
     settings: Settings,
+    store: Reuse | None,
 ) -> _Request:
     """Prompt and pictures through the processor; the context is checked here."""
     _check_one(prompt)
     _check_system(prompt, settings.system)
-    inputs = processor(prompt, images=images, **settings.reading())
-    ids = inputs.input_ids.tolist()[0]
+    reading = settings.reading()
+    if store is not None and isinstance(processor, Processor):
+        reading["known"] = store.pixels
+    inputs = processor(prompt, images=images, **reading)
+    rows: Any = inputs.input_ids.tolist()
+    (ids,) = rows
     context = model.config.text_config.max_position_embeddings
     if len(ids) >= context:
         raise PromptError(
@@ -105,15 +118,12 @@ def _read(
             f"and the answer needs room too. Shorten the prompt or use fewer images."
         )
     slot = model.config.image_token_id
-    pixels = inputs.pixel_values
-    if pixels is not None and pixels.shape[0] == 0:
-        pixels = None
+    slots = ids.count(slot) if slot is not None else 0
     return _Request(
         input_ids=ids,
-        pixel_values=pixels,
-        image_tokens=ids.count(slot) if slot is not None else 0,
+        pictures=pictures_of(inputs, slots),
+        image_tokens=slots,
         max_tokens=min(settings.max_tokens, context - len(ids)),
-        layouts=inputs.layouts,
     )
 
 
@@ -162,6 +172,29 @@ def _check_system(prompt: Prompt, system: str | None) -> None:
         )
 
 
+def _check_memory(
+    model: MM1, requests: list[_Request], settings: Settings, store: Reuse | None
+) -> None:
+    """As check_memory; what is kept of earlier prompts goes before it refuses."""
+
+    def check() -> None:
+        check_memory(
+            model,
+            settings,
+            [request.input_ids for request in requests],
+            sum(p.pixels.shape[0] for request in requests for p in request.pictures),
+            max(request.max_tokens for request in requests),
+        )
+
+    try:
+        check()
+    except MemoryPlanError:
+        if store is None or not store.nbytes:
+            raise
+        store.clear()
+        check()
+
+
 def _ends(model: MM1, processor: Any) -> frozenset[int]:
     """The ids that end an answer: the config's and the tokenizer's."""
     ours = model.config.eos_token_ids
@@ -173,7 +206,7 @@ class _Clock:
 
     def __init__(self):
         self._start = time.perf_counter()
-        self.image_seconds = 0.0
+        self.image_seconds = self.shared_seconds = 0.0
         self._first: float | None = None
 
     def tick(self) -> None:
@@ -188,27 +221,31 @@ class _Clock:
         text: str,
         ids: Sequence[int],
         count: int,
-        prompt_seconds: float,
+        decoding: Decoding,
         finish_reason: str | None,
     ) -> GenerationResponse:
         """What is told of a request after `count` tokens; rates in tokens a second."""
         assert self._first is not None
         after = self._last - self._first
+        read = len(request.input_ids) - request.reused_tokens
         return GenerationResponse(
             text=text,
             token_id=ids[-1],
             token_ids=tuple(ids),
             prompt_tokens=len(request.input_ids),
-            prompt_tps=len(request.input_ids) / max(prompt_seconds, 1e-9),
+            reused_tokens=request.reused_tokens,
+            prompt_tps=read / max(decoding.prompt_seconds + self.shared_seconds, 1e-9),
             generation_tokens=count,
             generation_tps=(count - 1) / after if count > 1 else float("nan"),
             ttft=self._first - self._start,
-            num_images=request.num_images,
+            num_images=len(request.pictures),
             image_tokens=request.image_tokens,
             image_seconds=self.image_seconds,
             image_size=request.image_size,
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=finish_reason,
+            drafted_tokens=decoding.drafted,
+            accepted_tokens=decoding.accepted,
         )
 
 
@@ -217,6 +254,8 @@ def stream_generate(
     processor: Any,
     prompt: Prompt,
     images: Images = None,
+    *,
+    reuse: Reuse | bool | None = None,
     **settings: Any,
 ) -> Generator[GenerationResponse, None, None]:
     """The answer to a prompt, piece by piece, as it is made.
@@ -245,12 +284,22 @@ def stream_generate(
         prefill_step_size=2048: prompt tokens per step
         max_pixels=None: a picture's pixels at most; None takes the processor's limit
         allow_url=False: whether pictures may be https addresses
+        draft_model=None: a smaller model that guesses tokens, or its (model, processor)
+        lookup=None: guess what followed the same last tokens, at most so many, before
+        num_draft_tokens=3: guesses at a time; they change the speed, not the answer
+        check_memory=True: refuse what would not fit; False tries
+
+    reuse: what is kept of pictures and prompts between calls, so that what a prompt
+    begins with like an earlier one (the same pictures, examples, or conversation) is
+    not computed again. None: the model's own, with a limit (see Reuse); False: nothing.
 
     Raises PromptError and ImageError from the processor, PromptError for a prompt over
     the context or a list of prompts, MM1Error for a setting out of range.
     """
     _check_one(prompt)
-    return _stream(model, processor, prompt, images, Settings.of(settings))
+    chosen, store = Settings.of(settings), store_of(model, reuse)
+    check_draft(chosen, model, processor)
+    return _stream(model, processor, prompt, images, chosen, store)
 
 
 def _stream(
@@ -259,23 +308,33 @@ def _stream(
     prompt: Prompt,
     images: Images,
     settings: Settings,
+    store: Reuse | None,
 ) -> Generator[GenerationResponse, None, None]:
     clock = _Clock()
-    with _as_one(model):
-        request = _read(model, processor, prompt, images, settings)
-        features = _encode(model, [request], clock)
+    with as_one(model):
+        request = _read(model, processor, prompt, images, settings, store)
+        drafter = make_drafter(settings, model, prompt, images, request.input_ids)
+        _check_memory(model, [request], settings, store)
+        turn = Turn(model, store, [request], settings)
+    known = turn.start()
+    clock.image_seconds = turn.image_seconds
     answer = AnswerText(
         processor.detokenizer(),
         settings.stops,
         _ends(model, processor),
         request.max_tokens,
     )
-    decoding = Decoding(
+    how = settings.decoding()
+    kind = Decoding
+    if drafter is not None:
+        kind = SpeculativeDecoding
+        how |= {"drafter": drafter, "num_draft_tokens": settings.num_draft_tokens}
+    decoding = kind(
         model,
         mx.array([request.input_ids]),
-        image_features=features,
         max_tokens=request.max_tokens,
-        **settings.decoding(),
+        **known,
+        **how,
     )
     try:
         while answer.finish_reason is None:
@@ -287,36 +346,15 @@ def _stream(
                 text,
                 tokens,
                 len(answer.token_ids),
-                decoding.prompt_seconds,
+                decoding,
                 answer.finish_reason,
             )
     except GeneratorExit:  # the caller has enough
         decoding.settle()
+        turn.keep_answer(decoding.cache, answer.token_ids, later=True)
         raise
     decoding.settle()
-
-
-def _as_one(model: MM1) -> AbstractContextManager:
-    """Where processes share a model, an error of one of them is every one's."""
-    group = model.decoder.group
-    return nullcontext() if group is None else together(group)
-
-
-def _encode(model: MM1, requests: Sequence[_Request], clock: _Clock) -> mx.array | None:
-    """Image tokens of all requests in reading order, (N, Q, D), or None."""
-    pictures = [r.pixel_values for r in requests if r.pixel_values is not None]
-    if not pictures:
-        return None
-    start = time.perf_counter()
-    layouts = tuple(layout for request in requests for layout in request.layouts)
-    if len({picture.shape[1:] for picture in pictures}) == 1:
-        together = pictures[0] if len(pictures) == 1 else mx.concatenate(pictures)
-        features = encode_images(model, together, layouts)
-    else:
-        features = mx.concatenate([encode_images(model, p) for p in pictures])
-        mx.eval(features)
-    clock.image_seconds = time.perf_counter() - start
-    return features
+    turn.keep_answer(decoding.cache, answer.token_ids)
 
 
 def generate(
@@ -324,10 +362,13 @@ def generate(
     processor: Any,
     prompt: Prompt,
     images: Images = None,
+    *,
+    reuse: Reuse | bool | None = None,
     **settings: Any,
 ) -> GenerationResponse:
     """The whole answer to a prompt; arguments and errors as stream_generate."""
-    return joined(list(stream_generate(model, processor, prompt, images, **settings)))
+    pieces = stream_generate(model, processor, prompt, images, reuse=reuse, **settings)
+    return joined(list(pieces))
 
 
 def joined(pieces: Sequence[GenerationResponse]) -> GenerationResponse:
@@ -344,57 +385,62 @@ def batch_generate(
     processor: Any,
     prompts: Sequence[Prompt],
     images: Sequence[Images] | None = None,
+    *,
+    reuse: Reuse | bool | None = None,
     **settings: Any,
 ) -> list[GenerationResponse]:
     """The answers to several prompts, made together; finished ones leave the batch.
 
     Greedy answers are those that `generate` gives one by one. Settings and errors as
     stream_generate, for all rows; a prompt that fails fails the call. The rates of a
-    row count its own tokens over the batch's time, so they add up.
+    row count its own tokens over the batch's time, so they add up. What all prompts
+    begin with, such as examples, is computed once, and kept with the prompts for later
+    calls (reuse).
 
     prompts: a list of what stream_generate takes. images: a list with an entry for each
     prompt: one image, a list of images, or None.
     """
-    chosen = Settings.of(settings)
+    chosen, store = Settings.of(settings), store_of(model, reuse)
+    refuse_for_batches(chosen)
     _check_batch(prompts, images)
     if not len(prompts):
         return []
     clock = _Clock()
     lists = images if images is not None else [None] * len(prompts)
-    with _as_one(model):
+    with as_one(model):
         requests = [
-            _read(model, processor, prompt, pictures, chosen)
+            _read(model, processor, prompt, pictures, chosen, store)
             for prompt, pictures in zip(prompts, lists, strict=True)
         ]
-        features = _encode(model, requests, clock)
+        _check_memory(model, requests, chosen, store)
+        turn = Turn(model, store, requests, chosen)
     ends = _ends(model, processor)
     answers = [
         AnswerText(processor.detokenizer(), chosen.stops, ends, request.max_tokens)
         for request in requests
     ]
-    return _run_batch(model, requests, answers, features, chosen, clock)
+    return _run_batch(model, requests, answers, turn, chosen, clock)
 
 
 def _run_batch(
     model: MM1,
     requests: list[_Request],
     answers: list[AnswerText],
-    features: mx.array | None,
+    turn: Turn,
     settings: Settings,
     clock: _Clock,
 ) -> list[GenerationResponse]:
-    longest = max(len(request.input_ids) for request in requests)
-    padding = [longest - len(request.input_ids) for request in requests]
     rows = [
         [_pad_id(model)] * pad + request.input_ids
-        for pad, request in zip(padding, requests, strict=True)
+        for pad, request in zip(turn.padding, requests, strict=True)
     ]
+    known = turn.start()
+    clock.image_seconds, clock.shared_seconds = turn.image_seconds, turn.seconds
     decoding = Decoding(
         model,
         mx.array(rows),
-        image_features=features,
-        left_padding=padding,
         max_tokens=max(request.max_tokens for request in requests),
+        **known,
         **settings.decoding(),
     )
     texts = [""] * len(rows)
@@ -412,7 +458,7 @@ def _run_batch(
                     texts[row],
                     answer.token_ids,
                     len(answer.token_ids),
-                    decoding.prompt_seconds,
+                    decoding,
                     answer.finish_reason,
                 )
         kept = [i for i, row in enumerate(alive) if done[row] is None]

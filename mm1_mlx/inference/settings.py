@@ -11,6 +11,7 @@ from mm1_mlx.inference.sampling import (
     make_sampler,
 )
 from mm1_mlx.models.cache import QUANTIZED_BITS
+from mm1_mlx.models.mm1 import MM1
 
 # What is counted: the least, and the most where there is one.
 _WHOLE = {
@@ -19,7 +20,10 @@ _WHOLE = {
     "quantized_kv_start": (0,),
     "max_pixels": (1,),
     "seed": (0, 2**64 - 1),
+    "num_draft_tokens": (1,),
+    "lookup": (1,),
 }
+_NEEDED = ("max_tokens", "prefill_step_size", "num_draft_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +51,15 @@ class Settings:
     allow_url: bool = False
     use_template: bool = True
     chat_template_config: Mapping[str, Any] | None = None
+    draft_model: Any = None
+    num_draft_tokens: int = 3
+    lookup: int | None = None
+    check_memory: bool = True
 
     def __post_init__(self):
         for name, limits in _WHOLE.items():
             value = getattr(self, name)
-            if value is not None or name in ("max_tokens", "prefill_step_size"):
+            if value is not None or name in _NEEDED:
                 self._set(name, check_number(name, value, *limits, whole=True))
         self._set_choice("kv_bits", (*QUANTIZED_BITS, None))
         self._set_choice("kv_group_size", (32, 64, 128))
@@ -68,7 +76,24 @@ class Settings:
                 f"chat_template_config is {names!r}, but must be a dict with the names "
                 f"and values of the template's variables."
             )
+        self._check_draft()
         self.decoding()  # checks the sampling settings
+
+    def _check_draft(self) -> None:
+        given = self.draft_model
+        if given is None:
+            return
+        pair = given if isinstance(given, tuple) else (given, None)
+        if len(pair) != 2 or not isinstance(pair[0], MM1):
+            raise MM1Error(
+                f"draft_model is of the type {type(given).__name__}, but must be a "
+                f"model, or what load() gives: (model, processor)."
+            )
+        if self.lookup is not None:
+            raise MM1Error(
+                "draft_model and lookup were both given, but only one can guess. "
+                "Leave one of them out."
+            )
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> "Settings":

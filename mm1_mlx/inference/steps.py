@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mm1_mlx.config import DecoderConfig
 from mm1_mlx.grids import Layout
 from mm1_mlx.inference.sampling import LogitsProcessor, Sampler, greedy
 from mm1_mlx.models.mm1 import MM1
@@ -15,6 +16,8 @@ from mm1_mlx.processes import from_first
 
 STEPS_TO_CLEAR = 256  # MLX's buffer cache is emptied this often, as mlx-lm does
 IMAGES_AT_ONCE = 8  # pictures per run of the encoder: bounds its memory
+# Metal's product of sorted expert rows overflowed above this many (MLX 0.32.2 on M5).
+EXPERT_ROWS = 32768
 
 
 @cache
@@ -72,6 +75,14 @@ def _encode_tiles(
     return features
 
 
+def prefill_piece(config: DecoderConfig, rows: int, step: int) -> int:
+    """Prompt tokens at a time: `step`, or as few as keep B * T * K in EXPERT_ROWS."""
+    moe = config.moe_config
+    if moe is None:
+        return step
+    return min(step, max(1, EXPERT_ROWS // (rows * moe.num_experts_per_tok)))
+
+
 class Decoding:
     """A batch of rows that grows by one token per step; one step is computed ahead.
 
@@ -82,7 +93,14 @@ class Decoding:
         input_ids: (B, L), config.image_token_id once per image token
         image_features: (N, Q, D), all pictures of the batch in reading order, or None
         left_padding: for each row how many columns hold no token, or None
+
+    reused: columns of input_ids that the cache has read; image_features are then of
+    the others. on_prompt: is given the cache when the prompt is read, or before it is
+    first quantized.
     """
+
+    drafted: int | None = None  # see SpeculativeDecoding
+    accepted: int | None = None
 
     def __init__(
         self,
@@ -100,6 +118,8 @@ class Decoding:
         kv_group_size: int = 64,
         quantized_kv_start: int = 0,
         on_prefill: Callable[[int, int], None] | None = None,
+        reused: int = 0,
+        on_prompt: Callable[[list], None] | None = None,
     ):
         assert cache is None or left_padding is None, "the cache knows its padding"
         self._decoder = model.decoder
@@ -114,12 +134,15 @@ class Decoding:
         self._kv = (kv_bits, kv_group_size, quantized_kv_start)
         self._history = None
         if self._processors:
-            self._history = padded_history(input_ids, left_padding)
+            padding = getattr(cache[0], "left_padding", None)
+            self._history = padded_history(input_ids, padding)
+        self._on_prompt = on_prompt
         self.prompt_seconds = 0.0  # known when the first step has given its tokens
         self._start = time.perf_counter()
         with mx.stream(generation_stream()):
-            embeddings = model.embed(input_ids, image_features=image_features)
-            logits = self._prefill(embeddings, prefill_step_size, on_prefill)
+            new = input_ids[:, reused:]
+            embeddings = model.embed(new, image_features=image_features)
+            logits = self._prefill(embeddings, prefill_step_size, on_prefill, reused)
             self._pending = self._choose(logits)
 
     def _prefill(
@@ -127,33 +150,46 @@ class Decoding:
         embeddings: mx.array,
         step: int,
         on_prefill: Callable[[int, int], None] | None,
+        reused: int,
     ) -> mx.array:
-        """Read the prompt in pieces; logits (B, V) of its last position only."""
-        length = embeddings.shape[1]
-        start = 0
-        while length - start > step:
-            self._decoder.hidden(None, self.cache, embeddings[:, start : start + step])
-            start += step
+        """Read the prompt in pieces; logits (B, V) of its last position only.
+
+        Pieces end where they would without reuse: there a cache may be quantized.
+        """
+        rows, length, _ = embeddings.shape
+        step = prefill_piece(self._decoder.config, rows, step)
+        start, stop = 0, step - reused % step
+        while stop < length:
+            self._decoder.hidden(None, self.cache, embeddings[:, start:stop])
+            start, stop = stop, stop + step
             self._quantize_cache()
             mx.eval([entry.state for entry in self.cache])
             mx.clear_cache()
             if on_prefill is not None:
-                on_prefill(start, length)
+                on_prefill(reused + start, reused + length)
         rest = embeddings[:, start:]
         hidden = self._decoder.hidden(None, self.cache, rest, last_only=True)
         logits = self._decoder.head(hidden[:, -1])
+        self._show_prompt()
         self._quantize_cache()
         if on_prefill is not None:
-            on_prefill(length, length)
+            on_prefill(reused + length, reused + length)
         return logits
+
+    def _show_prompt(self) -> None:
+        if self._on_prompt is not None:
+            self._on_prompt(self.cache)
+            self._on_prompt = None
 
     def _quantize_cache(self) -> None:
         bits, group_size, start = self._kv
-        if bits is None:
+        if bits is None or self.cache[0].offset < start:
             return
+        self._show_prompt()
         for i, entry in enumerate(self.cache):
             if hasattr(entry, "to_quantized") and entry.offset >= start:
                 self.cache[i] = entry.to_quantized(group_size=group_size, bits=bits)
+                mx.async_eval(self.cache[i].state)  # a later thread needs it
 
     def _choose(self, logits: mx.array) -> tuple[mx.array, mx.array]:
         """Tokens (B,) and log-probabilities (B, V), on their way."""
@@ -187,7 +223,8 @@ class Decoding:
         given: Any = tokens.tolist()
         if self._steps == 1:
             self.prompt_seconds = time.perf_counter() - self._start
-        if self._steps % STEPS_TO_CLEAR == 0:
+        # What reading the prompt has used is given back once the answer is on its way.
+        if self._steps % STEPS_TO_CLEAR == 0 or self._steps == 2:
             mx.clear_cache()
         return given, logprobs
 

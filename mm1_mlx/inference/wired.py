@@ -23,5 +23,7 @@ def wired_limit() -> Iterator[None]:
     try:
         yield
     finally:
-        mx.synchronize(generation_stream())  # a step may be running ahead
-        mx.set_wired_limit(before)
+        try:
+            mx.synchronize(generation_stream())  # a step may be running ahead
+        finally:  # also after a second Ctrl-C
+            mx.set_wired_limit(before)

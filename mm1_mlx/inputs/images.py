@@ -35,8 +35,10 @@ __all__ = [
 
 MAX_PIXELS = 64_000_000
 # No step of a resize makes more pixels than this at once (4 bytes each in Pillow).
-_MAX_STEP = 100_000_000
-_STRIP = 16_000_000  # pixels of a padded strip
+MAX_STEP = 100_000_000
+# Pixels of what is copied of a large picture at once. (Small parts are also faster:
+# their memory is used again. 12 megapixels copied for the GPU: 12 ms for 75.)
+STRIP = 1_000_000
 _PILLOW_LIMIT = threading.Lock()  # held while Pillow's global limit is another
 
 # Pillow's plugins, by what the file starts with: only these formats are ever opened.
@@ -345,7 +347,18 @@ def load_image(
         _check_size(image.size, max_pixels, name)
         return _to_rgb(image, name)
     data, name = read_source(source, allow_url=allow_url, max_bytes=max_bytes)
+    return decoded(data, name, max_pixels)
+
+
+def decoded(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As load_image, of what read_source gave."""
     return _to_rgb(_decode(data, name, max_pixels), name)
+
+
+def is_decoded(source: Any) -> bool:
+    """Whether a source is a picture's pixels, not a file of it in some format."""
+    is_mlx = type(source).__module__.partition(".")[0] == "mlx"
+    return is_mlx or isinstance(source, (Image.Image, np.ndarray))
 
 
 def image_size(source: Any) -> tuple[int, int]:
@@ -369,7 +382,7 @@ def image_size(source: Any) -> tuple[int, int]:
 
 
 def _check_step(image: Image.Image, width: int, height: int) -> None:
-    if width * height > _MAX_STEP:
+    if width * height > MAX_STEP:
         raise ImageError(
             f"A picture of {image.width}x{image.height} is too long on one side to be "
             f"resized: cut it into parts first."
@@ -407,7 +420,7 @@ def _fit_crop(image: Image.Image, size: int) -> Image.Image:
         _check_step(image, long, height)
         row = image.resize((long, height), Image.Resampling.BICUBIC)
         return resize(row.crop((start, 0, start + size, height)), size, size)
-    if size * long <= _MAX_STEP:
+    if size * long <= MAX_STEP:
         return resize(image, size, long).crop((0, start, size, start + size))
     # A sliver: only the part that is kept is computed. The filter is the same, its
     # position is a 32-bit float inside Pillow.
@@ -418,7 +431,7 @@ def _fit_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _fit_pad(image: Image.Image, size: int, color: tuple[int, int, int]) -> Image.Image:
-    """Padded to a square, then resized; exactly so, but strip by strip.
+    """Padded to a square, then resized; exactly so, but without the square.
 
     A 1x20000 picture would need a canvas of 400 million pixels. The horizontal pass
     works on single rows, so rows can be padded and resized in strips.
@@ -428,12 +441,14 @@ def _fit_pad(image: Image.Image, size: int, color: tuple[int, int, int]) -> Imag
     left, top = (side - width) // 2, (side - height) // 2
     _check_step(image, size, side)
     narrow = Image.new("RGB", (size, side), color)
-    rows = max(_STRIP // side, 1)
+    if width == side:
+        narrow.paste(resize(image, size, height), (0, top))
+        return resize(narrow, size, size)
+    rows = max(STRIP // side, 1)
     for start in range(0, height, rows):
-        stop = min(start + rows, height)
-        strip = Image.new("RGB", (side, stop - start), color)
-        strip.paste(image.crop((0, start, width, stop)), (left, 0))
-        narrow.paste(resize(strip, size, stop - start), (0, top + start))
+        strip = Image.new("RGB", (side, min(rows, height - start)), color)
+        strip.paste(image, (left, -start))
+        narrow.paste(resize(strip, size, strip.height), (0, top + start))
     return resize(narrow, size, size)
 
 
@@ -459,8 +474,14 @@ def pixels(image: Image.Image, settings: ImageSettings) -> np.ndarray:
 
 def normalised(image: Image.Image, settings: ImageSettings) -> np.ndarray:
     """An RGB picture's values as the encoder wants them. (H, W, 3) float32."""
-    levels = np.arange(256)[:, None] / 255
+    values, table = np.asarray(image), levels(settings)
+    # By channel: four times as fast as one look-up by value and channel.
+    channels = [table[:, c].take(values[..., c]) for c in range(3)]
+    return np.stack(channels, axis=-1)
+
+
+def levels(settings: ImageSettings) -> np.ndarray:
+    """What each 8-bit value of each channel becomes. (256, 3) float32."""
+    values = np.arange(256)[:, None] / 255
     mean, std = np.array(settings.image_mean), np.array(settings.image_std)
-    table = ((levels - mean) / std).astype(np.float32)  # (256, 3)
-    values = np.asarray(image)  # (H, W, 3) uint8
-    return table[values, np.arange(3)]
+    return ((values - mean) / std).astype(np.float32)

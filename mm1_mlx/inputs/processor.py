@@ -16,6 +16,7 @@ from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.grids import Layout
 from mm1_mlx.inputs.images import MAX_PIXELS, image_size, load_image, pixels
+from mm1_mlx.inputs.known import read_once
 from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
     flatten_messages,
@@ -28,6 +29,9 @@ from mm1_mlx.inputs.prompts import (
     with_image_slots,
 )
 from mm1_mlx.inputs.settings import ImageSettings
+from mm1_mlx.inputs.shelf import Shelf
+from mm1_mlx.inputs.shots import shot, tiled_shots, together
+from mm1_mlx.inputs.tiling import layout_of, tiles
 from mm1_mlx.inputs.tokenizer import (
     Detokenizer,
     Tokenizer,
@@ -171,6 +175,7 @@ class Processor:
         max_pixels: int = MAX_PIXELS,
         allow_url: bool = False,
         chat_template_config: Mapping[str, Any] | None = None,
+        known: Shelf | None = None,
     ) -> Inputs:
         """The model's inputs for a prompt or a batch of them.
 
@@ -181,6 +186,8 @@ class Processor:
         message for text prompts. use_template: False takes text as it is, with the
         vocabulary's marks in it. max_tokens: room to keep for the answer.
         chat_template_config: names and values of a Jinja template's own variables.
+        known: where pictures that were read are kept: a file with the same bytes is
+        not decoded again.
 
         Raises PromptError and ImageError before anything is computed.
         """
@@ -190,8 +197,10 @@ class Processor:
         prompts = list(prompt) if batch else [prompt]
         given = _images_per_prompt(images, len(prompts), batch)
 
-        def read(source: Any) -> Any:
-            return load_image(source, max_pixels=max_pixels, allow_url=allow_url)
+        def read(source: Any) -> tuple[mx.array | np.ndarray, Layout | None]:
+            how = f"{self.image_settings} {self.config.tiling_config}"
+            limits = {"max_pixels": max_pixels, "allow_url": allow_url}
+            return read_once(source, self._shots, known, how, **limits)
 
         texts, sources = [], []
         for one, its_images in zip(prompts, given, strict=True):
@@ -210,28 +219,29 @@ class Processor:
         self,
         texts: list[str],
         sources: list[list],
-        read: Callable[[Any], Any],
+        read: Callable[[Any], tuple[mx.array | np.ndarray, Layout | None]],
         max_tokens: int,
     ) -> Inputs:
         """Ids and pixels of each row; without tiles, ids are checked before pictures
         are read."""
-        tiled, counts = [], [[self.tokens_per_image] * len(row) for row in sources]
+        tiled: list = []
+        counts = [[self.tokens_per_image] * len(row) for row in sources]
         if self.config.tiling_config is not None:  # as many as its tiles have
-            tiled = [[self._tiles(read(source)) for source in row] for row in sources]
+            tiled = [[read(source) for source in row] for row in sources]
             counts = [[self._count(layout) for _, layout in row] for row in tiled]
         rows = []
         for text, its_counts in zip(texts, counts, strict=True):
             rows.append(self._ids(text, its_counts))
             self._check_length(rows[-1], its_counts, max_tokens)
         if self.config.tiling_config is not None:
-            loaded = [tile for row in tiled for parts, _ in row for tile in parts]
+            loaded = [parts for row in tiled for parts, _ in row]
         else:
             every = [source for row in sources for source in row]
-            loaded = [pixels(read(source), self._settings) for source in every]
+            loaded = [read(source)[0] for source in every]
         ids, padding = self._pad(rows)
         return Inputs(
             input_ids=mx.array(ids),
-            pixel_values=mx.array(np.stack(loaded)) if loaded else None,
+            pixel_values=together(loaded) if loaded else None,
             left_padding=mx.array(padding),
             images_per_row=tuple(len(row) for row in sources),
             image_tokens=tuple(count for row in counts for count in row),
@@ -257,7 +267,7 @@ class Processor:
         picture = load_image(source)
         if self.config.tiling_config is None:
             return pixels(picture, self._settings)[None], self.tokens_per_image, None
-        shots, layout = self._tiles(picture)
+        shots, layout = tiles(picture, self._settings, self.config.tiling_config)
         return shots, self._count(layout), layout
 
     def picture_tokens(self, source: Any) -> int:
@@ -266,16 +276,14 @@ class Processor:
         tiling = self.config.tiling_config
         if tiling is None:
             return self.tokens_per_image
-        from mm1_mlx.inputs.tiling import layout_of
-
         size = self._settings.size
         return self._count(layout_of(*image_size(source), size, tiling))
 
-    def _tiles(self, image: Any) -> tuple[np.ndarray, Layout]:
-        from mm1_mlx.inputs.tiling import tiles
-
-        assert self.config.tiling_config is not None
-        return tiles(image, self._settings, self.config.tiling_config)
+    def _shots(self, image: Any) -> tuple[mx.array | np.ndarray, Layout | None]:
+        """A picture's pixels (n, H, W, 3), and how its tiles lie, if it has some."""
+        if self.config.tiling_config is None:
+            return shot(image, self._settings), None
+        return tiled_shots(image, self._settings, self.config.tiling_config)
 
     def _count(self, layout: Layout) -> int:
         """Tokens of a picture in tiles."""

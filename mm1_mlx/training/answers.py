@@ -113,7 +113,9 @@ def ask(
     """The model's greedy answers to questions, made together."""
     prompts = [question.messages for question in questions]
     images = [question.images for question in questions]
-    found = batch_generate(model, processor, prompts, images, max_tokens=max_tokens)
+    found = batch_generate(
+        model, processor, prompts, images, max_tokens=max_tokens, reuse=False
+    )
     return [answer.text.strip() for answer in found]
 
 

@@ -208,6 +208,7 @@ def _own_answers(
             temp=1.0,
             seed=seed + number,
             max_tokens=length,
+            reuse=False,  # the memory is needed, and the model changes
         )
         yield processor(prompt, images), answer.token_ids
 

@@ -1,22 +1,12 @@
 """What a fine-tuning run may go on from: the same command, or another one by force."""
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-from mlx.utils import tree_flatten
-
 from mm1_mlx.errors import ConfigError
-from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.training.state import load_state
 from mm1_mlx.training.trainer import changes
-
-SAMPLED = 64  # numbers of each weight that a model is known by
 
 # The flags of `lora` where they are not the settings' own names.
 _FLAGS = {
@@ -40,31 +30,6 @@ _PLAN_FLAGS = {
     "dropout": "--dropout",
     "dora": "--fine-tune-type, --train",
 }
-
-
-def fingerprint(model: MM1) -> dict[str, str]:
-    """What tells whether a run goes on with the same base model.
-
-    Its config without provenance, and of each weight its name, its shape and 64 of its
-    numbers, evenly spread: a hash of all would read gigabytes.
-    """
-    config = {k: v for k, v in asdict(model.config).items() if k != "extra"}
-    flat: Any = tree_flatten(model.parameters())
-    some = {}
-    for name, array in sorted(flat):
-        part = array.reshape(-1)[:: -(-array.size // SAMPLED)]
-        if mx.issubdtype(part.dtype, mx.floating):
-            part = part.astype(mx.float32)  # as it was stored, or widened: the same
-        some[name] = part
-    mx.eval(some)
-    digest = hashlib.sha256()
-    for name, array in sorted(flat):
-        digest.update(f"{name} {array.shape}".encode() + np.array(some[name]).tobytes())
-    text = json.dumps(config, sort_keys=True, default=str)
-    return {
-        "config": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "weights": digest.hexdigest()[:16],
-    }
 
 
 def flag_of(name: str) -> str:

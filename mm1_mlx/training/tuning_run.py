@@ -22,6 +22,7 @@ from mm1_mlx.adapters.targets import Plan, adapt, summary, table
 from mm1_mlx.checkpoint.disk import locked
 from mm1_mlx.checkpoint.folder import replacing_file, write_json
 from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.inference.identity import fingerprint as fingerprint_of_model
 from mm1_mlx.inputs.processor import Processor
 from mm1_mlx.inputs.prompts import plural
 from mm1_mlx.models.mm1 import MM1
@@ -38,7 +39,6 @@ from mm1_mlx.training.held_out import check_read, losses_of
 from mm1_mlx.training.memory_plan import MemoryWish, plan_memory
 from mm1_mlx.training.mixtures import Mixture, fingerprint
 from mm1_mlx.training.resuming import check_changes
-from mm1_mlx.training.resuming import fingerprint as fingerprint_of_model
 from mm1_mlx.training.samples import Samples
 from mm1_mlx.training.state import load_state
 from mm1_mlx.training.trainer import Progress, Trainer, changes

@@ -1,0 +1,98 @@
+"""What `generate` says of memory: --plan, and no before the weights are read."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def add_plan(group: Any) -> None:
+    """--plan and --no-memory-check, beside the other flags about memory."""
+    group.add_argument(
+        "--plan",
+        action="store_true",
+        help="tell what memory the answer would take, and end",
+    )
+    group.add_argument(
+        "--no-memory-check",
+        dest="check_memory",
+        action="store_false",
+        help="try it, even where it cannot fit",
+    )
+
+
+def check_folders(
+    args: argparse.Namespace, settings: dict[str, Any], folder: Path
+) -> None:
+    """MemoryPlanError where the config and the files' headers say that it cannot fit.
+
+    Nothing of the weights is read, nor the prompt: what it adds is checked later.
+    """
+    if args.check_memory:
+        _plan(args, settings, folder).check()
+
+
+def print_plan(
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+    prompt: str,
+    name: str,
+    prepare: Callable[[Any, argparse.Namespace], None],
+) -> int:
+    """Read the prompt and the pictures, but no weights; 1 where it cannot fit.
+
+    prepare: has the processor read pictures as the flags ask.
+    """
+    from mm1_mlx.checkpoint.folder import read_config
+    from mm1_mlx.inference.settings import Settings
+    from mm1_mlx.inputs.processor import Processor
+    from mm1_mlx.processes import is_first
+
+    if not is_first():  # it has the pictures
+        return 0
+    folder = _find(name)
+    config = read_config(folder)
+    processor = Processor.from_folder(folder, config)
+    prepare(processor, args)
+    reading = Settings.of(settings).reading()
+    inputs = processor(prompt, images=args.image, **reading)
+    tiles = 0 if inputs.pixel_values is None else inputs.pixel_values.shape[0]
+    length = inputs.input_ids.shape[1]
+    plan = _plan(args, settings, folder, config, prompt=length, pictures=tiles)
+    values = {"plan": {"model": name, **plan.to_dict()}}
+    print(json.dumps(values) if args.json else plan.table())
+    return int(plan.impossible)
+
+
+def _find(name: str) -> Path:
+    from mm1_mlx.cli.progress import conversion_progress
+    from mm1_mlx.loading import find_model
+
+    return find_model(name, **conversion_progress())
+
+
+def _plan(
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+    folder: Path,
+    config: Any = None,
+    **found: int,
+) -> Any:
+    from mm1_mlx.checkpoint.folder import read_config
+    from mm1_mlx.inference.memory_plan import plan_folder
+    from mm1_mlx.inference.settings import Settings
+    from mm1_mlx.processes import world
+
+    draft = None
+    if args.draft_model is not None:
+        its_folder = _find(args.draft_model)
+        draft = its_folder, read_config(its_folder)
+    return plan_folder(
+        folder,
+        config or read_config(folder),
+        Settings.of(settings),
+        draft=draft,
+        processes=world().size(),
+        **found,
+    )

@@ -1,0 +1,400 @@
+"""The memory of an answer, before it: what it needs, and what would fit.
+
+Metal ends the process where memory runs out, without an error that Python could catch.
+So the numbers are added up first, from the config and the prompt's length alone: no
+array is made. A test holds them to what MLX allocates on a CPU: at the least, where it
+finishes each operation before it starts the next, as it does when memory is short. How
+far it works ahead otherwise depends on the machine; then it may be twice as much.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mm1_mlx import memory
+from mm1_mlx.checkpoint.folder import weight_files
+from mm1_mlx.checkpoint.safetensors import ITEM_SIZES
+from mm1_mlx.config import DecoderConfig, MM1Config, VisionConfig
+from mm1_mlx.errors import MemoryPlanError
+from mm1_mlx.inference.settings import Settings
+from mm1_mlx.inference.steps import IMAGES_AT_ONCE, prefill_piece
+from mm1_mlx.memory import bytes_text, working_set
+from mm1_mlx.models.cache import KVCache
+from mm1_mlx.models.mm1 import MM1
+
+_DOUBT = 0.5  # what work takes, beside weights and cache, may be so much less
+_FUSED_HEADS = (
+    64,
+    72,
+    80,
+    96,
+    128,
+)  # widths whose scores Metal's attention never stores
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is asked of a model.
+
+    prompt: tokens of the longest row, image slots included. answer: max_tokens.
+    pictures: how many go through the encoder, tiles counted. number: bytes of one in
+    the model. piece: prompt tokens at a time. processes: that share the decoder.
+    packed: whether the weights are quantized.
+    """
+
+    prompt: int
+    answer: int
+    rows: int = 1
+    pictures: int = 0
+    number: int = 2
+    piece: int = 2048
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    quantized_kv_start: int = 0
+    processes: int = 1
+    packed: bool = False
+    on_cpu: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationPlan:
+    """What an answer is predicted to need, in bytes.
+
+    weights: of the model and the draft, and what else is held. pictures: while they
+    are encoded. prompt: while it is read, its keys and values included. cache: keys and
+    values at the end. answer: what a step makes. draft: the draft's prompt and cache.
+    """
+
+    weights: int
+    pictures: int
+    prompt: int
+    cache: int
+    answer: int
+    draft: int
+    limit: int
+    config: MM1Config
+    work: Work
+
+    @property
+    def peak(self) -> int:
+        """The most at a time."""
+        answer = self.cache + self.answer
+        return self.weights + self.draft + max(self.pictures, self.prompt, answer)
+
+    @property
+    def least(self) -> int:
+        """What it takes at least: weights and cache are known, the rest overrated."""
+        work = (1 - _DOUBT) * (self.draft + max(self.pictures, self.prompt))
+        return self.weights + max(self.cache, round(work))
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the limit."""
+        return self.peak <= self.limit
+
+    @property
+    def impossible(self) -> bool:
+        """Whether it cannot be done: not even the least is within the limit."""
+        return self.least > self.limit
+
+    def changed(self, **changes: Any) -> "GenerationPlan":
+        """The plan with other fields of Work."""
+        return _plan(
+            self.config, replace(self.work, **changes), self.weights, self.limit,
+            self.draft,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; bytes."""
+        values = asdict(replace(self, config=None))  # type: ignore[arg-type]
+        del values["config"]
+        return values | {"peak": self.peak, "least": self.least, "fits": self.fits}
+
+    def table(self) -> str:
+        """For people."""
+        work = self.work
+        many = f"{work.rows} x " if work.rows > 1 else ""
+        bits = f"{work.kv_bits} bits" if work.kv_bits else f"{8 * work.number} bits"
+        rows = [
+            ("weights", self.weights, ""),
+            ("pictures", self.pictures, f"{work.pictures} through the encoder"),
+            ("prompt", self.prompt, f"{many}{work.prompt} tokens, by {work.piece}"),
+            ("keys and values", self.cache, f"+ {work.answer} tokens, {bits}"),
+            ("answer", self.answer, "one token at a time"),
+            ("draft", self.draft, "its prompt, keys and values"),
+        ]
+        verdict = "does not fit" if self.impossible else "may not fit"
+        limit = f"of {bytes_text(self.limit)}: {'fits' if self.fits else verdict}"
+        rows.append(("predicted peak", self.peak, limit))
+        shown = [row for row in rows if row[1]]
+        lines = [f"{name:<16}{bytes_text(n):>10}  {note}" for name, n, note in shown]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def check(self) -> None:
+        """MemoryPlanError where it is impossible: numbers, and what to change."""
+        if not self.impossible:
+            return
+        parts = [
+            f"{name} {bytes_text(n)}"
+            for name, n in (
+                ("weights", self.weights),
+                ("pictures", self.pictures),
+                ("prompt", self.prompt),
+                ("keys and values", self.cache),
+                ("draft", self.draft),
+            )
+            if n
+        ]
+        raise MemoryPlanError(
+            f"This would take {bytes_text(self.peak)} of memory, but there are "
+            f"{bytes_text(self.limit)}: {', '.join(parts)}. {self._advice()} "
+            f"(--no-memory-check, in Python check_memory=False, tries it as it is.)"
+        )
+
+    def _advice(self) -> str:
+        """Single changes that make it fit, or what helps together."""
+        work, ways = self.work, []
+        if self.changed(answer=1).fits:
+            most = bisect_right(
+                range(1, work.answer + 1), False,
+                key=lambda n: not self.changed(answer=n).fits,
+            )  # fmt: skip
+            ways.append(f"--max-tokens {most}")
+        for bits in (8, 4):
+            smaller = self.changed(kv_bits=bits, quantized_kv_start=0)
+            if work.kv_bits is None and smaller.fits:
+                ways.append(f"--kv-bits {bits}")
+                break
+        piece = min(work.piece, work.prompt)
+        while piece > 64 and not self.changed(piece=piece).fits:
+            piece //= 2
+        if piece < work.piece and self.changed(piece=piece).fits:
+            ways.append(f"--prefill-step-size {piece}")
+        if self.changed(pictures=0).fits:
+            ways.append("fewer pictures")
+        if not work.packed:
+            few = memory.weight_bytes(memory.count_parameters(self.config), 4)
+            if replace(self, weights=few).fits:
+                ways.append(
+                    f"4 bits ({bytes_text(few)} of weights): python -m mm1_mlx.quantize"
+                )
+        if ways:
+            return f"What would fit: {'; or '.join(ways)}."
+        return (
+            "No single change would do: take a smaller or more quantized model, and "
+            "lower --max-tokens, --kv-bits and --prefill-step-size."
+        )
+
+
+# --- The parts ---------------------------------------------------------------------
+
+
+def _cache_bytes(text: DecoderConfig, work: Work, tokens: int, bits: int | None) -> int:
+    """Keys and values of so many columns, with the room that a cache keeps."""
+    columns = -(-tokens // KVCache.step) * KVCache.step
+    width = text.size_per_head
+    per_head = float(width * work.number)
+    if bits is not None:
+        fitting = [g for g in (128, 64) if g <= work.kv_group_size and width % g == 0]
+        group = fitting[0] if fitting else 32
+        filled = -(-width // group) * group
+        per_head = filled * bits / 8 + 2 * work.number * filled / group
+    heads = 2 * text.num_hidden_layers * text.kv_heads / work.processes
+    return round(work.rows * columns * heads * per_head)
+
+
+def _scores(heads: int, rows: int, queries: int, keys: int, number: int) -> int:
+    """Attention that stores its scores, and the mask."""
+    return number * rows * heads * queries * keys + queries * keys
+
+
+def _stores_scores(head: int, work: Work) -> bool:
+    return work.on_cpu or head not in _FUSED_HEADS
+
+
+def _prompt(text: DecoderConfig, work: Work) -> int:
+    """Reading the prompt: its embeddings and keys and values, and a piece of it."""
+    piece = min(prefill_piece(text, work.rows, work.piece), work.prompt)
+    step = memory.prompt_bytes(text, work.rows * piece, work.rows * piece)
+    step = step * work.number // 2
+    whole = work.prompt <= piece
+    later = work.kv_bits is not None and work.quantized_kv_start < work.prompt
+    bits = work.kv_bits if later and not whole else None
+    if _stores_scores(text.size_per_head, work) or bits is not None:
+        step = max(step, _attention(text, work, piece, bits))
+    embeddings = work.rows * work.prompt * text.hidden_size * work.number
+    return embeddings + _cache_bytes(text, work, work.prompt, bits) + step
+
+
+def _attention(text: DecoderConfig, work: Work, piece: int, bits: int | None) -> int:
+    """Attention with stored scores, of the prompt's last piece; softmax in float32."""
+    heads, kv, width = (
+        text.num_attention_heads // work.processes,
+        text.kv_heads // work.processes,
+        text.size_per_head,
+    )
+    copies = 1 if bits is None else 2
+    scores = copies * _scores(heads, work.rows, piece, work.prompt, 4)
+    # The residual; q, k and v; q and k turned; q scaled.
+    row = text.hidden_size + (3 * heads + 3 * kv) * width
+    return scores + work.rows * piece * row * work.number
+
+
+def _answer(text: DecoderConfig, work: Work) -> int:
+    """A step: logits and what is made of them, and a layer's cache as it grows."""
+    tokens = work.prompt + work.answer
+    layer = _cache_bytes(text, work, tokens, work.kv_bits) // text.num_hidden_layers
+    return 4 * 4 * work.rows * text.vocab_size + layer
+
+
+def _pictures(vision: VisionConfig | None, config: MM1Config, work: Work) -> int:
+    """Encoding: some pictures at a time, and the tokens of all of them."""
+    if vision is None or not work.pictures:
+        return 0
+    count = min(work.pictures, IMAGES_AT_ONCE)
+    step = memory.image_bytes(vision, count) * work.number // 2
+    if _stores_scores(vision.size_per_head, work):
+        patches = vision.num_patches + 1
+        scores = _scores(vision.num_attention_heads, count, patches, patches, 4)
+        row = 8 * vision.hidden_size
+        step = max(step, scores + count * patches * row * work.number)
+    tokens = work.pictures * config.tokens_per_image
+    return step + tokens * config.text_config.hidden_size * work.number
+
+
+def _plan(
+    config: MM1Config, work: Work, weights: int, limit: int, draft: int
+) -> GenerationPlan:
+    text = config.text_config
+    return GenerationPlan(
+        weights=weights,
+        pictures=_pictures(config.vision_config, config, work),
+        prompt=_prompt(text, work),
+        cache=_cache_bytes(text, work, work.prompt + work.answer, work.kv_bits),
+        answer=_answer(text, work),
+        draft=draft,
+        limit=limit,
+        config=config,
+        work=work,
+    )
+
+
+def _draft_bytes(config: MM1Config | None, work: Work) -> int:
+    """What a draft model takes beside its weights."""
+    if config is None:
+        return 0
+    text, work = config.text_config, replace(work, kv_bits=None)
+    return max(
+        _prompt(text, work), _cache_bytes(text, work, work.prompt + work.answer, None)
+    )
+
+
+def plan_generation(
+    config: MM1Config,
+    work: Work,
+    *,
+    weights: int,
+    draft: MM1Config | None = None,
+    limit: int | None = None,
+) -> GenerationPlan:
+    """Predict what an answer needs. limit: bytes; None is the machine's working set."""
+    on_cpu = mx.default_device().type == mx.cpu
+    work = replace(work, on_cpu=on_cpu)
+    limit = working_set() if limit is None else limit
+    return _plan(config, work, weights, limit, _draft_bytes(draft, work))
+
+
+def _work(settings: Settings, **found: Any) -> Work:
+    return Work(
+        piece=settings.prefill_step_size,
+        kv_bits=settings.kv_bits,
+        kv_group_size=settings.kv_group_size,
+        quantized_kv_start=settings.quantized_kv_start,
+        **found,
+    )
+
+
+def check_memory(
+    model: MM1, settings: Settings, prompts: Sequence[Sequence[int]], pictures: int,
+    max_tokens: int,
+) -> None:  # fmt: skip
+    """MemoryPlanError where a loaded model has no room for the answers."""
+    if not settings.check_memory:
+        return
+    given = settings.draft_model
+    draft = given[0] if isinstance(given, tuple) else given
+    group = model.decoder.group
+    work = _work(
+        settings,
+        prompt=max(map(len, prompts)),
+        answer=max_tokens,
+        rows=len(prompts),
+        pictures=pictures,
+        number=model.decoder.norm.weight.dtype.size,  # type: ignore[union-attr]
+        processes=1 if group is None else group.size(),
+        packed=model.config.quantization is not None,
+    )
+    plan_generation(
+        model.config,
+        work,
+        weights=mx.get_active_memory(),
+        draft=None if draft is None else draft.config,
+    ).check()
+
+
+# --- Before the weights are read -----------------------------------------------------
+
+
+def folder_weights(folder: Path, processes: int = 1) -> tuple[int, int]:
+    """Bytes that a folder's weights will take here, and those of one number.
+
+    From the headers of its files. MLX's CPU back end gets float32; see loading.load.
+    """
+    on_cpu = mx.default_device().type == mx.cpu
+    total, number = 0, 4
+    for infos in weight_files(folder).values():
+        for name, info in infos.items():
+            nbytes = info.stop - info.start
+            if info.dtype in _FLOATS:
+                size = ITEM_SIZES[info.dtype]
+                nbytes = nbytes // size * 4 if on_cpu else nbytes
+                number = size if name == "decoder.norm.weight" else number
+            shared = processes if name.startswith("decoder.layers.") else 1
+            total += nbytes // shared
+    return total, 4 if on_cpu else number
+
+
+def plan_folder(
+    folder: Path,
+    config: MM1Config,
+    settings: Settings,
+    *,
+    prompt: int = 1,
+    pictures: int = 0,
+    draft: tuple[Path, MM1Config] | None = None,
+    processes: int = 1,
+) -> GenerationPlan:
+    """The plan of a model that is not loaded. prompt: its tokens, where known.
+
+    draft: the folder of a draft model, and its config.
+    """
+    weights, number = folder_weights(folder, processes)
+    if draft is not None:
+        weights += folder_weights(draft[0])[0]
+    context = config.text_config.max_position_embeddings
+    work = _work(
+        settings,
+        prompt=prompt,
+        answer=max(1, min(settings.max_tokens, context - prompt)),
+        pictures=pictures,
+        number=number,
+        processes=processes,
+        packed=config.quantization is not None,
+    )
+    draft_config = None if draft is None else draft[1]
+    return plan_generation(config, work, weights=weights, draft=draft_config)

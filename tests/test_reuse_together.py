@@ -1,0 +1,65 @@
+"""Reuse with what else answers are made with: guesses, and the memory plan."""
+
+import pytest
+from small import SmallProcessor, small_model
+from test_reuse import SHORT, SHOTS, plain
+
+from mm1_mlx import Reuse
+from mm1_mlx.errors import MemoryPlanError
+from mm1_mlx.inference import memory_plan
+from mm1_mlx.inference.generation import batch_generate, generate, stream_generate
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"lookup": 3}, {"draft_model": 1}, {"lookup": 2, "kv_bits": 8}],
+    ids=str,
+)
+def test_guesses_change_nothing(settings):
+    model, processor = small_model(), SmallProcessor()
+    if "draft_model" in settings:
+        settings = settings | {"draft_model": small_model(seed=1)}
+    said = ""
+    for asked in ("50", "60", "50", "50 51 52"):
+        prompt = f"{SHOTS} {said} {asked}"
+        found = generate(model, processor, prompt, [1, 2], **SHORT, **settings)
+        expected = plain(model, processor, prompt, [1, 2], **SHORT)
+        if "kv_bits" not in settings:
+            assert found.token_ids == expected.token_ids
+        same = plain(model, processor, prompt, [1, 2], **SHORT, **settings)
+        assert found.token_ids == same.token_ids
+        said = f"{said} {asked} {' '.join(map(str, found.token_ids))}"
+    assert found.reused_tokens > 40
+
+
+def test_guesses_that_were_broken_off():
+    """The cache may hold more tokens than were given."""
+    model, processor = small_model(), SmallProcessor()
+    for pieces in (1, 2, 3, 4):
+        stream = stream_generate(model, processor, SHOTS, [1, 2], lookup=2, **SHORT)
+        told = [next(stream).token_id for _ in range(pieces)]
+        stream.close()
+        talk = f"{SHOTS} {' '.join(map(str, told))} 80 81"
+        found = generate(model, processor, talk, [1, 2], **SHORT)
+        expected = plain(model, processor, talk, [1, 2], **SHORT)
+        assert found.token_ids == expected.token_ids
+        assert found.reused_tokens >= 24
+
+
+def test_what_is_kept_goes_before_an_answer_is_refused(monkeypatch):
+    model, processor, store = small_model(), SmallProcessor(), Reuse()
+    generate(model, processor, SHOTS, [1, 2], reuse=store, **SHORT)
+    asked = []
+
+    def check(self):
+        asked.append(store.nbytes)
+        if store.nbytes or len(asked) > 4:
+            raise MemoryPlanError("too large")
+
+    monkeypatch.setattr(memory_plan.GenerationPlan, "check", check)
+    generate(model, processor, SHOTS, [1, 2], reuse=store, **SHORT)
+    assert asked[0] > 0 and asked[1:] == [0]
+    batch_generate(model, processor, [SHOTS], [[1, 2]], reuse=store, **SHORT)
+    assert len(asked) == 4
+    with pytest.raises(MemoryPlanError, match="too large"):
+        generate(model, processor, SHOTS, [1, 2], reuse=store, **SHORT)
