@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         generate,
         stream_generate,
     )
+    from mm1_mlx.inference.reuse import Reuse
     from mm1_mlx.inputs.processor import Processor
     from mm1_mlx.loading import damage_report, load, load_adapters, quantize, save
     from mm1_mlx.models.mm1 import MM1
@@ -56,6 +57,7 @@ __all__ = [
     "MM1Config",
     "MM1Error",
     "Processor",
+    "Reuse",
     "__version__",
     "batch_generate",
     "damage_report",
@@ -78,6 +80,7 @@ _HOMES = {
     "MM1Error": "mm1_mlx.errors",
     "GenerationResponse": "mm1_mlx.inference.generation",
     "Processor": "mm1_mlx.inputs.processor",
+    "Reuse": "mm1_mlx.inference.reuse",
     "batch_generate": "mm1_mlx.inference.generation",
     "generate": "mm1_mlx.inference.generation",
     "damage_report": "mm1_mlx.loading",

@@ -86,6 +86,9 @@ USAGE_ERRORS = [
     ("generate -p hi --resize-mode padd", r"'padd'; did you mean 'pad'\?"),
     ("generate -p hi --max-image-pixels 0", r"whole number of 1 or more, not '0'"),
     ("generate -p hi --quantized-kv-start -1", r"whole number of 0 or more, not '-1'"),
+    ("generate -p hi --lookup 0", r"--lookup: must be a whole number of 1 or more"),
+    ("generate -p hi --num-draft-tokens 0", r"whole number of 1 or more, not '0'"),
+    ("generate -p hi --lookup 2 --draft-model x", r"not allowed with argument --look"),
     ("generate -p hi --stop=", r"--stop: must be a text of at least one character\."),
     ("generate -p hi --chat-template-config x", r"a JSON object like .*, not 'x'"),
     (
@@ -94,7 +97,7 @@ USAGE_ERRORS = [
     ),
     ("generate -p hi --ignore-chat-templat", r"mean '--ignore-chat-template'"),
     ("generate -p hi --quiet --verbose", r"not allowed with argument --quiet"),
-    ("benchmark", r"required: SUBJECT"),
+    ("benchmark --json start", r"start must be the first word, before its flags"),
     ("benchmark strat", r"unknown value 'strat'; did you mean 'start'\?"),
     ("benchmark start -n 0", r"--runs: must be a whole number of 1 or more, not '0'"),
     ("pretrain --promt x", r"unknown flag '--promt'\. See"),

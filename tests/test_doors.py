@@ -357,6 +357,7 @@ def response(**values):
         "token_ids": [5],
         "finish_reason": "stop",
         "prompt_tokens": 36,
+        "reused_tokens": 0,
         "prompt_tps": 1234.5,
         "generation_tokens": 5,
         "generation_tps": 610.0,
@@ -366,6 +367,8 @@ def response(**values):
         "image_size": (64, 48),
         "image_seconds": 0.014,
         "peak_memory": 0.04,
+        "drafted_tokens": None,
+        "accepted_tokens": None,
     }
     return types.SimpleNamespace(**plain | values)
 
@@ -382,6 +385,13 @@ def test_statistics_by_hand():
     assert "Image" not in statistics(response(num_images=0, image_size=None))
     one = statistics(response(generation_tokens=1, generation_tps=float("nan")))
     assert one.splitlines()[3] == "Generation: 1 tokens"
+    again = statistics(response(reused_tokens=30)).splitlines()
+    assert again[2:4] == [
+        "Reused: 30 of 36 prompt tokens",
+        "Prompt: 36 tokens, 1234.500 tokens-per-sec",
+    ]
+    guessed = statistics(response(drafted_tokens=6, accepted_tokens=0)).splitlines()
+    assert guessed[4] == "Draft: 0 of 6 tokens accepted"
 
 
 def test_json_has_no_nan():

@@ -130,7 +130,7 @@ def test_pad_in_strips_is_exact(rng, monkeypatch):
     image = Image.fromarray(rng.integers(0, 256, (50, 17, 3), np.uint8))
     settings = ImageSettings(size=14, resize_mode="pad", pad_color=(1, 2, 3))
     whole = fit(image, settings)
-    monkeypatch.setattr(images, "_STRIP", 150)  # three rows at a time
+    monkeypatch.setattr(images, "STRIP", 150)  # three rows at a time
     assert_equal(fit(image, settings), whole)
 
 
@@ -138,7 +138,7 @@ def test_a_sliver_is_cropped_without_building_all_of_it(rng, monkeypatch):
     image = Image.fromarray(rng.integers(0, 256, (600, 3, 3), np.uint8))
     settings = ImageSettings(size=28, resize_mode="crop")
     whole = array(fit(image, settings)).astype(int)
-    monkeypatch.setattr(images, "_MAX_STEP", 28 * 601)
+    monkeypatch.setattr(images, "MAX_STEP", 28 * 601)
     part = array(fit(image, settings)).astype(int)
     assert np.abs(part - whole).max() <= 1  # Pillow keeps the box in float32
 

@@ -25,10 +25,12 @@ from small import CONNECTOR, DENSE, LLAMA3, SPARSE, VISION, random_array, small_
 
 from helpers import ROOT, assert_close, assert_equal, need_tiny, to_numpy
 from mm1_mlx.config import ConnectorConfig
-from mm1_mlx.models.cache import KVCache, QuantizedKVCache, quantized_attention
+from mm1_mlx.kernels.quantized_attention import attend_quantized
+from mm1_mlx.models.cache import KVCache, QuantizedKVCache
 from mm1_mlx.models.connector import depthwise_conv3x3, make_connector
 from mm1_mlx.models.layers import Attention, RotaryEmbedding, attend
-from mm1_mlx.models.moe import MoE, top_k
+from mm1_mlx.models.moe import MoE
+from mm1_mlx.models.router import top_k
 from mm1_mlx.models.vision import VisionEncoder
 
 PAIRS = [
@@ -326,7 +328,7 @@ def test_quantized_attention(devices, dtype, bits, head_dim, length):
 
     def read(q, keys, values):
         scale = head_dim**-0.5
-        return quantized_attention(q, keys, values, scale, mask, size, bits)
+        return attend_quantized(q, keys, values, scale, mask, size, bits)
 
     def exactly(parts):
         return [p if p.dtype == mx.uint32 else p.astype(mx.float32) for p in parts]

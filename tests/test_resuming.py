@@ -15,9 +15,10 @@ from mm1_mlx.adapters.targets import Plan, Target
 from mm1_mlx.checkpoint.disk import locked
 from mm1_mlx.cli.tuning import parser
 from mm1_mlx.errors import CheckpointError, ConfigError, DatasetError
+from mm1_mlx.inference.identity import fingerprint
 from mm1_mlx.training.answers import read_examples, write_examples
 from mm1_mlx.training.conversations import open_split, open_train
-from mm1_mlx.training.resuming import check_changes, fingerprint, flag_of
+from mm1_mlx.training.resuming import check_changes, flag_of
 from mm1_mlx.training.state import load_state
 from mm1_mlx.training.tuning import TuneSettings, TuneStage
 from mm1_mlx.training.tuning_run import tune

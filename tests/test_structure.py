@@ -43,17 +43,25 @@ LEAVES = {
     "loading",
 }
 
+PEERS = "mm1_mlx/benchmarks/peers/"  # the peers' own Pythons run what stands there
+
 # Where a foreign framework may be imported. None: nowhere.
 FOREIGN = {
-    "torch": ("convert/references/", "convert/verify.py"),
+    "torch": ("convert/references/", "convert/verify.py", f"{PEERS}transformers_"),
     "transformers": (
         "mm1_mlx/training/",
         "mm1_mlx/quantization/",
         "convert/references/",
         "convert/verify.py",
+        f"{PEERS}transformers_",
     ),
-    "mlx_lm": ("mm1_mlx/training/", "mm1_mlx/quantization/"),
-    "mlx_vlm": ("mm1_mlx/benchmarks/mlx_vlm_side.py",),  # mlx-vlm's Python runs it
+    "mlx_lm": (
+        "mm1_mlx/training/",
+        "mm1_mlx/quantization/",
+        "mm1_mlx/benchmarks/launches.py",  # counts its graphs
+        f"{PEERS}mlx_lm_",
+    ),
+    "mlx_vlm": (f"{PEERS}mlx_vlm_",),
     "matplotlib": ("mm1_mlx/training/",),
     "pyarrow": ("mm1_mlx/training/parquet_samples.py",),
     "wandb": ("mm1_mlx/cli/",),

@@ -92,3 +92,14 @@ def test_generation_does_not_change_the_callers_stream(model, processor):
     assert mx.default_stream(mx.default_device()) == before
     stream.close()
     assert generation_stream() is generation_stream()
+
+
+def test_a_cache_that_is_quantized_on_the_way(model, processor):
+    """What one thread has quantized, the next one reads."""
+    settings = {"max_tokens": 8, "kv_bits": 8, "quantized_kv_start": 6}
+    expected = generate(model, processor, "5 17", **settings)
+    stream = stream_generate(model, processor, "5 17", **settings)
+    found = []
+    for _ in expected.token_ids:
+        found += in_thread(lambda: next(stream)).token_ids
+    assert tuple(found) == expected.token_ids

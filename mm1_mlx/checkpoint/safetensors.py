@@ -70,6 +70,17 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return infos
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text that stands beside the arrays of a safetensors file; often none.
+
+    CheckpointError where the file has no header; its arrays are not looked at.
+    """
+    found = _read_json(path)[0].get("__metadata__", {})
+    if not isinstance(found, dict):
+        raise _broken(path, "its metadata is not a JSON object")
+    return {str(key): str(value) for key, value in found.items()}
+
+
 def _read_json(path: Path) -> tuple[dict[str, Any], int]:
     """The header as it is written, and how many bytes follow it."""
     try:
