@@ -83,7 +83,7 @@ setup(
             "pyarrow>=15",  # datasets in parquet files
         ],
         # Enough for the tests; those against a reference skip without `parity`.
-        "test": ["pytest>=8"],
+        "test": ["pytest>=8.2"],
         # The references. Install a CPU torch first: on Linux the default one brings
         # several GB of CUDA along. CONTRIBUTING.md has the commands.
         "parity": [

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,24 @@ def pytest_collection_modifyitems(config, items):
         for marker, reason in skips.items():
             if marker in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+_skipped: list[str] = []
+
+
+def _note(report):
+    if report.skipped and report.nodeid not in _skipped:
+        _skipped.append(report.nodeid)
+
+
+pytest_runtest_logreport = pytest_collectreport = _note  # tests, and whole files
+
+
+def pytest_sessionfinish():
+    """Leave what was skipped in the file $MM1_SKIPPED: `pytest @FILE` runs it again."""
+    if file := os.environ.get("MM1_SKIPPED"):
+        text = "".join(f"{name}\n" for name in _skipped)
+        Path(file).write_text(text, encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)

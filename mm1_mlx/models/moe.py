@@ -15,6 +15,7 @@ from mm1_mlx.models.router import Router, by_expert, keys_of
 # gather_qmm takes its grouped path from 4 rows per expert on (measured in MLX's
 # sources): sorting costs six launches and pays only from there.
 ROWS_PER_EXPERT_TO_SORT = 4
+FEW_TOKENS = 64  # Experts.dense
 
 
 class QuantizedStack(nn.Module):
@@ -202,9 +203,9 @@ class Experts(nn.Module):
         share = share.astype(hidden.dtype)
         hidden = self._activate(hidden) * share[..., None]
         down = down.swapaxes(1, 2)  # (E, F, D)
-        if self.training:
+        if T > FEW_TOKENS:
             out = hidden.reshape(T, -1) @ down.reshape(-1, x.shape[-1])
-        else:  # which would copy all weights for every token
+        else:  # that would copy all weights for them
             out = (hidden.swapaxes(0, 1) @ down).sum(axis=0)
         if down_bias is not None:
             out = out + share @ down_bias
