@@ -7,6 +7,7 @@ between two models of which one has a layer more. Beside ours stands mlx-lm on t
 sizes.
 """
 
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +68,8 @@ def count_launches(function: Callable[..., Any], *arrays: mx.array) -> Count:
     Raises MM1Error for an operation without a rule.
     """
     events: list[dict[str, Any]] = []
-    with _as_on_metal():
+    chains: list[tuple[Callable[..., Any], list[mx.array]] | None] = []
+    with _as_on_metal(chains):
         mx.export_function(events.append, function, *arrays)
     layouts: dict[str, Layout] = {}
     total, copies, moved, names = 0, 0, 0, Counter[str]()
@@ -80,7 +82,7 @@ def count_launches(function: Callable[..., Any], *arrays: mx.array) -> Count:
                 for name, array in event["constants"]
             }
         elif event["type"] == "primitive":
-            operation = _operation(event, layouts)
+            operation = _operation(event, layouts, chains)
             found = cost(operation)
             for (name, *_), layout in zip(event["outputs"], found.outputs, strict=True):
                 layouts[name] = layout
@@ -93,13 +95,18 @@ def count_launches(function: Callable[..., Any], *arrays: mx.array) -> Count:
     return Count(total, copies, moved, names)
 
 
-def _operation(event: dict[str, Any], layouts: dict[str, Layout]) -> Operation:
+def _operation(
+    event: dict[str, Any], layouts: dict[str, Layout], chains: list
+) -> Operation:
     name, arguments = event["name"], event["arguments"]
     if name == "CustomKernel":
         found = _PLACEHOLDER.search(arguments[0])
         name = "metal_kernel"
         if found:
             name, arguments = found[1], [int(found[2])]
+        if name == "fused":
+            chain = chains[arguments[0]]
+            arguments = [1 if chain is None else _kernels_of(*chain)]
     return Operation(
         name=name,
         inputs=[layouts[name] for name, *_ in event["inputs"]],
@@ -130,16 +137,29 @@ def _placeholder(
     )
 
 
-def _fused(chain: Callable[..., Any], arrays: Sequence[mx.array]) -> Any:
-    made = chain(*arrays)
-    many = isinstance(made, (tuple, list))
-    out = _placeholder("fused", arrays, made if many else [made])
-    return tuple(out) if many else out[0]
+def _kernels_of(chain: Callable[..., Any], like: Sequence[mx.array]) -> int:
+    """How many kernels mx.compile makes of a chain, of arrays like these."""
+    inputs = [mx.zeros(x.shape, x.dtype) for x in like]
+    mx.eval(inputs)
+    made = mx.compile(chain)(*inputs)
+    text = io.StringIO()
+    mx.export_to_dot(text, *(made if isinstance(made, (tuple, list)) else [made]))
+    names = re.findall(r'label ="([^"]+)", shape=rectangle', text.getvalue())
+    return sum(name not in ("Broadcast", "BroadcastAxes") for name in names)
 
 
 @contextmanager
-def _as_on_metal() -> Iterator[None]:
-    """Operations stay whole that a GPU does in one kernel."""
+def _as_on_metal(chains: list) -> Iterator[None]:
+    """Operations stay whole that a GPU does in one kernel. chains: those that MLX
+    compiles are added, with arrays like their inputs, or None for one kernel."""
+
+    def fused(chain: Callable[..., Any], arrays: Sequence[mx.array]) -> Any:
+        made = chain(*arrays)
+        many = isinstance(made, (tuple, list))
+        chains.append((chain, list(arrays)))
+        wanted = made if many else [made]
+        out = _placeholder("fused", arrays, wanted, len(chains) - 1)
+        return tuple(out) if many else out[0]
 
     def norm(kind: str) -> Callable[..., mx.array]:
         def call(x: mx.array, *weights: Any) -> mx.array:
@@ -167,7 +187,7 @@ def _as_on_metal() -> Iterator[None]:
     try:
         for name, function in put.items():
             setattr(_fast, name, function)
-        with replaced(_fused), _mlx_lm_fused():
+        with replaced(fused), _mlx_lm_fused(chains):
             yield
     finally:
         for name, function in before.items():
@@ -175,12 +195,13 @@ def _as_on_metal() -> Iterator[None]:
 
 
 @contextmanager
-def _mlx_lm_fused() -> Iterator[None]:
+def _mlx_lm_fused(chains: list) -> Iterator[None]:
     """mlx-lm's SwiGLU, which it compiles, as one kernel; nothing without mlx-lm."""
     import sys
 
     def swiglu(gate: mx.array, x: mx.array) -> mx.array:
-        return _placeholder("fused", [gate, x], [x])[0]
+        chains.append(None)
+        return _placeholder("fused", [gate, x], [x], len(chains) - 1)[0]
 
     modules = [
         module

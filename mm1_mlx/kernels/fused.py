@@ -31,6 +31,15 @@ def fused(chain: Chain) -> Chain:
     return run
 
 
+def tied(x: mx.array, other: mx.array) -> mx.array:
+    """x as it is, made in the same launch as `other`.
+
+    mx.compile makes one kernel of what one result is made of. Results that only share
+    inputs would be a kernel each.
+    """
+    return mx.where(other == other, x, x)
+
+
 def counting() -> bool:
     """Whether this runs inside `replaced`."""
     return _REPLACED.get() is not None

@@ -1,7 +1,7 @@
 """Which experts a token goes to, and with what weights: one launch in place of many.
 
 Two kernels. `router`: the tail behind the router's matmul, one SIMD-group a token. The
-definition takes 3 launches (keys, their sort, shares), the kernel 1, and what lies
+definition takes 4 launches (keys, their sort, shares, indices), the kernel 1; what lies
 between, 40 bytes a logit, is not written. `router_matvec`: the matmul as well, for a
 few tokens: the casts of x and of the weight to float32, the matmul and the tail are 1
 launch. One threadgroup does a token's whole matmul there, at what one core can read:
@@ -70,8 +70,9 @@ def _shares(dtype: mx.Dtype) -> tuple[Chain, Chain]:
     """Two functions of what _best gives, (T, k), and of its columns, (T, 1) each.
 
     They give the softmax over the chosen logits, in this type, and their indices, both
-    (T, k). As the columns come one by one, a row's sum needs no reduction, and all is
-    one launch. The second takes places and a shift before, and gives keys as well.
+    (T, k). As the columns come one by one, a row's sum needs no reduction: MLX makes a
+    kernel of the shares and one of the indices. The second takes places and a shift
+    before, and gives keys as well.
     """
 
     def plain(best: mx.array, *each: mx.array) -> tuple[mx.array, ...]:
@@ -113,7 +114,7 @@ def route_reference(
         logits: (T, E)
     """
     logits = logits.astype(mx.float32)
-    if renormalise and k > 1:  # the same as softmax over the chosen: three launches
+    if renormalise and k > 1:  # the same as softmax over the chosen: four launches
         plain, sorting = _shares(dtype)
         best = _best(logits, k)
         columns = (best, *mx.split(best, k, axis=-1))

@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from mm1_mlx.config import MoEConfig
 from mm1_mlx.kernels.expert_keys import keys_of, place_bits
-from mm1_mlx.kernels.fused import fused
+from mm1_mlx.kernels.fused import fused, tied
 from mm1_mlx.kernels.router import route, route_tokens, top_k
 from mm1_mlx.models.router_losses import limit_capacity
 
@@ -25,8 +25,8 @@ def _from_places(
     tokens: mx.array,
     times: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    token = (keys >> low) & tokens
-    return keys >> both, token, token * times + (keys & choices)
+    expert, token = keys >> both, (keys >> low) & tokens
+    return expert, token, tied(token * times + (keys & choices), expert)
 
 
 def by_expert(keys: mx.array) -> tuple[mx.array, mx.array, mx.array]:
