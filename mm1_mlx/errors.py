@@ -33,5 +33,9 @@ class MemoryPlanError(MM1Error):
     """The work would not fit into this machine's memory."""
 
 
+class MM1Warning(UserWarning):
+    """Something worked, but not as it should; commands show it as one line."""
+
+
 class ToldElsewhere(MM1Error):
     """What ended another process of the run, which the first one tells the user."""

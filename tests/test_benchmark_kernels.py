@@ -12,9 +12,9 @@ from helpers import assert_fails, run_cli
 from metal_host import host_kernels
 from metal_host.pytest_glue import needs_host
 from mm1_mlx.benchmarks import kernels
-from mm1_mlx.benchmarks.kernel_cases import KERNELS, Case, all_cases
 from mm1_mlx.errors import MM1Error
 from mm1_mlx.kernels import metal
+from mm1_mlx.kernels.cases import KERNELS, Case, all_cases, difference
 from mm1_mlx.kernels.metal import chosen, user_choices
 
 
@@ -128,13 +128,13 @@ def test_each_call_of_a_chain_waits_for_the_one_before(monkeypatch):
 
 def test_errors_of_unlike_results():
     one, two = mx.array([1.0, 4.0]), mx.array([1.0, 4.5])
-    assert kernels._error([two], [one]) == 0.125
-    assert kernels._error([one, two], [one, one]) == 0.125
-    assert kernels._error([mx.array([1, 2])], [mx.array([1, 2])]) == 0
-    assert kernels._error([mx.array([1, 2])], [mx.array([1, 3])]) == math.inf
-    assert kernels._error([one[:1]], [one]) == math.inf
-    assert kernels._error([one.astype(mx.float16)], [one]) == math.inf
-    assert kernels._error([mx.array([1.0, math.nan])], [one]) == math.inf
+    assert difference([two], [one]) == 0.125
+    assert difference([one, two], [one, one]) == 0.125
+    assert difference([mx.array([1, 2])], [mx.array([1, 2])]) == 0
+    assert difference([mx.array([1, 2])], [mx.array([1, 3])]) == math.inf
+    assert difference([one[:1]], [one]) == math.inf
+    assert difference([one.astype(mx.float16)], [one]) == math.inf
+    assert difference([mx.array([1.0, math.nan])], [one]) == math.inf
 
 
 # --- what is said of it ---
@@ -225,7 +225,7 @@ def mac(monkeypatch, tmp_path):
     monkeypatch.setenv("MM1_MLX_SETTINGS", str(tmp_path / "settings.json"))
     monkeypatch.setattr(kernels, "has_metal", lambda: True)
     monkeypatch.setattr(
-        "mm1_mlx.benchmarks.kernel_cases.KERNELS", {"stand": lambda _: [stand.case()]}
+        "mm1_mlx.kernels.cases.KERNELS", {"stand": lambda _: [stand.case()]}
     )
     user_choices.cache_clear()
     yield tmp_path / "settings.json"

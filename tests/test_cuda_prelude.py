@@ -16,7 +16,7 @@ from helpers import assert_close
 from metal_host import cuda
 from metal_host.cuda import CudaError, CudaKernel, cuda_source, find_nvrtc, translated
 from mm1_mlx import kernels
-from mm1_mlx.benchmarks.kernel_cases import FLOATS, Case, all_cases
+from mm1_mlx.kernels.cases import FLOATS, Case, all_cases
 from mm1_mlx.kernels.metal import MetalKernel, forced, watched
 from mm1_mlx.kernels.quantized_attention import attend_quantized
 
@@ -160,7 +160,7 @@ def test_every_kernel_compiles_for_nvidia(nvidia, dtype):
                 share = 6 * ROUNDING[dtype] + 2e-5  # as `benchmark kernels` has it
                 assert_close(a, b, atol=share * largest, what=case.kernel)
     missing = {kernel.name for kernel in our_kernels()} - compiled
-    assert not missing, f"no case of benchmarks/kernel_cases.py runs {missing}"
+    assert not missing, f"no case of kernels/cases.py runs {missing}"
 
 
 def masked() -> Case:

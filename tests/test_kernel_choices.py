@@ -11,7 +11,7 @@ from helpers import assert_equal
 from metal_host import host_kernels
 from metal_host.pytest_glue import needs_host
 from mm1_mlx.errors import ConfigError
-from mm1_mlx.kernels import metal
+from mm1_mlx.kernels import metal, trial
 from mm1_mlx.kernels.metal import (
     MetalKernel,
     bits_of,
@@ -51,6 +51,7 @@ def settings(tmp_path, monkeypatch):
     file = tmp_path / "deep" / "settings.json"
     monkeypatch.setenv("MM1_MLX_SETTINGS", str(file))
     monkeypatch.setattr(metal, "has_metal", lambda: True)
+    monkeypatch.setattr(trial, "proven", lambda name: True)
     user_choices.cache_clear()
     yield file
     user_choices.cache_clear()

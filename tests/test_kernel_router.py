@@ -9,6 +9,7 @@ from helpers import assert_close, assert_equal
 from metal_host import host_kernels, under_schedules
 from metal_host.pytest_glue import needs_host
 from mm1_mlx.benchmarks.launches import count_launches
+from mm1_mlx.kernels.fused import replaced
 from mm1_mlx.kernels.metal import forced, has_metal, watched
 from mm1_mlx.kernels.router import (
     fits,
@@ -32,15 +33,25 @@ def tied_logits(T: int, E: int, dtype: mx.Dtype = mx.float32) -> mx.array:
     return mx.array(numbers.astype(np.float32)).astype(dtype)
 
 
+def reference(*given) -> tuple:
+    """The definition as a GPU has it, in chains, which must agree with the CPU's."""
+    plain = route_reference(*given)
+    with replaced(lambda chain, arrays: chain(*arrays)):
+        chains = route_reference(*given)
+    assert_equal(chains[1], plain[1])
+    assert_close(chains[0], plain[0], atol=1e-6)  # exp in another order
+    return chains
+
+
 # --- the definition ---
 
 
 def test_the_definition_by_hand():
     logits = mx.array([[0.0, 3.0, 3.0, 1.0], [-0.0, -9.0, 0.0, -9.0]])
-    weights, experts = route_reference(logits, 2, True)[:2]
+    weights, experts = reference(logits, 2, True)[:2]
     assert experts.tolist() == [[1, 2], [0, 2]]
     assert weights.tolist() == [[0.5, 0.5], [0.5, 0.5]]
-    weights = route_reference(mx.zeros((1, 4)), 2, False)[0]
+    weights = reference(mx.zeros((1, 4)), 2, False)[0]
     assert_close(weights, [[0.25, 0.25]], atol=1e-7)
 
 
@@ -48,7 +59,7 @@ def test_the_definition_by_hand():
 @renormalised
 def test_the_definition_against_numpy(k, renormalise):
     logits = tied_logits(50, 33)
-    weights, experts = route_reference(logits, k, renormalise)[:2]
+    weights, experts = reference(logits, k, renormalise)[:2]
     values = np.array(logits, np.float64)
     order = np.argsort(-values, axis=-1, kind="stable")[:, :k]
     exp = np.exp(values - values.max(axis=-1, keepdims=True))
@@ -99,7 +110,7 @@ def test_tail(E, k, T, dtype):
     renormalise = E not in (33, 64)
     with host_kernels():
         weights, experts = route_metal(logits, k, renormalise)[:2]
-    expected, chosen = route_reference(logits, k, renormalise)[:2]
+    expected, chosen = reference(logits, k, renormalise)[:2]
     assert_equal(experts, chosen)
     assert experts.dtype == mx.uint32 and weights.dtype == mx.float32
     assert_close(weights, expected, atol=1e-6)  # float32: exp, and sums of at most 64
@@ -108,7 +119,7 @@ def test_tail(E, k, T, dtype):
 @needs_host
 def test_tail_under_schedules():
     logits = tied_logits(7, 64)
-    expected, chosen = route_reference(logits, 2, True)[:2]
+    expected, chosen = reference(logits, 2, True)[:2]
     found = under_schedules(lambda: route_metal(logits, 2, True)[:2], 8)
     assert len(found) == 8
     for weights, experts in found:
@@ -132,7 +143,7 @@ def test_numbers_that_are_none(renormalise):
     logits = mx.array(rows)
     with host_kernels():
         weights, experts = route_metal(logits, 2, renormalise)[:2]
-    expected, chosen = route_reference(logits, 2, renormalise)[:2]
+    expected, chosen = reference(logits, 2, renormalise)[:2]
     assert_equal(experts, chosen)
     assert_close(weights, expected, atol=1e-6)
     # The other NaN, with its sign bit set: whatever its place, each expert is one.
@@ -165,7 +176,7 @@ def test_matvec(T, D, E, k, types):
     # float32 sums of up to 4096 products, in another order
     assert share(logits, expected[2]) < BOUND[mx.float32]
     # Of the kernel's own logits: those that are nearly tied may change places.
-    own, chosen = route_reference(logits, k, True)[:2]
+    own, chosen = reference(logits, k, True)[:2]
     assert_equal(experts, chosen)
     assert_close(weights, own, atol=1e-6)
 
@@ -245,7 +256,7 @@ def test_what_the_tail_declines(logits, k):
     with forced("router"), watched() as names:
         if logits.ndim == 2:
             found = route(logits, k, True)[:2]
-            expected = route_reference(logits, k, True)[:2]
+            expected = reference(logits, k, True)[:2]
             for a, b in zip(found, expected, strict=True):
                 assert_equal(a, b)
     assert names == []
@@ -302,12 +313,12 @@ def test_on_a_mac(E, k, T, dtype):
     logits = tied_logits(T, E, dtype)
     for renormalise in (True, False):
         weights, experts = route_metal(logits, k, renormalise)[:2]
-        expected, chosen = route_reference(logits, k, renormalise)[:2]
+        expected, chosen = reference(logits, k, renormalise)[:2]
         assert_equal(experts, chosen)
         assert_close(weights, expected, atol=2e-6)  # Metal's own exp in the definition
     x, weight = logits[:8, : E // 2], mx.random.normal((E, E // 2)).astype(dtype)
     found = tokens_metal(x, weight, k, True)
     assert share(found[2], tokens_reference(x, weight, k, True)[2]) < 1e-5
-    own, chosen = route_reference(found[2], k, True)[:2]
+    own, chosen = reference(found[2], k, True)[:2]
     assert_equal(found[1], chosen)
     assert_close(found[0], own, atol=2e-6)

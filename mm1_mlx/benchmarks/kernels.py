@@ -15,9 +15,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.benchmarks.kernel_cases import Case
 from mm1_mlx.benchmarks.machine import machine, machine_lines
 from mm1_mlx.errors import MM1Error
+from mm1_mlx.kernels.cases import Case, bound, difference
 from mm1_mlx.kernels.metal import forced, has_metal, watched, write_choices
 
 CALLS = 20  # of a chain
@@ -25,7 +25,6 @@ WARM_UP = 2  # chains of each that are not counted
 # A kernel is switched on where it gains more than this, off where it loses as much.
 MARGIN = 0.02
 
-_ROUNDING = {mx.float32: 2**-24, mx.float16: 2**-11, mx.bfloat16: 2**-8}
 _FASTEST = 1e-8  # seconds; what is measured below it is the clock's
 
 
@@ -122,8 +121,8 @@ def _measure(case: Case, runs: int, calls: int) -> Row:
         kernel=case.kernel,
         shape=case.shape,
         dtype=_name(case.dtype),
-        error=_error(found, expected),
-        bound=6 * _ROUNDING[case.dtype] + 2e-5,
+        error=difference(found, expected),
+        bound=bound(case.dtype),
         definition_seconds=definition,
         kernel_seconds=statistics.median(kernel),
         spread=(min(kernel), max(kernel)),
@@ -165,21 +164,6 @@ def _chain(
     mx.eval(first)
     mx.synchronize()
     return (time.perf_counter() - start) / calls
-
-
-def _error(found: Sequence[mx.array], expected: Sequence[mx.array]) -> float:
-    """The worst of all results; see Row."""
-    worst = 0.0
-    for a, b in zip(found, expected, strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return math.inf
-        if not mx.issubdtype(a.dtype, mx.floating):
-            worst = worst if mx.array_equal(a, b).item() else math.inf
-            continue
-        a, b = a.astype(mx.float32), b.astype(mx.float32)
-        share: Any = (mx.abs(a - b).max() / mx.maximum(mx.abs(b).max(), 1e-30)).item()
-        worst = max(worst, share if math.isfinite(share) else math.inf)
-    return worst
 
 
 def choices(rows: Sequence[Row]) -> dict[str, bool]:

@@ -6,10 +6,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from mm1_mlx.cli.backend import require_mlx
 from mm1_mlx.cli.parser import Parser, usage_error
-from mm1_mlx.errors import MM1Error, ToldElsewhere, UsageError
+from mm1_mlx.errors import MM1Error, MM1Warning, ToldElsewhere, UsageError
+
+_show_usually = warnings.showwarning
 
 OK, FAILED, MISUSED = 0, 1, 2
 INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + signal, as shells count
@@ -32,6 +35,7 @@ def run_door(
     args = parser.parse_args(argv)
     if not getattr(args, "debug", False):  # damaged EXIF and such; the answer is whole
         warnings.filterwarnings("ignore", module="PIL")
+    warnings.showwarning = _show_warning
     words = sys.argv[1:] if argv is None else argv
     args.invoked = [*parser.prog.split(), *words]  # for a model's provenance
     try:
@@ -61,6 +65,14 @@ def run_door(
             print(f"error: {explain(error)}", file=sys.stderr, flush=True)
         _leave_together(error)
         return FAILED
+
+
+def _show_warning(message: Any, category: type, *where: Any) -> None:
+    """Ours as one line, others as Python shows them."""
+    if issubclass(category, MM1Warning):
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+    else:
+        _show_usually(message, category, *where)
 
 
 def explain(error: BaseException) -> str:

@@ -99,12 +99,16 @@ def chosen(name: str, *, default: bool = True) -> bool:
     """Whether a kernel is to run, where its shapes allow it.
 
     `forced` decides, then the user's settings, then default; the last two only where
-    there is Metal.
+    there is Metal, and the kernel has given there what its definition gives.
     """
     names = _FORCED.get()
     if names is not None:
         return name in names
-    return has_metal() and user_choices().get(name, default)
+    if not (has_metal() and user_choices().get(name, default)):
+        return False
+    from mm1_mlx.kernels.trial import proven  # it imports the kernels
+
+    return proven(name)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mm1_mlx.kernels.expert_keys import keys_of, place_bits, places
-from mm1_mlx.kernels.fused import Chain, counting, fused
+from mm1_mlx.kernels.fused import Chain, counting, fused, on_cpu
 from mm1_mlx.kernels.metal import MetalKernel, chosen
 
 MAX_EXPERTS = 512  # a lane keeps a 32nd of a token's logits in registers
@@ -114,7 +114,9 @@ def route_reference(
         logits: (T, E)
     """
     logits = logits.astype(mx.float32)
-    if renormalise and k > 1:  # the same as softmax over the chosen: four launches
+    # The same as softmax over the chosen, in four launches. Where chains are not fused,
+    # they are three times as many operations as softmax below.
+    if renormalise and k > 1 and not on_cpu():
         plain, sorting = _shares(dtype)
         best = _best(logits, k)
         columns = (best, *mx.split(best, k, axis=-1))

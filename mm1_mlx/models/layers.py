@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mm1_mlx.kernels.cpu_activations import fast_activation, rows_at_a_time
 from mm1_mlx.kernels.cpu_attention import training_attention
+from mm1_mlx.kernels.cpu_products import linear as apply_linear
 from mm1_mlx.kernels.fused import fused
 from mm1_mlx.kernels.quantized_attention import attend_quantized
 from mm1_mlx.kernels.recompute import recomputed
@@ -86,13 +87,15 @@ def project(linear: nn.Module, x: mx.array, before: nn.Module | None) -> mx.arra
 
     In training the norm's result is made again for the gradient, not kept.
     """
+    if not linear.training:
+        return apply_linear(linear, x if before is None else before(x))  # type: ignore[operator]
     if before is None:
         return linear(x)  # type: ignore[operator]
 
     def both(x: mx.array) -> mx.array:
         return linear(before(x))  # type: ignore[operator]
 
-    return recomputed(both, before, linear)(x) if linear.training else both(x)
+    return recomputed(both, before, linear)(x)
 
 
 class MLP(nn.Module):

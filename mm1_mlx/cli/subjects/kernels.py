@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from mm1_mlx.benchmarks import kernels
 
     kernels.require_metal()
-    from mm1_mlx.benchmarks.kernel_cases import all_cases
+    from mm1_mlx.kernels.cases import all_cases
 
     def progress(done: int, total: int) -> None:
         print(f"\rcase {done} of {total}", end="", file=sys.stderr, flush=True)

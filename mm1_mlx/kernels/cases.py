@@ -1,10 +1,13 @@
-"""What `benchmark kernels` runs: each kernel's shapes, by the sizes of MM1 and others.
+"""What each kernel is compared with its definition on: shapes of MM1 and of others.
 
-A new kernel adds a function of its own to KERNELS.
+For `benchmark kernels`, for the trial before a kernel's first use (small ones), and for
+tests. A new kernel adds a function of its own to KERNELS.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +19,20 @@ from mm1_mlx.kernels.quantized_attention import attend_quantized, fill_last_axis
 from mm1_mlx.kernels.routed_experts import experts_reference, routed_experts
 from mm1_mlx.kernels.router import route, route_tokens, tokens_reference
 
-FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+_ROUNDING = {mx.float32: 2**-24, mx.float16: 2**-11, mx.bfloat16: 2**-8}
+FLOATS = tuple(_ROUNDING)
+
+
+_seeds = count()  # MLX's own state is the user's
+
+
+def _normal(shape: Sequence[int], dtype: mx.Dtype = mx.float32) -> mx.array:
+    return mx.random.normal(shape, dtype, key=mx.random.key(next(_seeds)))
+
+
+def _picture(height: int, width: int) -> mx.array:
+    key = mx.random.key(next(_seeds))
+    return mx.random.randint(0, 256, (height, width, 3), key=key).astype(mx.uint8)
 
 
 @dataclass(frozen=True)
@@ -38,28 +54,28 @@ class Case:
 
 def _router(small: bool) -> Iterator[Case]:
     sizes = [(1, 64), (8, 64), (1, 32), (588, 64), (1, 128)]
-    for T, E in [(3, 40)] if small else sizes:
-        k = 8 if E == 128 else 2
+    for T, E in [(3, 40), (1, 512)] if small else sizes:
+        k = 8 if E >= 128 else 2
         yield Case(
             "router",
             f"{T} x {E}, best {k}",
             mx.float32,
-            lambda T=T, E=E: [mx.random.normal((T, E))],
+            lambda T=T, E=E: [_normal((T, E))],
             lambda logits, k=k: route(logits, k, True)[:2],
         )
 
 
 def _router_matvec(small: bool) -> Iterator[Case]:
     sizes = [(1, 3072, 64), (8, 3072, 64), (1, 4096, 32), (1, 2048, 128)]
-    for T, D, E in [(2, 100, 40)] if small else sizes:
+    for T, D, E in [(2, 100, 40), (1, 256, 256)] if small else sizes:
         for dtype in FLOATS:
             yield Case(
                 "router_matvec",
                 f"{T} x {D} to {E}, best 2",
                 dtype,
                 lambda T=T, D=D, E=E, dtype=dtype: [
-                    mx.random.normal((T, D)).astype(dtype),
-                    (mx.random.normal((E, D)) * D**-0.5).astype(dtype),
+                    _normal((T, D), dtype),
+                    (_normal((E, D)) * D**-0.5).astype(dtype),
                 ],
                 lambda x, weight: (
                     route_tokens(x, weight, 2, True)
@@ -69,8 +85,9 @@ def _router_matvec(small: bool) -> Iterator[Case]:
 
 
 def _types(small: bool, *types: tuple[int, mx.Dtype]) -> list[tuple[int, mx.Dtype]]:
-    """Small cases in float32: MLX's packed products on the CPU are rough in 16 bits."""
-    return [(bits, mx.float32 if small else dtype) for bits, dtype in types]
+    """Small cases without Metal in float32: packed products are rough there in 16."""
+    wide = small and not mx.metal.is_available()
+    return [(bits, mx.float32 if wide else dtype) for bits, dtype in types]
 
 
 class _Packed(nn.Module):
@@ -95,18 +112,18 @@ def _routed_experts(small: bool) -> Iterator[Case]:
                 f"{T} x {D} to {F}, {K} experts, {bits or 16} bits",
                 dtype,
                 lambda T=T, E=E, K=K, D=D, F=F, bits=bits, dtype=dtype: [
-                    mx.random.normal((T, D)).astype(dtype),
+                    _normal((T, D), dtype),
                     *_stack(E, 2 * F, D, bits, dtype),
                     *_stack(E, D, F, bits, dtype),
-                    mx.softmax(mx.random.normal((T, K)), axis=-1),
-                    mx.argsort(mx.random.normal((T, E)), axis=-1)[:, :K],
+                    mx.softmax(_normal((T, K)), axis=-1),
+                    mx.argsort(_normal((T, E)), axis=-1)[:, :K],
                 ],
                 lambda x, *arrays, bits=bits: [_experts(x, list(arrays), bits)],
             )
 
 
 def _stack(E: int, rows: int, width: int, bits: int, dtype: mx.Dtype) -> list[mx.array]:
-    stack = (mx.random.normal((E, rows, width), dtype) * width**-0.5).astype(dtype)
+    stack = (_normal((E, rows, width), dtype) * width**-0.5).astype(dtype)
     return list(mx.quantize(stack, group_size=64, bits=bits)) if bits else [stack]
 
 
@@ -123,7 +140,9 @@ def _experts(x: mx.array, arrays: list[mx.array], bits: int) -> mx.array:
 
 def _add_norm(small: bool) -> Iterator[Case]:
     for shape in (
-        [(2, 100)] if small else [(1, 3072), (1, 4096), (8, 3072), (588, 3072)]
+        [(2, 100), (1, 4096)]
+        if small
+        else [(1, 3072), (1, 4096), (8, 3072), (588, 3072)]
     ):
         for dtype in FLOATS:
             for kind in (nn.RMSNorm, nn.LayerNorm):
@@ -132,9 +151,9 @@ def _add_norm(small: bool) -> Iterator[Case]:
                     f"{shape[0]} x {shape[1]}, {kind.__name__}",
                     dtype,
                     lambda shape=shape, dtype=dtype, kind=kind: [
-                        *(mx.random.normal(shape).astype(dtype) for _ in range(2)),
-                        mx.random.normal(shape[1:]).astype(dtype),
-                        mx.random.normal(shape[1:]).astype(dtype),
+                        *(_normal(shape, dtype) for _ in range(2)),
+                        _normal(shape[1:], dtype),
+                        _normal(shape[1:], dtype),
                     ],
                     lambda x, delta, *weights, kind=kind: _add(x, delta, kind, weights),
                 )
@@ -153,14 +172,14 @@ def _add(
 def _quantized_attention(small: bool) -> Iterator[Case]:
     heads = [(1, 24, 24, 128), (1, 32, 4, 128), (8, 32, 4, 128)]
     for B, H, KV, width in [(1, 2, 1, 80)] if small else heads:
-        for columns in (40,) if small else (256, 1024, 4096):
+        for columns in (40, 600) if small else (256, 1024, 4096):
             for bits, dtype in _types(small, (8, mx.float16), (4, mx.bfloat16)):
                 yield Case(
                     "quantized_attention",
                     f"{B} x {H} heads on {KV}, {columns} keys of {width}, {bits} bits",
                     dtype,
                     lambda B=B, H=H, KV=KV, w=width, n=columns, bits=bits, t=dtype: [
-                        mx.random.normal((B, H, 1, w)).astype(t),
+                        _normal((B, H, 1, w), t),
                         *_cached((B, KV, n, w), bits, t),
                         *_cached((B, KV, n, w), bits, t),
                     ],
@@ -173,7 +192,7 @@ def _quantized_attention(small: bool) -> Iterator[Case]:
 
 
 def _cached(shape: tuple[int, ...], bits: int, dtype: mx.Dtype) -> list[mx.array]:
-    x = fill_last_axis(mx.random.normal(shape).astype(dtype), 32)
+    x = fill_last_axis(_normal(shape, dtype), 32)
     return list(mx.quantize(x, group_size=32, bits=bits))
 
 
@@ -187,8 +206,8 @@ def _photo(small: bool) -> Iterator[Case]:
                 dtype,
                 lambda w=width, h=height, dtype=dtype: [
                     mx.array([122, 116, 104]),
-                    mx.random.randint(0, 256, (h, w, 3)).astype(mx.uint8),
-                    mx.random.normal((256, 3)).astype(dtype),
+                    _picture(h, w),
+                    _normal((256, 3), dtype),
                 ],
                 # Padded by a twentieth on each side.
                 lambda colour, picture, levels, size=size: [
@@ -209,7 +228,8 @@ def _padded(length: int, size: int) -> Axis:
     return axis(length, size, padded=length + 2 * pad, left=pad)
 
 
-# Name in the settings -> its cases; small: a few that a CPU can do in a test.
+# Name in the settings -> its cases; small: a few that take no time, in a test on a CPU
+# or before the first use.
 KERNELS: dict[str, Callable[[bool], Iterator[Case]]] = {
     "router": _router,
     "router_matvec": _router_matvec,
@@ -223,3 +243,26 @@ KERNELS: dict[str, Callable[[bool], Iterator[Case]]] = {
 def all_cases(small: bool = False) -> list[Case]:
     """Every case of every kernel."""
     return [case for cases in KERNELS.values() for case in cases(small)]
+
+
+def bound(dtype: mx.Dtype) -> float:
+    """The difference that is allowed: six roundings to the type, and float32's sums."""
+    return 6 * _ROUNDING[dtype] + 2e-5
+
+
+def difference(found: Sequence[mx.array], expected: Sequence[mx.array]) -> float:
+    """The largest of all results, as a share of the largest expected value.
+
+    Of whole numbers 0 or infinite; infinite, too, for other shapes or types and NaN.
+    """
+    worst = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return math.inf
+        if not mx.issubdtype(a.dtype, mx.floating):
+            worst = worst if mx.array_equal(a, b).item() else math.inf
+            continue
+        a, b = a.astype(mx.float32), b.astype(mx.float32)
+        share: Any = (mx.abs(a - b).max() / mx.maximum(mx.abs(b).max(), 1e-30)).item()
+        worst = max(worst, share if math.isfinite(share) else math.inf)
+    return worst
