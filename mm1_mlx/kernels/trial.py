@@ -12,6 +12,7 @@ import warnings
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 
@@ -95,7 +96,7 @@ def trial_file() -> Path:
 def _here() -> str:
     """Another text for other kernels, MLX, system or GPU."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
-    facts = [platform.platform(), mx.__version__, str(mx.device_info())]
+    facts = [platform.platform(), version("mlx"), str(mx.device_info())]
     text = "\0".join([*facts, *(file.read_text("utf-8") for file in sources)])
     return sha256(text.encode()).hexdigest()[:16]
 
