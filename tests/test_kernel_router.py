@@ -12,8 +12,10 @@ from mm1_mlx.benchmarks.launches import count_launches
 from mm1_mlx.kernels.fused import replaced
 from mm1_mlx.kernels.metal import forced, has_metal, watched
 from mm1_mlx.kernels.router import (
+    MAX_TOKENS,
     fits,
     fits_tokens,
+    logits_of,
     route,
     route_metal,
     route_reference,
@@ -44,6 +46,19 @@ def reference(*given) -> tuple:
 
 
 # --- the definition ---
+
+
+@pytest.mark.parametrize("T", [1, 2, MAX_TOKENS, MAX_TOKENS + 1])
+def test_logits_of_a_few_tokens_one_by_one(T):
+    """As on a GPU: the same numbers, and one launch."""
+    x, weight = mx.random.normal((T, 200)), mx.random.normal((5, 200))
+    with replaced(lambda chain, arrays: chain(*arrays)):
+        found = logits_of(x, weight)
+    assert_close(found, x @ weight.T, atol=1e-4)  # sums of 200 products of 1
+    x, weight = mx.random.normal((T, 3072)), mx.random.normal((64, 3072))
+    mx.eval(x, weight)
+    count = count_launches(lambda x: logits_of(x, weight), x)
+    assert (count.launches, count.merges) == (1, int(T > MAX_TOKENS))
 
 
 def test_the_definition_by_hand():

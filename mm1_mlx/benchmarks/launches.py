@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
 
 from mm1_mlx.benchmarks.machine import machine
 from mm1_mlx.benchmarks.metal_layout import Layout, fresh
@@ -27,7 +28,8 @@ from mm1_mlx.kernels.fused import replaced
 from mm1_mlx.kernels.metal import forced
 from mm1_mlx.models.decoder import Decoder
 
-WIDTH, INNER, HEADS, KEYS, VOCABULARY, EXPERTS, CHOSEN = 512, 1024, 8, 4, 1024, 8, 2
+# A decoder as wide as MM1's 3B (with fewer key heads), and Mixtral's experts.
+WIDTH, INNER, HEADS, KEYS, VOCABULARY, EXPERTS, CHOSEN = 3072, 8064, 24, 8, 1024, 8, 2
 READ, ROOM = 5, 256  # tokens in the cache, and its room
 PROMPT = 64
 
@@ -40,13 +42,15 @@ class Count:
     """What a piece of a graph takes on Metal.
 
     by_name: kernels of each operation. copies: those that only move an input.
-    nbytes: read and written.
+    nbytes: read and written. merges: kernels beside `launches` that add up the parts in
+    which MLX makes a long sum, where that fills the GPU better.
     """
 
     launches: int
     copies: int
     nbytes: int
     by_name: Counter[str]
+    merges: int = 0
 
     def __sub__(self, other: "Count") -> "Count":
         names = Counter(self.by_name)
@@ -56,6 +60,7 @@ class Count:
             self.copies - other.copies,
             self.nbytes - other.nbytes,
             +names,
+            self.merges - other.merges,
         )
 
 
@@ -72,7 +77,7 @@ def count_launches(function: Callable[..., Any], *arrays: mx.array) -> Count:
     with _as_on_metal(chains):
         mx.export_function(events.append, function, *arrays)
     layouts: dict[str, Layout] = {}
-    total, copies, moved, names = 0, 0, 0, Counter[str]()
+    total, copies, moved, merges, names = 0, 0, 0, 0, Counter[str]()
     for event in events:
         if event["type"] == "inputs":
             layouts |= {n: fresh(s, d.size) for n, s, d in event["inputs"]}
@@ -87,12 +92,12 @@ def count_launches(function: Callable[..., Any], *arrays: mx.array) -> Count:
             for (name, *_), layout in zip(event["outputs"], found.outputs, strict=True):
                 layouts[name] = layout
             total, copies = total + found.launches, copies + found.copies
-            moved += found.nbytes
+            moved, merges = moved + found.nbytes, merges + found.merges
             if found.launches > found.copies:
                 names[operation.name] += found.launches - found.copies
     if copies:
         names["copy"] = copies
-    return Count(total, copies, moved, names)
+    return Count(total, copies, moved, names, merges)
 
 
 def _operation(
@@ -256,7 +261,7 @@ def ours(kind: str, layers: int, bits: int) -> tuple[Any, Callable[[int], list]]
     decoder.set_dtype(mx.bfloat16)
     if bits != 16:
         _quantize(decoder, bits)
-    decoder.eval()
+    _empty(decoder)
 
     def cache(rows: int) -> list:
         entries: list[Any] = decoder.make_cache()
@@ -266,6 +271,17 @@ def ours(kind: str, layers: int, bits: int) -> tuple[Any, Callable[[int], list]]
         return entries
 
     return decoder, cache
+
+
+def _empty(model: nn.Module) -> None:
+    """Zeros for weights, of which no memory is taken, ready to answer."""
+
+    def nothing(weight: mx.array) -> mx.array:
+        return mx.broadcast_to(mx.array(0, weight.dtype), weight.shape)
+
+    model.update(tree_map(nothing, model.parameters()))  # type: ignore[arg-type]
+    mx.eval(model.parameters())
+    model.eval()
 
 
 def _quantize(decoder: Decoder, bits: int) -> None:
@@ -315,7 +331,7 @@ def theirs(kind: str, layers: int, bits: int) -> tuple[Any, Callable[[int], list
                 hasattr(m, "to_quantized") and not isinstance(m, nn.Embedding)
             ),
         )
-    model.eval()
+    _empty(model)
 
     def cache(rows: int) -> list:
         entries = [KVCache() for _ in range(layers)]
@@ -348,7 +364,7 @@ def count_layer(
         model, make_cache = make(kind, layers, bits)
         cache = make_cache(rows)
         # What is not computed yet would be counted.
-        mx.eval(model.parameters(), [(entry.keys, entry.values) for entry in cache])
+        mx.eval([(entry.keys, entry.values) for entry in cache])
         ids = mx.zeros((rows, tokens), mx.int32)
         with forced(*kernels):
             found.append(count_launches(lambda ids: model(ids, cache=cache), ids))  # noqa: B023
@@ -391,16 +407,19 @@ def as_table(rows: Sequence[Row]) -> str:
     """All of it as text, a line for each kind of step."""
     programs = list(dict.fromkeys(row.program for row in rows))
     lines = [
-        "kernels that a layer launches on Metal, copies of inputs among them, and kB "
+        "kernels that a layer launches on Metal, copies of inputs among them, and MB "
         "that it moves; bfloat16",
+        "+n: more that add up a product's sums, where MLX makes them in parts (for a "
+        "long prompt); M3 or M4, no Max",
         f"{'':6}{'bits':>5}{'rows':>5}{'tokens':>7}"
-        + "".join(f"{name:>20}{'copies':>8}{'kB':>8}" for name in programs),
+        + "".join(f"{name:>14}{'copies':>8}{'MB':>8}" for name in programs),
     ]
     found = {(r.kind, r.bits, r.rows, r.tokens, r.program): r.count for r in rows}
     for kind, bits, batch, tokens in dict.fromkeys(key[:4] for key in found):
         line = f"{kind:6}{bits:>5}{batch:>5}{tokens:>7}"
         for name in programs:
             count = found[kind, bits, batch, tokens, name]
-            line += f"{count.launches:>20}{count.copies:>8}{count.nbytes / 1e3:>8.0f}"
+            launches = f"{count.launches}+{count.merges}".removesuffix("+0")
+            line += f"{launches:>14}{count.copies:>8}{count.nbytes / 1e6:>8.1f}"
         lines.append(line)
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """How many kernels MLX's Metal back end launches for an operation, copies included.
 
-Read in MLX 0.32's mlx/backend/metal and mlx/backend/gpu. An operation that is not known
+Read in MLX 0.32's mlx/backend/metal and mlx/backend/gpu, for an M3 or M4 that is no Max
+or Ultra: others take another kernel for some shapes. An operation that is not known
 here is an error, so that nothing is left out of a count.
 """
 
@@ -32,12 +33,14 @@ class Operation:
 @dataclass(frozen=True)
 class Cost:
     """What an operation takes: its outputs, kernels, copies of inputs among them, and
-    bytes read and written."""
+    bytes read and written. merges: kernels beside these that add up what one kernel
+    has left in parts."""
 
     outputs: list[Layout]
     launches: int = 0
     copies: int = 0
     nbytes: int = 0
+    merges: int = 0
 
 
 Rule = Callable[[Operation], Cost]
@@ -157,7 +160,8 @@ def _attention(o: Operation) -> Cost:
     if q.shape[2] <= 8:
         copied = [q] if not _fits_query(q) else []
         copied += [x for x in (k, v) if not _fits_keys(x)]
-        return _launched(o, copied=copied)
+        long = k.shape[1] < q.shape[1] and k.shape[2] >= 4096
+        return replace(_launched(o, copied=copied), merges=int(long))
     copied = [x for x in (q, k, v) if x.strides[-1] != 1]
     _, H, L, D = o.shapes[0]
     strides = (H * L * D, D, H * D, 1)
@@ -196,7 +200,52 @@ def _matmul(o: Operation) -> Cost:
     a, b = o.inputs[:2]
     copied = [] if _as_matrix(a, a.shape[-2] == 1) else [a]
     copied += [] if _as_matrix(b, b.shape[-1] == 1) else [b]
-    return _launched(o, copied=copied)
+    return _in_parts(o, _launched(o, copied=copied), _parts_of_matmul(o))
+
+
+def _in_parts(o: Operation, whole: Cost, parts: int) -> Cost:
+    """A product whose sums are made in so many parts (float32), then added up."""
+    if parts == 1:
+        return whole
+    moved = 2 * parts * prod(o.shapes[0]) * 4
+    return replace(whole, merges=1, nbytes=whole.nbytes + moved)
+
+
+def _parts_of_matmul(o: Operation) -> int:
+    """matmul.cpp: of long sums in few places, where there is one matrix and no vector;
+    up to 15 rows in 16 bits have a kernel of their own (gemv_wide)."""
+    a, b = o.inputs[:2]
+    M, N, K = a.shape[-2], b.shape[-1], a.shape[-1]
+    few = M <= 15 and o.itemsizes[0] == 2 and K % 4 == 0 and b.strides[-2] == 1
+    down, across, deep = -(-M // 16), -(-N // 16), K // 16
+    if prod(o.shapes[0][:-2]) > 1 or min(M, N) == 1 or few:
+        return 1
+    if down * across > 1024 or deep < 8 or max(M, N) > K:
+        return 1
+    blocks = -(-M // 32) * -(-N // 32)
+    return min(max(2, _power_of_2(deep // blocks)), 32)
+
+
+def _power_of_2(n: int) -> int:
+    """The next one."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _parts_of_packed(o: Operation) -> int:
+    """quantized.cpp: as many as give 512 threadgroups, of whole groups of a row."""
+    x, weight, scales = o.inputs[:3]
+    if len(weight.shape) != 2:
+        return 1
+    K, N = x.shape[-1], o.shapes[0][-1]
+    M = x.size // K
+    few = 15 if 2048 < max(K, N) <= 4096 else 13
+    if few > M:
+        return 1
+    size = max(K // scales.shape[-1], 32)
+    parts = min(512 // (-(-N // 32) * -(-M // 32)), K // size)
+    while parts > 1 and K % (parts * size):
+        parts -= 1
+    return max(parts, 1)
 
 
 def _packed_rows(x: Layout) -> bool:
@@ -205,7 +254,8 @@ def _packed_rows(x: Layout) -> bool:
 
 
 def _quantized_matmul(o: Operation) -> Cost:
-    return _launched(o, copied=[x for x in o.inputs if not _packed_rows(x)])
+    whole = _launched(o, copied=[x for x in o.inputs if not _packed_rows(x)])
+    return _in_parts(o, whole, _parts_of_packed(o))
 
 
 def _gathered(o: Operation, weights: Sequence[Layout], copied: list[Layout]) -> Cost:

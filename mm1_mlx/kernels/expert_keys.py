@@ -23,6 +23,15 @@ def places(tokens: int, k: int) -> mx.array:
     return mx.array(rows, mx.uint32)
 
 
+@lru_cache(maxsize=64)
+def row_numbers(count: int, times: int) -> mx.array:
+    """0, 0, 1, 1, ... for times=2. (count * times,) uint32.
+
+    Kept: where none are given, MLX makes them anew, one launch a product.
+    """
+    return mx.array([n for n in range(count) for _ in range(times)], mx.uint32)
+
+
 @fused
 def _packed(experts: mx.array, places: mx.array, shift: mx.array) -> mx.array:
     return (experts << shift) | places

@@ -12,12 +12,13 @@ goes to reading weights, which MLX's own kernels do well.
 """
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mm1_mlx.kernels.expert_keys import row_numbers
 from mm1_mlx.kernels.fused import fused, on_cpu
 from mm1_mlx.kernels.metal import MetalKernel, chosen
 
@@ -86,13 +87,13 @@ def experts_reference(
     """
     T, K = experts.shape
     x, dtype = x.reshape(T, 1, -1), x.dtype
-    hidden = _gathered(x, up, experts, _rows(T, K))
+    hidden = _gathered(x, up, experts, row_numbers(T, K))
     if gated:
         gate, hidden = mx.split(hidden, 2, axis=-1)
         hidden = _gate(act)(gate, hidden)
     else:
         hidden = ACTIVATIONS[act](hidden)
-    out = _gathered(hidden, down, experts, _rows(T * K, 1)).reshape(T, K, -1)
+    out = _gathered(hidden, down, experts, row_numbers(T * K, 1)).reshape(T, K, -1)
     weights = weights.reshape(T, 1, K).astype(out.dtype)
     return (weights @ out).reshape(T, -1).astype(dtype)
 
@@ -100,12 +101,6 @@ def experts_reference(
 @cache
 def _gate(act: str) -> Callable[[mx.array, mx.array], mx.array]:
     return fused(lambda gate, up: ACTIVATIONS[act](gate) * up)
-
-
-@lru_cache(maxsize=64)
-def _rows(count: int, times: int) -> mx.array:
-    """0, 0, 1, 1, ... for times=2: MLX would make it anew, one launch a product."""
-    return mx.array([n for n in range(count) for _ in range(times)], mx.uint32)
 
 
 def _gathered(x: mx.array, stack: Any, experts: mx.array, rows: mx.array) -> mx.array:

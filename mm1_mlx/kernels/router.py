@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.kernels.expert_keys import keys_of, place_bits, places
+from mm1_mlx.kernels.expert_keys import keys_of, place_bits, places, row_numbers
 from mm1_mlx.kernels.fused import Chain, counting, fused, on_cpu
 from mm1_mlx.kernels.metal import MetalKernel, chosen
 
@@ -145,9 +145,32 @@ def tokens_reference(
     Shapes:
         x: (T, D); weight: (E, D), both in any type: the product is in float32
     """
-    logits = x.astype(mx.float32) @ weight.astype(mx.float32).T
+    logits = logits_of(x, weight.astype(mx.float32))
     weights, experts, _ = route_reference(logits, k, renormalise, dtype)
     return weights, experts, logits
+
+
+def logits_of(x: mx.array, weight: mx.array) -> mx.array:
+    """x times a router's weight in float32: (T, D), (E, D) -> (T, E).
+
+    A few tokens one by one: of several, MLX makes such long sums in parts, which takes
+    a second launch.
+    """
+    x, T = x.astype(mx.float32), x.shape[0]
+    if on_cpu() or not 1 < T <= MAX_TOKENS:
+        return x @ weight.T
+    logits = mx.gather_mm(
+        x.reshape(T, 1, -1),
+        weight[None].swapaxes(-1, -2),
+        lhs_indices=row_numbers(T, 1),
+        rhs_indices=_first(T),
+    )
+    return logits.reshape(T, -1)
+
+
+@lru_cache(maxsize=MAX_TOKENS)
+def _first(times: int) -> mx.array:
+    return mx.array([0] * times, mx.uint32)
 
 
 _CHOOSE = """
@@ -464,7 +487,7 @@ def route_tokens(
     """
     if not (chosen("router_matvec", default=False) and fits_tokens(x, weight, k)):
         wide = weight.astype(mx.float32) if wide is None else wide
-        logits = x.astype(mx.float32) @ wide.T
+        logits = logits_of(x, wide)
         weights, experts, _ = route(
             logits, k, renormalise, dtype=dtype, trainable=trainable
         )

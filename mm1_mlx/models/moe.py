@@ -1,12 +1,12 @@
 """A sparse feed-forward layer: the stacked experts, and the ways to apply them."""
 
-from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mm1_mlx.config import DecoderConfig
+from mm1_mlx.kernels.expert_keys import row_numbers
 from mm1_mlx.kernels.fused import on_cpu
 from mm1_mlx.kernels.routed_experts import routed_experts
 from mm1_mlx.models.layers import MLP, activation, gated_activation
@@ -237,15 +237,6 @@ class Experts(nn.Module):
             out = self.dense(x, weights, experts)
             return out if residual is None else residual + out
         return self.routed(x, weights, experts, residual, keys)
-
-
-@lru_cache(maxsize=64)
-def row_numbers(count: int, times: int) -> mx.array:
-    """0, 0, 1, 1, ... for times=2. (count * times,) uint32.
-
-    Kept: where none are given, MLX makes them anew, one launch a product.
-    """
-    return mx.array([n for n in range(count) for _ in range(times)], mx.uint32)
 
 
 def gather(

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mm1_mlx.config import MoEConfig
 from mm1_mlx.kernels.expert_keys import keys_of, place_bits
 from mm1_mlx.kernels.fused import fused, tied
-from mm1_mlx.kernels.router import route, route_tokens, top_k
+from mm1_mlx.kernels.router import logits_of, route, route_tokens, top_k
 from mm1_mlx.models.router_losses import limit_capacity
 
 
@@ -126,7 +126,7 @@ class Router(nn.Module):
                 trainable=True,
             )
             return Routes(*found, None)
-        logits = x.astype(mx.float32) @ self._weight().T
+        logits = logits_of(x, self._weight())
         weights, experts, keys = route(
             logits,
             k,
