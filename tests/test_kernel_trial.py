@@ -1,7 +1,6 @@
 """The trial of each kernel before its first use: through the host harness, and with
 stand-ins for kernels that are wrong, refused, or end the process."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from helpers import ROOT, assert_equal
 from metal_host import host_kernels
 from metal_host.pytest_glue import needs_host
+from mm1_mlx.benchmarks.kernels import Row, apply_choices
 from mm1_mlx.errors import MM1Warning
 from mm1_mlx.kernels import metal, trial
 from mm1_mlx.kernels.cases import KERNELS, Case
@@ -22,13 +22,16 @@ NAME = "stand"
 
 
 @pytest.fixture(autouse=True)
-def machine(tmp_path, monkeypatch):
-    """One with Metal, where nothing was tried yet; gives the file of verdicts."""
+def verdicts(tmp_path, monkeypatch):
+    """A machine with Metal, where nothing was tried yet; gives what was found there."""
     monkeypatch.setenv("MM1_MLX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MM1_MLX_SETTINGS", str(tmp_path / "settings.json"))
     monkeypatch.setattr(metal, "has_metal", lambda: True)
     restart()
-    yield tmp_path / "cache" / "kernels.json"
+    yield lambda: {
+        file.name: file.read_text().strip()
+        for file in (tmp_path / "cache").glob("kernels/*/*")
+    }
     restart()
 
 
@@ -38,7 +41,7 @@ def restart() -> None:
     user_choices.cache_clear()
 
 
-def stand(monkeypatch, off=0.0, refuse=""):
+def stand(monkeypatch, off=0.0, fails: BaseException | None = None, used=True):
     """A kernel of that name; gives the list of its calls."""
     calls = []
 
@@ -46,9 +49,10 @@ def stand(monkeypatch, off=0.0, refuse=""):
         if not chosen(NAME):
             return [x * 2]
         calls.append(x.shape)
-        if refuse:
-            raise RuntimeError(refuse)
-        metal._WATCHED.get().append(NAME)
+        if fails is not None:
+            raise fails
+        if used:
+            metal._WATCHED.get().append(NAME)
         return [x * 2 + off]
 
     case = Case(NAME, "2 x 3", mx.float32, lambda: [mx.ones((2, 3))], work)
@@ -57,17 +61,16 @@ def stand(monkeypatch, off=0.0, refuse=""):
 
 
 @needs_host
-@pytest.mark.parametrize("name", ["router", "add_norm"])
-def test_a_kernel_is_tried_and_right(machine, name):
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_is_right(verdicts, name):
     with host_kernels(), warnings.catch_warnings():
         warnings.simplefilter("error")
         assert chosen(name)
-    (verdicts,) = json.loads(machine.read_text()).values()
-    assert verdicts == {name: "right"}
+    assert verdicts() == {name: "right"}
 
 
 @needs_host
-def test_a_kernel_with_a_bug_is_found(monkeypatch):
+def test_a_kernel_with_a_bug_is_found(verdicts, monkeypatch):
     from mm1_mlx.kernels import add_norm
 
     for each in (add_norm._KERNEL, add_norm._KERNEL_WITH_BIAS):
@@ -78,9 +81,10 @@ def test_a_kernel_with_a_bug_is_found(monkeypatch):
         monkeypatch.setattr(each, "_maker", None)
     with host_kernels(), pytest.warns(MM1Warning, match="add_norm does not work on"):
         assert not chosen("add_norm")
+    assert verdicts()["add_norm"].startswith("off by")
 
 
-def test_a_kernel_is_tried_once(machine, monkeypatch):
+def test_a_kernel_is_tried_once(monkeypatch):
     calls = stand(monkeypatch)
     assert chosen(NAME) and chosen(NAME)
     restart()
@@ -88,14 +92,21 @@ def test_a_kernel_is_tried_once(machine, monkeypatch):
     assert len(calls) == 1
 
 
-def test_nothing_is_tried_that_is_not_wanted(machine, monkeypatch):
+def test_nothing_is_tried_that_is_not_wanted(verdicts, monkeypatch):
     calls = stand(monkeypatch)
     assert not chosen(NAME, default=False)
     metal.write_choices({NAME: False})
     assert not chosen(NAME)
     with metal.forced(NAME):
         assert chosen(NAME)
-    assert not calls and not machine.exists()
+    assert not calls and not verdicts()
+
+
+REFUSED = RuntimeError("[metal::Device] Unable to build\nprogram_source:7: error")
+# MLX's own words where a pipeline has fewer threads than it is asked for.
+LIMITED = ValueError(
+    "Thread group size (512) is greater than the maximum allowed (448)"
+)
 
 
 @pytest.mark.parametrize(
@@ -103,15 +114,16 @@ def test_nothing_is_tried_that_is_not_wanted(machine, monkeypatch):
     [
         ({"off": 0.1}, r"off by .* at 2 x 3"),
         ({"off": float("nan")}, "off by inf of the largest value"),
-        (
-            {"refuse": "[metal::Device] Unable to build\nprogram_source:7: error"},
-            r"Unable to build program_source:7: error",
-        ),
+        ({"fails": REFUSED}, r"Unable to build program_source:7: error"),
+        ({"fails": LIMITED}, r"Thread group size \(512\) is greater"),
+        ({"used": False}, "it declined 2 x 3"),
     ],
 )
-def test_a_wrong_kernel_is_said_once_and_never_used(machine, monkeypatch, wrong, said):
+def test_a_wrong_kernel_is_said_once_and_never_used(monkeypatch, wrong, said):
     calls = stand(monkeypatch, **wrong)
-    with pytest.warns(MM1Warning, match=f"kernel {NAME} does not work .*{said}"):
+    with pytest.warns(
+        MM1Warning, match=rf"kernel {NAME} does not work .*{said}.* remove .*{NAME}\."
+    ):
         assert not chosen(NAME)
     restart()
     with warnings.catch_warnings():
@@ -120,18 +132,38 @@ def test_a_wrong_kernel_is_said_once_and_never_used(machine, monkeypatch, wrong,
     assert len(calls) == 1
 
 
-def test_other_versions_are_tried_again(machine, monkeypatch):
-    calls = stand(monkeypatch, off=0.1)
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt(), MemoryError()])
+def test_an_interrupt_says_nothing_of_the_kernel(verdicts, monkeypatch, stopped):
+    stand(monkeypatch, fails=stopped)
+    with pytest.raises(type(stopped)):
+        chosen(NAME)
+    assert not verdicts()
+    stand(monkeypatch)
+    assert chosen(NAME)
+
+
+def test_other_versions_are_tried_again(verdicts, monkeypatch):
+    stand(monkeypatch, off=0.1)
     with pytest.warns(MM1Warning):
         assert not chosen(NAME)
     restart()
-    calls = stand(monkeypatch)
+    stand(monkeypatch)
     monkeypatch.setattr(trial, "_here", lambda: "another")
-    assert chosen(NAME) and calls
-    assert json.loads(machine.read_text()) == {"another": {NAME: "right"}}
+    assert chosen(NAME)
 
 
-def test_a_kernel_that_ended_the_process(machine, monkeypatch):
+def test_a_better_kernel_is_tried_again(monkeypatch):
+    """Where `benchmark kernels --apply` finds it right."""
+    stand(monkeypatch, off=0.1)
+    with pytest.warns(MM1Warning):
+        assert not chosen(NAME)
+    stand(monkeypatch)
+    row = Row(NAME, "2 x 3", "float32", 0.0, 1e-5, 2e-6, 1e-6, (1e-6, 1e-6), 2.0)
+    assert apply_choices([row]).endswith(f"{NAME} on.")
+    assert chosen(NAME, default=False)
+
+
+def test_a_kernel_that_ended_the_process(verdicts, monkeypatch):
     calls = stand(monkeypatch)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -140,34 +172,56 @@ def test_a_kernel_that_ended_the_process(machine, monkeypatch):
         assert not chosen(NAME)
     restart()
     assert not chosen(NAME) and not calls
+    assert verdicts() == {NAME: "the process ended while it ran"}
 
 
-def test_a_kernel_that_another_process_is_trying(machine, monkeypatch):
+@pytest.mark.parametrize("patience, tried", [(20, 0), (0.1, 1)])
+def test_a_kernel_that_another_process_is_trying(monkeypatch, patience, tried):
+    """Its verdict is waited for; not for ever."""
     calls = stand(monkeypatch)
+    monkeypatch.setattr(trial, "PATIENCE", patience)
     trial._write(NAME, f"tried by process {os.getppid()}")
-    before = machine.read_bytes()
-    assert not chosen(NAME)
-    assert not calls and machine.read_bytes() == before
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if patience > 1:
+            trial._write(NAME, "right")
+
+    monkeypatch.setattr(trial.time, "sleep", sleep)
+    assert chosen(NAME)
+    assert waited and len(calls) == tried
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"x": 1}', "\xff"])
-def test_a_broken_file_is_written_anew(machine, monkeypatch, text):
+@pytest.mark.parametrize("text", ["", " \n", "\xff"])
+def test_a_broken_file_is_written_anew(verdicts, monkeypatch, text):
     calls = stand(monkeypatch)
-    machine.parent.mkdir()
-    machine.write_bytes(text.encode("latin-1"))
+    file = trial._file(NAME)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(text.encode("latin-1"))
     assert chosen(NAME) and calls
-    (verdicts,) = json.loads(machine.read_text()).values()
-    assert verdicts == {NAME: "right"}
-    assert os.listdir(machine.parent) == ["kernels.json"]  # no draft is left
+    assert verdicts() == {NAME: "right"}  # and no draft is left
 
 
-def test_a_file_that_cannot_be_written_costs_another_trial(machine, monkeypatch):
+def test_a_file_that_cannot_be_written_costs_another_trial(tmp_path, monkeypatch):
     calls = stand(monkeypatch)
-    machine.parent.write_text("a file where a folder should be")
+    (tmp_path / "cache").write_text("a file where a folder should be")
     for _ in range(2):
         restart()
         assert chosen(NAME)
     assert len(calls) == 2
+
+
+def test_an_mlx_without_a_package(monkeypatch):
+    stand(monkeypatch)
+
+    def missing(name):
+        raise trial.PackageNotFoundError(name)
+
+    monkeypatch.setattr(trial, "version", missing)
+    trial._here.cache_clear()
+    assert chosen(NAME)
+    trial._here.cache_clear()
 
 
 @needs_host
@@ -182,7 +236,7 @@ def test_the_user_s_random_numbers_go_on():
 
 def test_in_the_middle_of_a_trace(monkeypatch):
     """A model asks first while mx.compile or mx.grad is looking on."""
-    stand(monkeypatch)
+    calls = stand(monkeypatch)
 
     def work(x):
         assert chosen(NAME)
@@ -190,10 +244,9 @@ def test_in_the_middle_of_a_trace(monkeypatch):
 
     x = mx.array([1.0, 2.0])
     assert mx.grad(work)(x).shape == (2,)
-    restart()
-    stand(monkeypatch, off=0.0)
-    os.remove(trial.trial_file())
+    trial.forget(NAME)
     assert mx.compile(work, inputs=mx.random.state, outputs=mx.random.state)(x).item()
+    assert len(calls) == 2
 
 
 def test_a_command_says_it_in_one_line():
@@ -206,6 +259,5 @@ def test_a_command_says_it_in_one_line():
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
     )
-    assert (
-        run.stderr.startswith("warning: ours\n") and "UserWarning: theirs" in run.stderr
-    )
+    assert run.stderr.startswith("warning: ours\n")
+    assert "UserWarning: theirs" in run.stderr

@@ -19,6 +19,7 @@ from mm1_mlx.benchmarks.machine import machine, machine_lines
 from mm1_mlx.errors import MM1Error
 from mm1_mlx.kernels.cases import Case, bound, difference
 from mm1_mlx.kernels.metal import forced, has_metal, watched, write_choices
+from mm1_mlx.kernels.trial import forget
 
 CALLS = 20  # of a chain
 WARM_UP = 2  # chains of each that are not counted
@@ -89,7 +90,7 @@ def _measure(case: Case, runs: int, calls: int) -> Row:
         try:
             found = list(case.work(*arrays))
             mx.eval(found)
-        except RuntimeError as error:  # of Metal's compiler, or a limit of the GPU
+        except (RuntimeError, ValueError) as error:  # Metal's compiler, a GPU's limit
             return _failed(case, str(error))
     if not names:
         raise MM1Error(
@@ -190,6 +191,7 @@ def apply_choices(rows: Sequence[Row]) -> str:
     if not found:
         return "Nothing to write: no kernel is clearly faster or slower."
     said = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in found.items())
+    forget(*found)  # what was found wrong before is tried again
     return f"Wrote to {write_choices(found)}: {said}."
 
 

@@ -54,14 +54,28 @@ class Case:
 
 def _router(small: bool) -> Iterator[Case]:
     sizes = [(1, 64), (8, 64), (1, 32), (588, 64), (1, 128)]
-    for T, E in [(3, 40), (1, 512)] if small else sizes:
+    kinds = [(T, E, mx.float32, T > 64, True) for T, E in sizes]
+    if small:
+        kinds = [
+            (3, 40, dtype, keyed, renormalise)
+            for dtype in FLOATS
+            for keyed in (False, True)
+            for renormalise in (False, True)
+        ]
+        kinds.append((1, 512, mx.bfloat16, False, True))
+    for T, E, dtype, keyed, renormalise in kinds:
         k = 8 if E >= 128 else 2
+        more = ", in order" * keyed + ", shares of all" * (not renormalise)
         yield Case(
             "router",
-            f"{T} x {E}, best {k}",
-            mx.float32,
+            f"{T} x {E}, best {k}{more}",
+            dtype,
             lambda T=T, E=E: [_normal((T, E))],
-            lambda logits, k=k: route(logits, k, True)[:2],
+            lambda logits, how=(k, renormalise), dtype=dtype, keyed=keyed: [
+                found
+                for found in route(logits, *how, dtype=dtype, keyed=keyed)
+                if found is not None
+            ],
         )
 
 
@@ -140,7 +154,7 @@ def _experts(x: mx.array, arrays: list[mx.array], bits: int) -> mx.array:
 
 def _add_norm(small: bool) -> Iterator[Case]:
     for shape in (
-        [(2, 100), (1, 4096)]
+        [(2, 100), (1, 4096), (1, 8200)]
         if small
         else [(1, 3072), (1, 4096), (8, 3072), (588, 3072)]
     ):
@@ -171,24 +185,33 @@ def _add(
 
 def _quantized_attention(small: bool) -> Iterator[Case]:
     heads = [(1, 24, 24, 128), (1, 32, 4, 128), (8, 32, 4, 128)]
-    for B, H, KV, width in [(1, 2, 1, 80)] if small else heads:
-        for columns in (40, 600) if small else (256, 1024, 4096):
-            for bits, dtype in _types(small, (8, mx.float16), (4, mx.bfloat16)):
-                yield Case(
-                    "quantized_attention",
-                    f"{B} x {H} heads on {KV}, {columns} keys of {width}, {bits} bits",
-                    dtype,
-                    lambda B=B, H=H, KV=KV, w=width, n=columns, bits=bits, t=dtype: [
-                        _normal((B, H, 1, w), t),
-                        *_cached((B, KV, n, w), bits, t),
-                        *_cached((B, KV, n, w), bits, t),
-                    ],
-                    lambda q, *kv, bits=bits: [
-                        attend_quantized(
-                            q, kv[:3], kv[3:], q.shape[-1] ** -0.5, None, 32, bits
-                        )
-                    ],
-                )
+    sizes = [(*head, keys, 1, "") for head in heads for keys in (256, 1024, 4096)]
+    if small:
+        kinds = [(40, 1, ""), (600, 1, ""), (40, 3, "causal"), (40, 3, "masked")]
+        sizes = [(1, 2, 1, 80, *kind) for kind in kinds]
+    for B, H, KV, width, columns, L, mask in sizes:
+        for bits, dtype in _types(small, (8, mx.float16), (4, mx.bfloat16)):
+            named = f"{B} x {H} heads on {KV}, {columns} keys of {width}, {bits} bits"
+            yield Case(
+                "quantized_attention",
+                named + f", {L} queries {mask}" * (L > 1),
+                dtype,
+                lambda B=B, H=H, KV=KV, w=width, n=columns, L=L, bits=bits, t=dtype: [
+                    _normal((B, H, L, w), t),
+                    *_cached((B, KV, n, w), bits, t),
+                    *_cached((B, KV, n, w), bits, t),
+                ],
+                lambda q, *kv, mask=mask, bits=bits: [_attend(q, kv, mask, bits)],
+            )
+
+
+def _attend(q: mx.array, kv: Sequence[mx.array], mask: str, bits: int) -> mx.array:
+    seen: Any = {"": None, "causal": "causal"}.get(mask, mask)
+    if mask == "masked":  # every other key
+        columns = kv[0].shape[2]
+        seen = mx.broadcast_to(mx.arange(columns) % 2 == 0, (1, 1, q.shape[2], columns))
+    scale = q.shape[-1] ** -0.5
+    return attend_quantized(q, kv[:3], kv[3:], scale, seen, 32, bits)  # type: ignore[arg-type]
 
 
 def _cached(shape: tuple[int, ...], bits: int, dtype: mx.Dtype) -> list[mx.array]:

@@ -5,14 +5,14 @@ found is kept for the next start, and found again when the kernels, MLX, the sys
 the GPU are others than then.
 """
 
-import json
 import os
 import platform
+import time
 import warnings
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 
@@ -23,6 +23,7 @@ from mm1_mlx.kernels.cases import KERNELS, bound, difference
 from mm1_mlx.kernels.metal import forced, watched
 
 RIGHT = "right"
+PATIENCE = 20  # seconds for another process that tries the same kernel
 _TRYING = "tried by process "
 _ONE_AT_A_TIME = Lock()
 
@@ -32,94 +33,114 @@ def proven(name: str) -> bool:
     """Whether a kernel gives here what its definition gives; warns where not.
 
     Tried at the first call, in about the time that Metal needs to compile it. A kernel
-    that ends the process counts as wrong from the next start on.
+    that ended a process counts as wrong from then on.
     """
     with _ONE_AT_A_TIME:
-        return _proven(name)
+        found = _verdict(name)
+        if not found:
+            found = _tried(name)
+        elif found.startswith(_TRYING):
+            found = "the process ended while it ran"
+            _write(name, found)
+            _warn(name, found)
+        return found == RIGHT
 
 
-def _proven(name: str) -> bool:
-    if (found := _read().get(name, "")) == RIGHT:
-        return True
-    if found.startswith(_TRYING):
-        if _runs(found.removeprefix(_TRYING)):
-            return False  # nothing is known yet: not used this time
-        found = _failed(name, "the process ended while it ran")
-    elif not found:
-        _write(name, f"{_TRYING}{os.getpid()}")
-        if (found := _try(name)) != RIGHT:
-            found = _failed(name, found)
-    else:
-        return False  # said when it was found
-    _write(name, found)
-    return found == RIGHT
+def forget(*names: str) -> None:
+    """Try these kernels again at their next use."""
+    for name in names:
+        with suppress(OSError):
+            _file(name).unlink()
+    proven.cache_clear()
 
 
-def _try(name: str) -> str:
-    """RIGHT, or what is wrong."""
+def _verdict(name: str) -> str:
+    """What is known of a kernel, if need be after another process has tried it."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        found = _read(name)
+        if not found.startswith(_TRYING) or not _runs(found.removeprefix(_TRYING)):
+            return found
+        if time.monotonic() > until:
+            return ""  # it hangs, or its number is another process's by now
+        time.sleep(0.05)
+
+
+def _tried(name: str) -> str:
+    """Try it, and keep what comes out of it."""
+    _write(name, f"{_TRYING}{os.getpid()}")
     try:
-        for case in KERNELS[name](True):
-            arrays = case.make()
-            with forced():
-                expected = list(case.work(*arrays))
-                mx.eval(expected)
+        found = _compared(name)
+    except BaseException:  # an interrupt, or no memory: nothing is known of the kernel
+        forget(name)
+        raise
+    _write(name, found)
+    if found != RIGHT:
+        _warn(name, found)
+    return found
+
+
+def _compared(name: str) -> str:
+    """RIGHT, or what is wrong."""
+    for case in KERNELS[name](True):
+        arrays = case.make()
+        with forced():
+            expected = list(case.work(*arrays))
+            mx.eval(expected)
+        try:
             with forced(name), watched() as used:
                 found = list(case.work(*arrays))
                 mx.eval(found)
-            error = difference(found, expected)
-            if used and error > bound(case.dtype):
-                return f"off by {error:.1e} of the largest value at {case.shape}"
-    except RuntimeError as error:  # of Metal's compiler, or a limit of the GPU
-        return " ".join(str(error).split())[:200]
+        except (RuntimeError, ValueError) as error:  # Metal's compiler, a GPU's limit
+            return " ".join(str(error).split())[:200]
+        if not used:
+            return f"it declined {case.shape}"
+        if (error := difference(found, expected)) > bound(case.dtype):
+            return f"off by {error:.1e} of the largest value at {case.shape}"
     return RIGHT
 
 
-def _failed(name: str, why: str) -> str:
+def _warn(name: str, why: str) -> None:
     warnings.warn(
         f"The kernel {name} does not work on this machine ({why}): its definition is "
-        f"used, which gives the same. Please report it, with what "
-        f"`python -m mm1_mlx.benchmark kernels` prints.",
+        f"used, which gives the same. Please report it, with what `python -m "
+        f"mm1_mlx.benchmark kernels` prints. To try it again, remove {_file(name)}.",
         MM1Warning,
-        stacklevel=2,
+        stacklevel=3,
     )
-    return why
 
 
-def trial_file() -> Path:
-    """Where it is kept: in $MM1_MLX_CACHE, else the user's cache."""
+def _file(name: str) -> Path:
+    """Where a verdict is kept: in $MM1_MLX_CACHE, else the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = os.environ.get("MM1_MLX_CACHE") or Path(base) / "mm1_mlx"
-    return Path(folder).expanduser() / "kernels.json"
+    return Path(folder).expanduser() / "kernels" / _here() / name
 
 
 @cache
 def _here() -> str:
     """Another text for other kernels, MLX, system or GPU."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
-    facts = [platform.platform(), version("mlx"), str(mx.device_info())]
+    facts = [platform.platform(), str(mx.device_info())]
+    with suppress(PackageNotFoundError):
+        facts.append(version("mlx"))
     text = "\0".join([*facts, *(file.read_text("utf-8") for file in sources)])
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def _read() -> dict[str, str]:
-    """What is known of the kernels here; nothing, where the file is none of ours."""
-    with suppress(OSError, ValueError, AttributeError):
-        found = json.loads(trial_file().read_text("utf-8")).get(_here(), {})
-        return {name: each for name, each in found.items() if isinstance(each, str)}
-    return {}
+def _read(name: str) -> str:
+    with suppress(OSError, ValueError):
+        return _file(name).read_text("utf-8").strip()
+    return ""
 
 
 def _write(name: str, verdict: str) -> None:
-    """Add what is known of one; of other machines and versions nothing is kept.
-
-    Where it cannot be written, the next start tries again.
-    """
-    file = trial_file()
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
+    """Keep a verdict. Where it cannot be written, the next start tries again."""
+    file = _file(name)
+    draft = file.with_name(f"{name}.{os.getpid()}")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({_here(): {**_read(), name: verdict}}, indent=2)
-        draft.write_text(text + "\n", encoding="utf-8")
+        draft.write_text(f"{verdict}\n", encoding="utf-8")
         os.replace(draft, file)
 
 
