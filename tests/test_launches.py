@@ -270,6 +270,17 @@ def test_launches_of_our_layers(program, kind, bits):
     assert max(found[:2]) <= decode and found[2] <= read
 
 
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_long_context_takes_a_second_pass_and_no_copy(rows):
+    short = count_layer("no kernels", "dense", 16, rows)
+    long = count_layer("no kernels", "dense", 16, rows, context=5000)
+    assert (long.launches, long.copies) == (short.launches, short.copies)
+    assert (short.merges, long.merges) == (0, 1)
+    kept = 2 * 8 * 128 * 2  # bytes of a token: keys and values of 8 heads
+    read = long.nbytes - short.nbytes  # the cache's room is counted, not what is in it
+    assert abs(read - rows * 5000 * kept) < rows * 256 * kept
+
+
 @pytest.mark.parametrize("kind", THEIRS)
 def test_launches_of_mlx_lm(kind):
     need("mlx_lm")

@@ -30,8 +30,7 @@ from mm1_mlx.models.decoder import Decoder
 
 # A decoder as wide as MM1's 3B (with fewer key heads), and Mixtral's experts.
 WIDTH, INNER, HEADS, KEYS, VOCABULARY, EXPERTS, CHOSEN = 3072, 8064, 24, 8, 1024, 8, 2
-READ, ROOM = 5, 256  # tokens in the cache, and its room
-PROMPT = 64
+CONTEXT, PROMPT = 5, 64  # tokens in the cache; of a prompt behind them
 
 _PLACEHOLDER = re.compile(r"mm1count_(.+?)_(\d+)_end")
 _fast = mx.fast
@@ -239,8 +238,11 @@ class Row:
     count: Count
 
 
-def ours(kind: str, layers: int, bits: int) -> tuple[Any, Callable[[int], list]]:
-    """A decoder of ours and what makes a cache of READ tokens for so many rows."""
+Filled = Callable[[int, int], list]
+
+
+def ours(kind: str, layers: int, bits: int) -> tuple[Any, Filled]:
+    """A decoder of ours, and what makes a cache of rows with so many tokens."""
     sparse = MoEConfig(
         num_local_experts=EXPERTS,
         num_experts_per_tok=CHOSEN,
@@ -263,11 +265,11 @@ def ours(kind: str, layers: int, bits: int) -> tuple[Any, Callable[[int], list]]
         _quantize(decoder, bits)
     _empty(decoder)
 
-    def cache(rows: int) -> list:
+    def cache(rows: int, context: int) -> list:
         entries: list[Any] = decoder.make_cache()
         for entry in entries:
-            entry.state = _stored(rows)
-            entry.trim(ROOM - READ)
+            entry.state = stored = _stored(rows, context)
+            entry.trim(stored[0].shape[2] - context)
         return entries
 
     return decoder, cache
@@ -295,12 +297,14 @@ def _quantize(decoder: Decoder, bits: int) -> None:
             experts.quantize(dict.fromkeys(experts.stacks, how))
 
 
-def _stored(rows: int) -> tuple[mx.array, mx.array]:
-    shape = (rows, KEYS, ROOM, WIDTH // HEADS)
+def _stored(rows: int, context: int) -> tuple[mx.array, mx.array]:
+    """Keys and values with room for a prompt."""
+    room = -(-(context + PROMPT) // 256) * 256
+    shape = (rows, KEYS, room, WIDTH // HEADS)
     return mx.zeros(shape, mx.bfloat16), mx.zeros(shape, mx.bfloat16)
 
 
-def theirs(kind: str, layers: int, bits: int) -> tuple[Any, Callable[[int], list]]:
+def theirs(kind: str, layers: int, bits: int) -> tuple[Any, Filled]:
     """mlx-lm's Llama or Mixtral of the same sizes; MM1Error where it is missing."""
     try:
         from mlx_lm.models import llama, mixtral
@@ -333,11 +337,11 @@ def theirs(kind: str, layers: int, bits: int) -> tuple[Any, Callable[[int], list
         )
     _empty(model)
 
-    def cache(rows: int) -> list:
+    def cache(rows: int, context: int) -> list:
         entries = [KVCache() for _ in range(layers)]
         for entry in entries:
-            entry.keys, entry.values = _stored(rows)
-            entry.offset = READ
+            entry.keys, entry.values = _stored(rows, context)
+            entry.offset = context
         return entries
 
     return model, cache
@@ -355,14 +359,19 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 
 
 def count_layer(
-    program: str, kind: str, bits: int, rows: int = 1, tokens: int = 1
+    program: str,
+    kind: str,
+    bits: int,
+    rows: int = 1,
+    tokens: int = 1,
+    context: int = CONTEXT,
 ) -> Count:
-    """What one layer takes for `tokens` new tokens in each of `rows` rows."""
+    """What one layer takes for `tokens` new tokens behind others in each of `rows`."""
     found = []
     make, kernels = PROGRAMS[program]
     for layers in (2, 3):
         model, make_cache = make(kind, layers, bits)
-        cache = make_cache(rows)
+        cache = make_cache(rows, context)
         # What is not computed yet would be counted.
         mx.eval([(entry.keys, entry.values) for entry in cache])
         ids = mx.zeros((rows, tokens), mx.int32)
@@ -371,7 +380,9 @@ def count_layer(
     return found[1] - found[0]
 
 
-def measure_launches(programs: Sequence[str] = tuple(PROGRAMS)) -> list[Row]:
+def measure_launches(
+    programs: Sequence[str] = tuple(PROGRAMS), context: int = CONTEXT
+) -> list[Row]:
     """Every program, dense and with experts, 16 and 4 bits, alone and in a batch."""
     return [
         Row(program, kind, bits, rows, tokens, found)
@@ -379,14 +390,14 @@ def measure_launches(programs: Sequence[str] = tuple(PROGRAMS)) -> list[Row]:
         for bits in (16, 4)
         for rows, tokens in ((1, 1), (8, 1), (1, PROMPT))
         for program in programs
-        for found in [count_layer(program, kind, bits, rows, tokens)]
+        for found in [count_layer(program, kind, bits, rows, tokens, context)]
     ]
 
 
 # --- For JSON and for people ---------------------------------------------------------
 
 
-def as_object(rows: Sequence[Row]) -> dict[str, Any]:
+def as_object(rows: Sequence[Row], context: int = CONTEXT) -> dict[str, Any]:
     """All of it for JSON."""
     return {
         "machine": machine(),
@@ -397,7 +408,7 @@ def as_object(rows: Sequence[Row]) -> dict[str, Any]:
             "num_key_value_heads": KEYS,
             "num_local_experts": EXPERTS,
             "num_experts_per_tok": CHOSEN,
-            "cached_tokens": READ,
+            "cached_tokens": context,
         },
         "rows": [asdict(row) for row in rows],
     }
@@ -409,8 +420,8 @@ def as_table(rows: Sequence[Row]) -> str:
     lines = [
         "kernels that a layer launches on Metal, copies of inputs among them, and MB "
         "that it moves; bfloat16",
-        "+n: more that add up a product's sums, where MLX makes them in parts (for a "
-        "long prompt); M3 or M4, no Max",
+        "+n: more that add up sums which MLX makes in parts (of a prompt, of a long "
+        "cache); M3 or M4, no Max",
         f"{'':6}{'bits':>5}{'rows':>5}{'tokens':>7}"
         + "".join(f"{name:>14}{'copies':>8}{'MB':>8}" for name in programs),
     ]

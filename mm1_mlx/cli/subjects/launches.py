@@ -2,7 +2,7 @@
 
 import argparse
 
-from mm1_mlx.cli.parser import Parser
+from mm1_mlx.cli.parser import Parser, whole_number
 from mm1_mlx.cli.subjects import show, subject_parser
 
 
@@ -15,6 +15,13 @@ def parser() -> Parser:
         "and 4 bits; beside\nmlx-lm's Llama and Mixtral of the same sizes where it is "
         "installed. Counted from MLX's\ngraphs with the rules of its Metal back end, "
         "the copies that it makes among them.",
+    )
+    p.add_argument(
+        "--context",
+        type=whole_number(0),
+        default=5,
+        metavar="N",
+        help="tokens that are in the cache already (%(default)s)",
     )
     p.add_debug()
     return p
@@ -34,8 +41,8 @@ def run(args: argparse.Namespace) -> None:
     programs = list(PROGRAMS)
     if importlib.util.find_spec("mlx_lm") is None:
         programs.remove("mlx-lm")
-    rows = measure_launches(programs)
+    rows = measure_launches(programs, args.context)
     if args.json:
-        show(as_object(rows))
+        show(as_object(rows, args.context))
     else:
         print(as_table(rows))
