@@ -1,9 +1,14 @@
 """What the tests of Metal kernels share."""
 
-from collections.abc import Callable
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
+
+from mm1_mlx import kernels
+from mm1_mlx.kernels.metal import MetalKernel
 
 FLOATS = [mx.float32, mx.float16, mx.bfloat16]
 # Of a result, as a share of the largest: one rounding to the type and one half way off,
@@ -15,6 +20,15 @@ _VIEWS = {
     "Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze",
     "StopGradient", "Transpose", "Unflatten", "View",
 }  # fmt: skip
+
+
+def our_kernels() -> Iterator[MetalKernel]:
+    """Those that stand in a module of the kernels, alone or in a list."""
+    for module in pkgutil.iter_modules(kernels.__path__):
+        named = vars(importlib.import_module(f"mm1_mlx.kernels.{module.name}"))
+        for value in named.values():
+            every = value if isinstance(value, list | tuple) else [value]
+            yield from (each for each in every if isinstance(each, MetalKernel))
 
 
 def launches(function: Callable, *arrays: mx.array) -> list[str]:

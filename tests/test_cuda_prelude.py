@@ -5,19 +5,15 @@ does without. Where MLX has its CUDA back end the kernels run as well, and must 
 what their definitions give.
 """
 
-import importlib
-import pkgutil
-from collections.abc import Iterator
-
 import mlx.core as mx
 import pytest
+from kernel_kit import our_kernels
 
 from helpers import assert_close
 from metal_host import cuda
 from metal_host.cuda import CudaError, CudaKernel, cuda_source, find_nvrtc, translated
-from mm1_mlx import kernels
 from mm1_mlx.kernels.cases import FLOATS, Case, all_cases
-from mm1_mlx.kernels.metal import MetalKernel, forced, watched
+from mm1_mlx.kernels.metal import forced, watched
 from mm1_mlx.kernels.quantized_attention import attend_quantized
 
 needs_nvrtc = pytest.mark.skipif(
@@ -30,15 +26,6 @@ ROUNDING = {mx.float32: 2**-24, mx.float16: 2**-11, mx.bfloat16: 2**-8}
 @pytest.fixture
 def nvidia(monkeypatch) -> None:
     monkeypatch.setattr(mx.fast, "metal_kernel", CudaKernel)
-
-
-def our_kernels() -> Iterator[MetalKernel]:
-    """Those that stand in a module of the kernels, alone or in a list."""
-    for module in pkgutil.iter_modules(kernels.__path__):
-        named = vars(importlib.import_module(f"mm1_mlx.kernels.{module.name}"))
-        for value in named.values():
-            every = value if isinstance(value, list | tuple) else [value]
-            yield from (each for each in every if isinstance(each, MetalKernel))
 
 
 # --- the text ------------------------------------------------------------------------

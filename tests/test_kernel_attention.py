@@ -5,10 +5,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from kernel_kit import BOUND, FLOATS, share, wide
+from kernel_inputs import attention_exactly, attention_inputs, padding
+from kernel_kit import BOUND, FLOATS, share
 
 from helpers import assert_close, assert_equal
-from metal_host import host_kernels, under_schedules
+from metal_host import host_kernels
 from metal_host.pytest_glue import needs_host
 from mm1_mlx.benchmarks.launches import count_launches
 from mm1_mlx.kernels.metal import forced, has_metal, watched
@@ -16,58 +17,9 @@ from mm1_mlx.kernels.quantized_attention import (
     attend_quantized,
     attention_metal,
     attention_reference,
-    fill_last_axis,
     fits,
 )
 from mm1_mlx.models import cache
-
-
-def cached(
-    shape: tuple[int, int, int, int],
-    bits: int,
-    group_size: int,
-    dtype: mx.Dtype,
-    room: int = 0,
-) -> tuple[mx.array, ...]:
-    """Packed keys or values, as the cache gives them: a slice of a larger store."""
-    B, KV, columns, width = shape
-    x = mx.random.normal((B, KV, columns + room, width)).astype(dtype)
-    how = {"group_size": group_size, "bits": bits}
-    stored = mx.quantize(fill_last_axis(x, group_size), **how)
-    found = tuple(array[..., :columns, :] for array in stored)
-    mx.eval(found)
-    return found
-
-
-def padding(columns: int, *padded: int) -> mx.array:
-    """A mask (B, 1, 1, columns) that hides the first columns of each row."""
-    return mx.arange(columns) >= mx.array(padded)[:, None, None, None]
-
-
-def inputs(
-    B: int,
-    H: int,
-    KV: int,
-    L: int,
-    width: int,
-    columns: int,
-    bits: int,
-    group_size: int,
-    dtype: mx.Dtype = mx.float32,
-    mask: Any = None,
-    room: int = 3,
-) -> tuple[Any, ...]:
-    """The choosers' arguments. q is a slice, too: q and k are turned at once."""
-    qk = mx.random.normal((B, H + KV, L, width)).astype(dtype) * 2
-    mx.eval(qk)
-    shape = (B, KV, columns, width)
-    kv = [cached(shape, bits, group_size, dtype, room) for _ in range(2)]
-    return qk[:, :H], *kv, width**-0.5, mask, group_size, bits
-
-
-def exact(given: tuple[Any, ...]) -> mx.array:
-    return attention_reference(*wide(given[:3]), *given[3:])
-
 
 # --- the definition ---
 
@@ -81,7 +33,7 @@ def test_the_definition_against_numpy(mask):
         array[..., 0] = True
     elif mask == "additive":
         array = mx.random.normal((L, columns))
-    given = inputs(B, H, KV, L, width, columns, 8, 32, mask=array)
+    given = attention_inputs(B, H, KV, L, width, columns, 8, 32, mask=array)
     q, packed = np.array(given[0], np.float64), given[1:3]
     k, v = (
         np.array(mx.dequantize(*each, group_size=32, bits=8), np.float64)[..., :width]
@@ -102,7 +54,7 @@ def test_the_definition_against_numpy(mask):
 
 @pytest.mark.parametrize("mask", [None, "causal"])
 def test_the_caches_own_attention_gives_the_same(mask):
-    given = inputs(2, 4, 2, 3, 80, 9, 4, 32, mask=mask)
+    given = attention_inputs(2, 4, 2, 3, 80, 9, 4, 32, mask=mask)
     store = cache.QuantizedKVCache(group_size=32, bits=4)
     expected = store.attend(*given[:3], scale=given[3], mask=mask)
     assert_close(attention_reference(*given), expected, atol=1e-6)
@@ -135,7 +87,7 @@ def case(B, H, KV, L, width, columns, bits, group_size, dtype, mask) -> tuple[An
     elif mask == "square":
         mask = mx.random.uniform(shape=(1, H, L, columns)) > 0.5
     given = (B, H, KV, L, width, columns, bits, group_size, dtype, mask)
-    return inputs(*given)
+    return attention_inputs(*given)
 
 
 @needs_host
@@ -147,30 +99,19 @@ def test_kernel(sizes):
         found = attention_metal(*given)
     dtype = sizes[8]
     assert found.dtype == dtype
-    assert share(found, exact(given)) < BOUND[dtype]
-
-
-@needs_host
-@pytest.mark.parametrize("sizes", [CASES[0], CASES[6], CASES[10]], ids=str)
-def test_kernel_under_schedules(sizes):
-    given = case(*sizes)
-    expected = exact(given)
-    found = under_schedules(lambda: attention_metal(*given), 8)
-    assert len(found) == 8
-    for each in found:
-        assert share(each, expected) < BOUND[mx.float32]
+    assert share(found, attention_exactly(given)) < BOUND[dtype]
 
 
 @needs_host
 def test_large_scores_and_rows_that_see_nothing():
     """exp would overflow without the largest taken off; no key: NaN, in both."""
-    given = inputs(2, 2, 1, 2, 64, 520, 4, 32)
+    given = attention_inputs(2, 2, 1, 2, 64, 520, 4, 32)
     mask = mx.ones((2, 1, 1, 520), mx.bool_)
     mask[1] = False
     given = (given[0] * 1000, *given[1:4], mask, *given[5:])
     with host_kernels():
         found = attention_metal(*given)
-    expected = exact(given)
+    expected = attention_exactly(given)
     assert mx.isnan(found[1]).all() and mx.isnan(expected[1]).all()
     assert share(found[0], expected[0]) < 1e-3  # scores of thousands: 2^-11 apart
 
@@ -196,19 +137,19 @@ def test_a_model_answers_the_same_from_its_quantized_cache():
 
 
 def declined() -> list[Any]:
-    usual = inputs(1, 4, 2, 1, 64, 12, 4, 64)
+    usual = attention_inputs(1, 4, 2, 1, 64, 12, 4, 64)
     q, keys, values, scale, _, size, bits = usual
-    more = inputs(1, 4, 2, 9, 64, 12, 4, 64)
+    more = attention_inputs(1, 4, 2, 9, 64, 12, 4, 64)
     additive = (q, keys, values, scale, mx.zeros((1, 12)), size, bits)
-    wide_heads = inputs(1, 2, 1, 1, 320, 4, 4, 64)
-    prompt = inputs(1, 4, 2, 4, 64, 3, 4, 64)
+    wide_heads = attention_inputs(1, 2, 1, 1, 320, 4, 4, 64)
+    prompt = attention_inputs(1, 4, 2, 4, 64, 3, 4, 64)
     return [
         pytest.param(more, id="9 queries"),
         pytest.param(additive, id="an additive mask"),
         pytest.param(wide_heads, id="heads of 320"),
-        pytest.param(inputs(1, 2, 1, 1, 64, 5, 3, 64), id="3 bits"),
+        pytest.param(attention_inputs(1, 2, 1, 1, 64, 5, 3, 64), id="3 bits"),
         pytest.param(prompt, id="more queries than keys"),
-        pytest.param(inputs(1, 1, 1, 1, 32, 65537, 4, 32), id="65537 keys"),
+        pytest.param(attention_inputs(1, 1, 1, 1, 32, 65537, 4, 32), id="65537 keys"),
     ]
 
 
@@ -221,7 +162,7 @@ def test_what_is_declined(given):
 
 
 def test_what_cannot_be_is_declined():
-    q, keys, values, _, _, size, bits = inputs(1, 4, 2, 1, 64, 12, 4, 64)
+    q, keys, values, _, _, size, bits = attention_inputs(1, 4, 2, 1, 64, 12, 4, 64)
     assert fits(q, keys, values, None, size, bits)
     assert not fits(q, keys, values, None, 32, bits)
     assert not fits(q[..., :63], keys, values, None, 32, bits)
@@ -239,7 +180,7 @@ def test_launches_saved():
         (padding(12, 0), 12, 7, 1),
         (None, 513, 6, 2),
     ]:
-        q, *rest = inputs(1, 4, 2, 1, 64, columns, 4, 64, mx.float16, mask)
+        q, *rest = attention_inputs(1, 4, 2, 1, 64, columns, 4, 64, mx.float16, mask)
         q = mx.contiguous(q)
         mx.eval(q, rest[0], rest[1], mask)
         for kernels, expected in [((), count), (("quantized_attention",), own)]:
@@ -256,6 +197,6 @@ def test_launches_saved():
 def test_on_a_mac(sizes, dtype):
     assert has_metal()
     given = case(*sizes[:8], dtype, sizes[9])
-    assert share(attention_metal(*given), exact(given)) < 2 * BOUND[dtype]
-    long = inputs(1, 8, 2, 1, 128, 4000, sizes[6], 64, dtype)
-    assert share(attention_metal(*long), exact(long)) < 2 * BOUND[dtype]
+    assert share(attention_metal(*given), attention_exactly(given)) < 2 * BOUND[dtype]
+    long = attention_inputs(1, 8, 2, 1, 128, 4000, sizes[6], 64, dtype)
+    assert share(attention_metal(*long), attention_exactly(long)) < 2 * BOUND[dtype]

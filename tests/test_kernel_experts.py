@@ -5,10 +5,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from kernel_kit import BOUND, FLOATS, share, wide
+from kernel_inputs import experts_exactly, experts_inputs, packed
+from kernel_kit import BOUND, FLOATS, share
 
 from helpers import assert_close, assert_equal
-from metal_host import host_kernels, under_schedules
+from metal_host import host_kernels
 from metal_host.pytest_glue import needs_host
 from mm1_mlx.benchmarks.launches import count_launches
 from mm1_mlx.kernels.metal import forced, has_metal, watched
@@ -22,53 +23,6 @@ from mm1_mlx.kernels.routed_experts import (
 )
 from mm1_mlx.models.layers import activation
 from mm1_mlx.models.moe import Experts, QuantizedStack
-
-
-def packed(bits: int, group_size: int) -> dict[str, Any]:
-    return {"bits": bits, "group_size": group_size}
-
-
-def inputs(
-    E: int,
-    D: int,
-    F: int,
-    T: int,
-    K: int,
-    dtype: mx.Dtype = mx.float32,
-    *,
-    gated: bool = True,
-    up: dict | None = None,
-    down: dict | None = None,
-) -> list[Any]:
-    """x, up, down, weights and experts, as the choosers take them."""
-    rows = 2 * F if gated else F
-    stacks: list[Any] = [
-        (mx.random.normal((E, rows, D)) * D**-0.5).astype(dtype),
-        (mx.random.normal((E, D, F)) * F**-0.5).astype(dtype),
-    ]
-    for i, how in enumerate((up, down)):
-        if how is not None:
-            stacks[i] = QuantizedStack(stacks[i], **how)
-    experts = mx.argsort(mx.random.normal((T, E)), axis=-1)[:, :K]
-    weights = mx.softmax(mx.random.normal((T, K)), axis=-1)
-    found = [mx.random.normal((T, D)).astype(dtype), *stacks, weights, experts]
-    mx.eval(found[0], found[3:])
-    return found
-
-
-def exact(given: list[Any], act: str, gated: bool) -> mx.array:
-    """The definition in float32, from the same rounded numbers."""
-    return experts_reference(*wide([*map(whole, given)]), act, gated)
-
-
-def whole(stack: Any) -> mx.array:
-    """The numbers that a packed stack stands for, not rounded to 16 bits."""
-    if isinstance(stack, mx.array):
-        return stack
-    scales, biases = wide([stack.scales, stack.biases])
-    how = packed(stack.bits, stack.group_size)
-    return mx.dequantize(stack.weight, scales, biases, **how)
-
 
 # --- the definition ---
 
@@ -87,7 +41,7 @@ def test_the_definition_by_hand():
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_the_definition_against_numpy(gated):
-    given = inputs(5, 7, 6, 4, 3, gated=gated)
+    given = experts_inputs(5, 7, 6, 4, 3, gated=gated)
     x, up, down, weights, experts = (np.array(a, np.float64) for a in given)
     expected = np.zeros_like(x)
     for t in range(4):
@@ -117,7 +71,7 @@ def test_the_models_own_experts_give_the_same(how):
     if how:
         settings = {**how, "mode": "affine"}
         experts.quantize({"gate_up_proj": settings, "down_proj": settings})
-    x, _, _, weights, chosen = inputs(6, 64, 32, 3, 2)
+    x, _, _, weights, chosen = experts_inputs(6, 64, 32, 3, 2)
     stacks = experts.gate_up_proj, experts.down_proj
     found = experts_reference(x, *stacks, weights, chosen, "silu", True)
     assert_close(found, experts.routed(x, weights, chosen), atol=1e-5)
@@ -144,30 +98,17 @@ CASES = [
 )
 def test_kernels(E, D, F, T, K, dtype, act, gated, up, down):
     how = {"up": up and packed(*up), "down": down and packed(*down)}
-    given = inputs(E, D, F, T, K, dtype, gated=gated, **how)
+    given = experts_inputs(E, D, F, T, K, dtype, gated=gated, **how)
     assert fits(*given, act, gated)
     with host_kernels():
         found = experts_metal(*given, act, gated)
     assert found.dtype == dtype
-    assert share(found, exact(given, act, gated)) < BOUND[dtype]
-
-
-@needs_host
-@pytest.mark.parametrize("how", [None, (4, 64)], ids=["plain", "packed"])
-def test_kernels_under_schedules(how):
-    how = how and packed(*how)
-    sizes = (4, 64, 64) if how else (4, 31, 5)
-    given = inputs(*sizes, 1, 2, up=how, down=how)
-    expected = exact(given, "silu", True)
-    found = under_schedules(lambda: experts_metal(*given, "silu", True), 8)
-    assert len(found) == 8
-    for each in found:
-        assert share(each, expected) < BOUND[mx.float32]
+    assert share(found, experts_exactly(given, act, gated)) < BOUND[dtype]
 
 
 @needs_host
 def test_an_expert_that_is_chosen_twice_and_weights_that_do_not_sum_to_1():
-    x, up, down, _, _ = inputs(4, 31, 5, 1, 2)
+    x, up, down, _, _ = experts_inputs(4, 31, 5, 1, 2)
     weights, experts = mx.array([[3.0, -0.5]]), mx.array([[2, 2]], mx.uint32)
     given = [x, up, down, weights, experts]
     with host_kernels():
@@ -180,7 +121,7 @@ def test_an_expert_that_is_chosen_twice_and_weights_that_do_not_sum_to_1():
 
 
 def test_off_by_default(monkeypatch):
-    given = (*inputs(4, 16, 8, 1, 2), "silu", True)
+    given = (*experts_inputs(4, 16, 8, 1, 2), "silu", True)
     monkeypatch.setattr("mm1_mlx.kernels.metal.has_metal", lambda: True)
     monkeypatch.setattr("mm1_mlx.kernels.trial.proven", lambda name: True)
     monkeypatch.setattr("mm1_mlx.kernels.metal.user_choices", dict)
@@ -189,7 +130,7 @@ def test_off_by_default(monkeypatch):
 
 @needs_host
 def test_chosen():
-    given = (*inputs(4, 31, 5, 1, 2), "silu", True)
+    given = (*experts_inputs(4, 31, 5, 1, 2), "silu", True)
     with forced("routed_experts"), host_kernels(), watched() as names:
         found = routed_experts(*given)
     assert names == ["mm1_experts_up_plain", "mm1_experts_down_plain"]
@@ -200,7 +141,7 @@ def test_chosen():
 
 
 def declined() -> list[Any]:
-    usual = inputs(4, 64, 32, 2, 2)
+    usual = experts_inputs(4, 64, 32, 2, 2)
     x, up, down, weights, experts = usual
     odd = QuantizedStack(up, group_size=32, bits=4, mode="mxfp4")
     five = QuantizedStack(up, group_size=64, bits=5)
@@ -208,7 +149,7 @@ def declined() -> list[Any]:
     adapted.lora_a = mx.zeros((4, 64, 2))  # more than packed weights
     act = ("silu", True)
     return [
-        pytest.param((*inputs(4, 64, 32, 9, 2), *act), id="9 tokens"),
+        pytest.param((*experts_inputs(4, 64, 32, 9, 2), *act), id="9 tokens"),
         pytest.param((*usual, "gelu", True), id="erf is not in Metal"),
         pytest.param((*usual, "silu", False), id="gated after all"),
         pytest.param((x, odd, *usual[2:], *act), id="another packing"),
@@ -239,7 +180,7 @@ def test_unpacking_says_the_shape():
 
 
 def test_launches_saved():
-    x, *others = inputs(4, 64, 64, 1, 2, mx.float16, up=packed(4, 64))
+    x, *others = experts_inputs(4, 64, 64, 1, 2, mx.float16, up=packed(4, 64))
     up, down, weights, experts = others
     down = QuantizedStack(down)
     mx.eval(up.parameters(), down.parameters())
@@ -260,6 +201,6 @@ def test_launches_saved():
 def test_on_a_mac(E, D, F, T, K, _, act, gated, up, down, dtype):
     assert has_metal()
     how = {"up": up and packed(*up), "down": down and packed(*down)}
-    given = inputs(E, D, F, T, K, dtype, gated=gated, **how)
+    given = experts_inputs(E, D, F, T, K, dtype, gated=gated, **how)
     found = experts_metal(*given, act, gated)
-    assert share(found, exact(given, act, gated)) < 2 * BOUND[dtype]
+    assert share(found, experts_exactly(given, act, gated)) < 2 * BOUND[dtype]

@@ -3,10 +3,11 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from kernel_inputs import tied_logits
 from kernel_kit import BOUND, FLOATS, share
 
 from helpers import assert_close, assert_equal
-from metal_host import host_kernels, under_schedules
+from metal_host import host_kernels
 from metal_host.pytest_glue import needs_host
 from mm1_mlx.benchmarks.launches import count_launches
 from mm1_mlx.kernels.fused import replaced
@@ -26,13 +27,6 @@ from mm1_mlx.kernels.router import (
 from mm1_mlx.models.router import Router
 
 renormalised = pytest.mark.parametrize("renormalise", [True, False])
-
-
-def tied_logits(T: int, E: int, dtype: mx.Dtype = mx.float32) -> mx.array:
-    """Few different values, so that ties are many, zeros of both signs among them."""
-    numbers = np.random.default_rng(E).integers(-6, 7, (T, E)) / 2
-    numbers[0, : E // 2] = -0.0
-    return mx.array(numbers.astype(np.float32)).astype(dtype)
 
 
 def reference(*given) -> tuple:
@@ -132,17 +126,6 @@ def test_tail(E, k, T, dtype):
 
 
 @needs_host
-def test_tail_under_schedules():
-    logits = tied_logits(7, 64)
-    expected, chosen = reference(logits, 2, True)[:2]
-    found = under_schedules(lambda: route_metal(logits, 2, True)[:2], 8)
-    assert len(found) == 8
-    for weights, experts in found:
-        assert_equal(experts, chosen)
-        assert_close(weights, expected, atol=1e-6)
-
-
-@needs_host
 @renormalised
 def test_numbers_that_are_none(renormalise):
     """NaN has the definition's place, and spoils the same weights."""
@@ -194,17 +177,6 @@ def test_matvec(T, D, E, k, types):
     own, chosen = reference(logits, k, True)[:2]
     assert_equal(experts, chosen)
     assert_close(weights, own, atol=1e-6)
-
-
-@needs_host
-def test_matvec_under_schedules():
-    x, weight = mx.random.normal((3, 64)), mx.random.normal((128, 64))
-    expected = tokens_reference(x, weight, 2, True)
-    found = under_schedules(lambda: tokens_metal(x, weight, 2, True), 8)
-    for weights, experts, logits in found:
-        assert_equal(experts, expected[1])
-        assert share(logits, expected[2]) < BOUND[mx.float32]
-        assert_close(weights, expected[0], atol=1e-5)
 
 
 # --- gradients ---

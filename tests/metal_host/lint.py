@@ -5,6 +5,7 @@ A line with the comment `lint: allow NAME` is not held to the rule of that name.
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from .findings import Finding, Place
 from .lint_rules import RULES, Hit
@@ -18,11 +19,17 @@ _SIMD_WIDTH = 32
 
 def lint_source(header: str, body: str) -> list[Finding]:
     """All rules over what stands before the kernel, and over its body."""
+    return list(_source_findings(header, body))
+
+
+@lru_cache(maxsize=256)  # each schedule asks again
+def _source_findings(header: str, body: str) -> tuple[Finding, ...]:
     before, inside = read_header(header), read_body(body)
     found: list[Finding] = []
     for name, rule in RULES.items():
         found += _findings(name, rule(before, inside), header, body)
-    return sorted(found, key=lambda f: (f.place.part, f.place.line) if f.place else ())
+    found.sort(key=lambda f: (f.place.part, f.place.line) if f.place else ())
+    return tuple(found)
 
 
 def _findings(

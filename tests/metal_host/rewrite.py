@@ -5,6 +5,7 @@ Line numbers stay as they are, because findings are reported by them.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .structure import split_at_commas
 from .tokens import Token, next_solid, tokenize
@@ -18,6 +19,7 @@ _FUNCTION_CONSTANT = re.compile(
 )
 
 
+@lru_cache(maxsize=256)  # each schedule asks again
 def rewrite(source: str, *, spaces: bool = False) -> str:
     """C++ for a piece of Metal source. spaces: for the address-space lint.
 
