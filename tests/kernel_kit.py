@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -15,12 +15,6 @@ FLOATS = [mx.float32, mx.float16, mx.bfloat16]
 # and what float32 loses in sums of a few thousand products in another order.
 BOUND = {mx.float32: 5e-6, mx.float16: 2**-10, mx.bfloat16: 2**-7}
 
-# Primitives that MLX's GPU back ends do without a launch.
-_VIEWS = {
-    "Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze",
-    "StopGradient", "Transpose", "Unflatten", "View",
-}  # fmt: skip
-
 
 def our_kernels() -> Iterator[MetalKernel]:
     """Those that stand in a module of the kernels, alone or in a list."""
@@ -29,18 +23,6 @@ def our_kernels() -> Iterator[MetalKernel]:
         for value in named.values():
             every = value if isinstance(value, list | tuple) else [value]
             yield from (each for each in every if isinstance(each, MetalKernel))
-
-
-def launches(function: Callable, *arrays: mx.array) -> list[str]:
-    """The primitives that a function of arrays becomes, without views."""
-    names: list[str] = []
-
-    def note(step: dict) -> None:
-        if step["type"] == "primitive":
-            names.append(step["name"])
-
-    mx.export_function(note, function, *arrays)
-    return [name for name in names if name not in _VIEWS]
 
 
 def wide(tree: Any) -> Any:

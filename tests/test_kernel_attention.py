@@ -11,7 +11,6 @@ from kernel_kit import BOUND, FLOATS, share
 from helpers import assert_close, assert_equal
 from metal_host import host_kernels
 from metal_host.pytest_glue import needs_host
-from mm1_mlx.benchmarks.launches import count_launches
 from mm1_mlx.kernels.metal import forced, has_metal, watched
 from mm1_mlx.kernels.quantized_attention import (
     attend_quantized,
@@ -171,24 +170,6 @@ def test_what_cannot_be_is_declined():
     assert not fits(q.astype(mx.int32), keys, values, None, size, bits)
     shorter = tuple(a[:, :, :5] for a in values)
     assert not fits(q, keys, shorter, None, size, bits)
-
-
-def test_launches_saved():
-    """What the module's text promises."""
-    for mask, columns, count, own in [
-        (None, 12, 6, 1),
-        (padding(12, 0), 12, 7, 1),
-        (None, 513, 6, 2),
-    ]:
-        q, *rest = attention_inputs(1, 4, 2, 1, 64, columns, 4, 64, mx.float16, mask)
-        q = mx.contiguous(q)
-        mx.eval(q, rest[0], rest[1], mask)
-        for kernels, expected in [((), count), (("quantized_attention",), own)]:
-            with forced(*kernels):
-                found = count_launches(
-                    lambda q, rest=rest: attend_quantized(q, *rest), q
-                )
-            assert found.launches == expected, found
 
 
 @pytest.mark.metal

@@ -5,13 +5,11 @@ are looked up in the same table.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from kernel_kit import launches
 from PIL import Image
 from small import CONNECTOR, DENSE, VISION
 
@@ -231,20 +229,6 @@ def test_the_kernel_in_any_order_of_threads(dtype):
     assert len(schedules(8)) == 8
     for found in under_schedules(lambda: photo_metal(*arguments), 8):
         assert_equal(found, photo_reference(*arguments))
-
-
-def test_launches():
-    """The README's figures."""
-    photograph = mx.zeros((3024, 4032, 3), mx.uint8)
-    mx.eval(photograph, SAME, COLOUR)
-
-    def count(function: Callable) -> int:
-        def run(values: mx.array) -> mx.array:
-            return function(values, axis(4032, 378), axis(3024, 378), COLOUR, SAME, 378)
-
-        return len(launches(run, photograph))
-
-    assert (count(photo_reference), count(photo_metal)) == (465, 2)
 
 
 @needs_host

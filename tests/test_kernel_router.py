@@ -276,21 +276,6 @@ def test_choosers_take_the_kernels_that_are_on():
         assert names == expected
 
 
-def test_launches_saved():
-    """What the module's text promises."""
-    x = mx.random.normal((1, 32)).astype(mx.bfloat16)
-    weight = mx.random.normal((64, 32)).astype(mx.bfloat16)
-    logits = mx.random.normal((1, 64))
-    mx.eval(x, weight, logits)
-    counts = []
-    for kernels in [(), ("router",), ("router", "router_matvec")]:
-        with forced(*kernels):
-            tail = count_launches(lambda x: route(x, 2, True)[:2], logits)
-            whole = count_launches(lambda *a: route_tokens(*a, 2, True), x, weight)
-        counts.append((tail.launches, whole.launches))
-    assert counts == [(4, 7), (1, 4), (1, 1)]
-
-
 @pytest.mark.metal
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("T", [1, 7, 257])
