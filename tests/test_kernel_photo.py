@@ -25,7 +25,7 @@ from mm1_mlx.inputs.shots import shot, tiled_shots
 from mm1_mlx.inputs.tiling import tiles
 from mm1_mlx.inputs.tokenizer import number_tokenizer
 from mm1_mlx.kernels import photo
-from mm1_mlx.kernels.metal import forced
+from mm1_mlx.kernels.metal import forced, watched
 from mm1_mlx.kernels.photo import axis, photo_metal, photo_reference
 from mm1_mlx.models.vision import patchify
 
@@ -244,10 +244,11 @@ def test_tiles_as_large_as_a_patch_are_patches():
 # --- in place of the host's pixels ---------------------------------------------------
 
 
-def by_kernel(function, *arguments: Any) -> Any:
-    with host_kernels(), forced("photo"):
+def by_kernel(function, *arguments: Any, declines: bool = False) -> Any:
+    with host_kernels(), forced("photo"), watched() as names:
         found = function(*arguments)
         mx.eval(found if isinstance(found, mx.array) else found[0])
+    assert bool(names) != declines
     return found
 
 
@@ -314,12 +315,15 @@ def test_what_is_left_to_the_host():
         (Image.new("L", (9, 9)), crop),
     ]
     for image, settings in left:
-        found = by_kernel(lambda i, s: (shot(i, s), mx.array(0))[::-1], image, settings)
+        found = by_kernel(
+            lambda i, s: (mx.array(0), shot(i, s)), image, settings, declines=True
+        )
         assert isinstance(found[1], np.ndarray)
         assert_equal(found[1], pixels(image, settings)[None])
     config = TilingConfig(type="crops", grids=[[1, 2]])
     found = by_kernel(
-        lambda: (mx.array(0), *tiled_shots(picture(9, 9), squash, config))
+        lambda: (mx.array(0), *tiled_shots(picture(9, 9), squash, config)),
+        declines=True,
     )
     assert isinstance(found[1], np.ndarray)
 

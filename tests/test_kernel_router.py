@@ -191,8 +191,9 @@ def test_gradient_of_the_tail(renormalise):
     def loss(logits):
         return (route(logits, 3, renormalise, trainable=True)[0] * by).sum()
 
-    with forced("router"), host_kernels():
+    with forced("router"), host_kernels(), watched() as names:
         found = mx.grad(loss)(logits)
+    assert names == ["mm1_router"]
     with forced():
         expected = mx.grad(loss)(logits)
     assert mx.abs(expected).max().item() > 0.05
@@ -215,8 +216,9 @@ def test_gradient_with_the_matmul(renormalise):
         return (found[0] * by).sum() + mx.square(mx.logsumexp(found[2], axis=-1)).mean()
 
     gradient = mx.grad(loss, argnums=(0, 1))
-    with forced("router_matvec"), host_kernels():
+    with forced("router_matvec"), host_kernels(), watched() as names:
         found = gradient(x, weight)
+    assert names == ["mm1_router_matvec"]
     with forced():
         expected = gradient(x, weight)
     for a, b in zip(found, expected, strict=True):

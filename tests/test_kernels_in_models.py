@@ -80,6 +80,8 @@ def test_mm1_tiny_answers_the_same():
     prompts = ["What colour is the star?", "How many things are there?"]
     for prompt in prompts:
         expected = generate(model, processor, prompt, images=picture, max_tokens=8)
-        with forced(*KERNELS), host_kernels(checked=False):
+        with forced(*KERNELS), host_kernels(checked=False), watched() as used:
             found = generate(model, processor, prompt, images=picture, max_tokens=8)
+        wanted = {"mm1_add_norm", "mm1_router_matvec", "mm1_experts_up_plain"}
+        assert wanted <= set(used), set(used)
         assert found.token_ids == expected.token_ids
