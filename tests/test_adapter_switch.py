@@ -10,8 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 from small import DENSE, SPARSE, random_array, small_model, step
 
-import mm1_mlx
-from helpers import assert_equal, need_tiny
+from helpers import assert_equal
 from mm1_mlx import drop_adapter, load_adapters, use_adapter
 from mm1_mlx.adapters.folder import adapter_config, adapter_weights, write_adapter
 from mm1_mlx.adapters.fuse import fuse_adapter, without_adapter
@@ -469,34 +468,3 @@ def test_a_bias_trained_whole_beside_pairs_is_not_lost(tmp_path):
     assert_equal(logits(one), logits(wanted))
     use_adapter(one, None)
     assert_equal(logits(one), plain)
-
-
-# --- as a user writes it -------------------------------------------------------------
-
-
-def test_the_public_names(tmp_path):
-    model, processor = mm1_mlx.load(need_tiny())
-    plan, folders = Plan(parts={"attention": LORA, "mlp": LORA}), {}
-    for seed, name in enumerate(("one", "two")):
-        other, _ = mm1_mlx.load(need_tiny())
-        adapt(other, plan, seed)
-        mx.random.seed(seed)
-        weights = {
-            name: 0.3 * mx.random.normal(a.shape) if name.endswith("lora_b") else a
-            for name, a in adapter_weights(other).items()
-        }
-        folders[name] = tmp_path / name
-        write_adapter(folders[name], weights, adapter_config(plan, "mm1-tiny"))
-    adapters = mm1_mlx.load_adapters(model, folders)
-    assert isinstance(adapters, mm1_mlx.Adapters)
-    given = set()
-    for name in ("one", "two", None):
-        mm1_mlx.use_adapter(model, name)
-        result = mm1_mlx.generate(model, processor, "What is it?", max_tokens=6)
-        given.add(result.token_ids)
-        single, _ = mm1_mlx.load(need_tiny(), adapter_path=folders.get(name))
-        wanted = mm1_mlx.generate(single, processor, "What is it?", max_tokens=6)
-        assert result.token_ids == wanted.token_ids
-    assert len(given) == 3
-    mm1_mlx.drop_adapter(model, "one")
-    assert adapters.names == ("two",)

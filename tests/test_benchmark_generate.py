@@ -1,4 +1,4 @@
-"""benchmark generate: folders, sides, figures, the roofline, goals, and refusals."""
+"""benchmark generate: folders, sides, figures, goals, and refusals."""
 
 import ast
 import json
@@ -29,14 +29,12 @@ from mm1_mlx.benchmarks.generate_table import as_table
 from mm1_mlx.benchmarks.peers.side_kit import Answer, Task
 from mm1_mlx.benchmarks.random_decoder import dense, sparse
 from mm1_mlx.benchmarks.random_llava import Shape
-from mm1_mlx.benchmarks.roofline import TokenBytes, measure_bandwidth, token_bytes
 from mm1_mlx.benchmarks.works import Settings, own_model, prepare
 from mm1_mlx.cli.subjects import SUBJECTS
-from mm1_mlx.config import DecoderConfig, MoEConfig
+from mm1_mlx.config import MoEConfig
 from mm1_mlx.errors import CheckpointError, MM1Error
 from mm1_mlx.loading import load, load_model
 from mm1_mlx.memory import count_parameters
-from mm1_mlx.models.decoder import Decoder
 
 PEERS = Path(sides.__file__).with_name("peers")
 SMALL = Shape(
@@ -381,51 +379,6 @@ def test_what_only_we_can_do_has_goals_too():
     assert "ratio 0.250, goal <= 0.15 MISSED" in table
 
 
-# --- the roofline ---
-
-TEXT = DecoderConfig(
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=128,
-    vocab_size=100,
-)
-_ATTENTION = 64 * (64 + 2 * 32) + 64 * 64  # q, k, v of 4 and 2 heads of 16; o
-_MLP = 3 * 64 * 128
-_HEAD = 64 * 100
-
-
-def test_bytes_of_a_token_by_hand():
-    found = token_bytes(Decoder(TEXT), context=10)
-    numbers = 2 * (_ATTENTION + _MLP + 2 * 64) + 64 + _HEAD + 64  # a row of the table
-    assert found == TokenBytes(4 * numbers, 0, 4 * 2 * 2 * 32 * 10, 10)
-    assert found.total == found.weights + found.cache
-    assert found.limit(2 * found.total) == 2.0
-
-
-def test_bytes_of_a_token_with_experts_a_tied_head_and_16_bits():
-    moe = MoEConfig(num_local_experts=8, sparse_step=2, first_sparse_layer=1)
-    config = replace(TEXT, moe_config=moe, tie_word_embeddings=True)
-    decoder = Decoder(config)
-    decoder.set_dtype(mx.bfloat16)
-    found = token_bytes(decoder, context=0)
-    numbers = 2 * (_ATTENTION + 2 * 64) + _MLP + 8 * 64 + 64 + _HEAD
-    assert found == TokenBytes(2 * numbers, 2 * 2 * _MLP, 0, 0)
-
-
-def test_bytes_of_a_token_in_4_bits():
-    from mlx.nn import quantize
-
-    decoder = Decoder(TEXT)
-    quantize(decoder, group_size=64, bits=4)
-    found = token_bytes(decoder, context=3)
-    matrices = 2 * (_ATTENTION + _MLP) + _HEAD + 64
-    # 4 bits, and for each 64 a scale and a bias in float32
-    assert found.weights == matrices // 2 + matrices // 64 * 8 + 4 * (2 * 2 * 64 + 64)
-    assert found.cache == 4 * 2 * 2 * 32 * 3
-
-
 def test_the_limit_and_what_was_reached():
     parts = {"weights": 60, "experts": 30, "cache": 10, "context": 14}
     done = made([canned(more={"bytes": parts})], bandwidth=400.0)
@@ -434,13 +387,6 @@ def test_the_limit_and_what_was_reached():
     assert "bytes per token: 100 B (weights 60 B, chosen experts 30 B, keys" in table
     assert "at most 4.00 tokens/s, of which 50% was reached" in table
     assert as_object(done, None)["limit"]["bytes"]["total"] == 100
-
-
-def test_bandwidth_is_a_number_of_bytes_a_second(monkeypatch):
-    from mm1_mlx.benchmarks import roofline
-
-    monkeypatch.setattr(roofline, "_COPIED", 2**20)
-    assert 1e6 < measure_bandwidth(rounds=3) < 1e14
 
 
 # --- commands ---
