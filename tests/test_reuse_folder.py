@@ -402,6 +402,16 @@ def test_a_second_run_of_generate_starts_where_the_first_ended(tmp_path, picture
     assert "Reused" not in command("--image", picture, *STAR).stderr
 
 
+def test_the_size_of_the_folder_is_a_flag(tmp_path, picture):
+    kept = tmp_path / "kept"
+    small = ("--prefix-cache", kept, "--prefix-cache-size", "0.00001")
+    done = command("--image", picture, *STAR, *small)
+    assert done.returncode == 0 and files(kept) == []
+    assert "the prompt was not kept: it is larger than all that the fol" in done.stderr
+    command("--image", picture, *STAR, *small[:3], "1.5")
+    assert len(files(kept)) == 1
+
+
 def test_generate_says_what_is_wrong_with_its_folder(tmp_path, picture):
     done = command("--image", picture, *STAR, "--prefix-cache", picture)
     assert_fails(done, r"one\.png cannot hold prefixes: File exists\. Give another")

@@ -34,6 +34,10 @@ class Reuse:
     among them, never meet what these computed. Only what is written into a weight in
     place (weight[3] = 0) is not noticed: call clear() after it.
 
+    In 32 bits the answer is that of reading all again. In 16 bits a prompt that is read
+    in other parts may round otherwise, as it does in a batch: where two tokens are as
+    likely but for that rounding, the other one may come.
+
     limit: bytes of memory at most; by default a tenth of what the machine's arrays may
     take, 4 GiB at most. Most goes to prompts, an eighth each to image tokens and to
     pixels; what was not used for longest goes first.

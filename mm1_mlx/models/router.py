@@ -60,6 +60,10 @@ class Routes(NamedTuple):
 class Router(nn.Module):
     """Chooses K experts per token, in float32 whatever the model's type.
 
+    To answer it keeps a float32 copy of a weight of another type. A weight that is put
+    in its place is noticed, but not what is written into it (weight[3] = 0): call the
+    model's eval() after that.
+
     Shapes:
         x: (T, D)
         is_token: (T,) bool, False on padding, or None; capacity alone asks for it
