@@ -372,7 +372,8 @@ def make_drafter(
         if store is not None and isinstance(its_processor, Processor):
             reading["known"] = store.pixels
         inputs = its_processor(prompt, images=images, **reading)
-        (its_ids,) = inputs.input_ids.tolist()
+        rows: Any = inputs.input_ids.tolist()
+        (its_ids,) = rows
         slots = its_ids.count(draft.config.image_token_id)
         return DraftModel(draft, its_ids, pictures_of(inputs, slots), **how)
     its_size = draft.config.text_config.vocab_size
