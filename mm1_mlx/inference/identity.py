@@ -4,7 +4,6 @@ import hashlib
 import json
 import weakref
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from threading import Lock
 from typing import Any
 
@@ -136,6 +135,8 @@ def identity(model: MM1) -> str:
     that is another one always changes it, several (or an order) all but surely. No
     proof against one who wants two models to be alike. Reads all weights once.
     """
+    from importlib.metadata import version  # loads slowly: for files alone
+
     group = model.decoder.group
     share = None if group is None else (group.rank(), group.size())
     versions = COMPUTATION, __version__, version("mlx")
