@@ -210,8 +210,15 @@ def _add_cache(parser: Parser) -> None:
     add(
         "--prefix-cache",
         metavar="FOLDER",
-        help="keep what was read of prompts and pictures here, 10 GB at most: the next "
-        "run that begins alike starts at once",
+        help="keep what was read of prompts and pictures here: the next run that "
+        "begins alike starts at once (each run reads all weights once more for it, to "
+        "know the model)",
+    )
+    add(
+        "--prefix-cache-size",
+        type=number(0, above=True),
+        metavar="GB",
+        help="what --prefix-cache holds at most; the oldest goes (10)",
     )
     add_plan(group)
 
@@ -258,6 +265,8 @@ def run(args: argparse.Namespace) -> int | None:
 
     if world().size() > 1 and args.prompt == "-":
         raise UsageError("-p - cannot be read by several processes: give the text")
+    if args.prefix_cache_size is not None and args.prefix_cache is None:
+        raise UsageError("--prefix-cache-size goes with --prefix-cache FOLDER")
     check_drafting(args, world().size())
     prompt = read_prompt(args.prompt)
     settings = _settings(args)
@@ -284,11 +293,15 @@ def _reuse(args: argparse.Namespace) -> Any:
     """The folder of --prefix-cache; for one answer nothing is kept in memory."""
     if args.prefix_cache is None:
         return False
-    from mm1_mlx.inference.reuse import Reuse
+    from mm1_mlx.inference.reuse import FOLDER_LIMIT, Reuse
     from mm1_mlx.processes import together
 
+    size, limit = args.prefix_cache_size, FOLDER_LIMIT
     with together():
-        return Reuse(folder=args.prefix_cache)
+        return Reuse(
+            folder=args.prefix_cache,
+            folder_limit=limit if size is None else int(size * 1e9),
+        )
 
 
 def _tell_problem(reuse: Any) -> None:

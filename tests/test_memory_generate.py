@@ -29,6 +29,7 @@ from mm1_mlx.inference import memory_plan, steps, wired
 from mm1_mlx.inference.generation import batch_generate, generate, stream_generate
 from mm1_mlx.inference.memory_plan import Work, plan_folder, plan_generation
 from mm1_mlx.inference.settings import Settings
+from mm1_mlx.inference.speculative import DraftModel, SpeculativeDecoding
 from mm1_mlx.inference.steps import Decoding, encode_images, prefill_piece
 from mm1_mlx.models.moe import MoE
 from mm1_mlx.quantization.modules import quantize_model
@@ -354,6 +355,21 @@ def test_buffers_are_given_back_after_the_prompt_and_now_and_then(monkeypatch):
     for _ in range(300):
         decoding.step()
     assert calls == [2, 256]
+
+
+def test_guesses_give_the_prompts_buffers_back_as_early(monkeypatch):
+    model = small_model(eos_token_id=None)
+    calls = []
+    decoding = SpeculativeDecoding(
+        model,
+        mx.array([[1, 5, 17]]),
+        drafter=DraftModel(small_model(seed=1), [1, 5, 17]),
+        max_tokens=300,
+    )
+    monkeypatch.setattr(mx, "clear_cache", lambda: calls.append(decoding._steps))
+    for _ in range(300):
+        decoding.step()
+    assert calls[0] == 2 and len(calls) == 2  # and when a check has brought the 256th
 
 
 # --- Loading -------------------------------------------------------------------------

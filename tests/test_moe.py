@@ -80,6 +80,33 @@ def test_router_computes_in_float32(dtype):
     assert_equal(experts, np.argsort(-exact, kind="stable")[:, :2])
 
 
+def test_a_kept_float32_weight_is_that_of_the_weight_there_is():
+    """One in its place is noticed; what is written into it, when eval is called."""
+    router = Router(64, SPARSE.moe_config)
+    router.weight = router.weight.astype(mx.bfloat16)
+    router.eval()
+    kept = router._weight()
+    assert router._weight() is kept
+    assert_equal(kept, router.weight.astype(mx.float32))
+    router.weight[1] = 3.0
+    router.eval()
+    assert_equal(router._weight(), router.weight.astype(mx.float32))
+    assert router._weight()[1, 5].item() == 3.0
+    router.weight = router.weight * 2
+    assert router._weight()[1, 5].item() == 6.0
+
+
+def test_a_packed_routers_scales_are_noticed_alone():
+    """A model's set_dtype casts them, and leaves the packed numbers."""
+    router = Router(64, SPARSE.moe_config)
+    router.quantize({"group_size": 32, "bits": 8, "mode": "affine"})
+    router.eval()
+    kept = np.array(router._weight())
+    router.set_dtype(mx.bfloat16)
+    assert_equal(router._weight(), router._whole())
+    assert (kept != np.array(router._weight())).any()
+
+
 # --- Experts ---------------------------------------------------------------------
 
 

@@ -339,6 +339,20 @@ def test_other_weights_never_meet_what_is_kept():
     assert found[0] == found[2] != found[1]
 
 
+def test_the_same_arrays_with_other_settings_never_meet_what_is_kept():
+    """Models that share their weights, but turn by another theta."""
+    model, processor, store = small_model(), SmallProcessor(), Reuse()
+    other = small_model(replace(model.config.text_config, rope_theta=100.0))
+    other.update(model.parameters())
+    found = []
+    for each in (model, other, model):
+        answer = generate(each, processor, SHOTS, [1, 2], reuse=store, **SHORT)
+        expected = plain(each, processor, SHOTS, [1, 2], **SHORT)
+        assert answer.token_ids == expected.token_ids
+        found.append(answer.reused_tokens)
+    assert found == [0, 0, 23]
+
+
 def test_what_weights_that_are_gone_left_is_let_go():
     model, processor, store = small_model(), SmallProcessor(), Reuse()
     generate(model, processor, SHOTS, [1, 2], reuse=store, **SHORT)
@@ -445,6 +459,41 @@ def test_memory_is_bounded_and_what_it_says():
     for _ in range(2):
         found = generate(model, processor, SHOTS, [1, 2], reuse=none, **SHORT)
         assert found.reused_tokens == 0 == none.nbytes
+
+
+def test_answers_that_were_broken_off_are_within_the_limit(work):
+    """They, and what goes to make room for them, oldest first."""
+    model, processor = small_model(), SmallProcessor()
+    each = 3 * 2 * 2 * 8 * 4
+    step = model.make_cache()[0].step  # columns that a short answer's cache has
+    store = Reuse(limit=4 * step * each)  # three of them go to prompts
+
+    def ask(number, stop):
+        prompt = f"{10 + number} {SHOTS}"
+        pieces = stream_generate(model, processor, prompt, [1, 2], reuse=store, **SHORT)
+        first = next(pieces)
+        if not stop:
+            list(pieces)
+        return first.reused_tokens, pieces
+
+    for number in range(20):
+        ask(number, stop=False)
+        assert store.nbytes <= store.limit
+    assert store._prompts.nbytes > 2 * step * each * 0.9
+    open_ones = [ask(30 + number, stop=True)[1] for number in range(5)]
+    for stream in open_ones:
+        stream.close()
+        assert len(store._left) <= 3 and store.nbytes <= store.limit
+    assert store._left_bytes() == 3 * step * each and store._prompts.nbytes == 0
+    # The last three are kept when the next prompt comes, the first two are lost.
+    found = [ask(30 + number, stop=False)[0] for number in (4, 3, 2, 1, 0)]
+    assert found == [24, 24, 24, 0, 0]
+    assert store.nbytes <= store.limit
+    tiny = Reuse(limit=step * each)
+    stream = stream_generate(model, processor, SHOTS, [1, 2], reuse=tiny, **SHORT)
+    next(stream)
+    stream.close()
+    assert tiny._left_bytes() == 0
 
 
 def test_of_what_does_not_fit_the_beginning_is_kept():

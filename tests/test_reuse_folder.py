@@ -18,7 +18,7 @@ from helpers import assert_fails, clean_environment, need_tiny, run_cli
 from mm1_mlx import Reuse
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.inference.generation import generate
-from mm1_mlx.inference.identity import identity
+from mm1_mlx.inference.identity import _odd, _row_sums, identity
 from mm1_mlx.inference.prefix_folder import _digest, _packed, _unpacked
 
 
@@ -108,6 +108,50 @@ def test_what_a_model_is_known_by():
     assert identity(model) != found  # the same numbers in other rows
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.uint8], ids=str)
+@pytest.mark.parametrize("width", [8, 7])
+def test_every_number_and_its_place_counts(dtype, width):
+    """Of a row that is summed as it is, and of one that is summed by four bytes."""
+    rng = np.random.default_rng(0)
+    rows = mx.array(rng.integers(0, 200, (3, width))).astype(dtype)
+    base = _row_sums(rows)
+    seen = {base.tobytes()}
+    for i in range(width):
+        one = mx.array(rows)
+        one[1, i] += 1
+        moved = mx.array(rows)
+        moved[1, i], moved[1, i - 1] = rows[1, i - 1], rows[1, i]
+        for changed in (one, moved):
+            sums = _row_sums(changed)
+            assert (sums == base).tolist() == [True, False, True]
+            seen.add(sums.tobytes())
+    assert len(seen) == 1 + 2 * width  # each differs from the others, too
+
+
+def test_sums_of_rows_are_made_a_part_at_a_time(monkeypatch):
+    rows = mx.random.normal((11, 6))
+    whole = _row_sums(rows)
+    monkeypatch.setattr("mm1_mlx.inference.identity._AT_ONCE", 13)
+    assert _row_sums(rows).tolist() == whole.tolist()
+    times = np.array(_odd(6), np.uint64)
+    bits = np.array(rows).view(np.uint32).astype(np.uint64)
+    assert ((bits * times).sum(-1) % 2**32).tolist() == whole.tolist()
+    empty = [mx.zeros((0, 4)), mx.zeros((4, 0))]
+    assert [_row_sums(x).size for x in (*empty, mx.array(3.0))] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("what", ["COMPUTATION", "__version__", "MLX"])
+def test_another_computation_is_another_model(what, monkeypatch):
+    """Files of before a fix are not of use after it."""
+    model = small_model()
+    found = identity(model)
+    if what == "MLX":
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "x")
+    else:
+        monkeypatch.setattr(f"mm1_mlx.inference.identity.{what}", 10**6)
+    assert identity(model) != found
+
+
 # --- files that are not what they should be ------------------------------------------
 
 
@@ -141,6 +185,8 @@ def spoil(path: Path, how: str) -> None:
             values["keys"] = json.dumps([*keys, 50])
         elif how == "start":
             values["start"] = "-3"
+        elif how == "endless start":  # JSON's Infinity
+            values["start"] = float("inf")
         elif how == "late start":
             values["start"] = "4"
         elif how == "who":
@@ -169,6 +215,7 @@ def spoil(path: Path, how: str) -> None:
 WAYS = [
     *("cut off", "a bit", "empty", "zeros", "text", "folder", "no metadata", "who"),
     *("keys", "many keys", "deep keys", "one key more", "start", "late start"),
+    "endless start",
     *("layers", "padding", "bits", "type", "heads", "numbers"),
 ]
 
@@ -181,6 +228,25 @@ def test_a_spoiled_file_is_passed_over(tmp_path, how):
     assert ask(tmp_path, "50").reused_tokens == 0
     if how != "folder":  # what is sound was written in its place, or beside it
         assert ask(tmp_path, "50").reused_tokens == 24
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[malloc] 7"), MemoryError(), "open"])
+def test_a_sound_file_that_cannot_be_read_now_stays(tmp_path, monkeypatch, error):
+    ask(tmp_path)
+    (path,) = files(tmp_path)
+    os.utime(path, (1, 1))
+
+    def fails(*args, **settings):
+        if error == "open":
+            cause = OSError(24, "Too many open files")
+            raise CheckpointError("it cannot be read") from cause
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mm1_mlx.inference.prefix_folder.load_cache", fails)
+        assert ask(tmp_path).reused_tokens == 0
+    assert files(tmp_path) == [path] and path.stat().st_mtime == 1  # not another one
+    assert ask(tmp_path).reused_tokens == 23
 
 
 def test_of_two_files_the_sound_one_is_used(tmp_path):
@@ -336,6 +402,16 @@ def test_a_second_run_of_generate_starts_where_the_first_ended(tmp_path, picture
     reused = f"Reused: {told[1]['reused_tokens']} of {told[1]['prompt_tokens']} prompt"
     assert reused in done.stderr
     assert "Reused" not in command("--image", picture, *STAR).stderr
+
+
+def test_the_size_of_the_folder_is_a_flag(tmp_path, picture):
+    kept = tmp_path / "kept"
+    small = ("--prefix-cache", kept, "--prefix-cache-size", "0.00001")
+    done = command("--image", picture, *STAR, *small)
+    assert done.returncode == 0 and files(kept) == []
+    assert "the prompt was not kept: it is larger than all that the fol" in done.stderr
+    command("--image", picture, *STAR, *small[:3], "1.5")
+    assert len(files(kept)) == 1
 
 
 def test_generate_says_what_is_wrong_with_its_folder(tmp_path, picture):

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -10,14 +11,15 @@ import pytest
 from PIL import Image
 from process_kit import run_two
 from small import small_model
-from test_adapter_switch import PLANS, base_model
+from test_adapter_switch import LORA, PLANS, base_model
 from test_reuse import SHORT, SHOTS, Work, plain
 
 from helpers import ROOT, assert_equal, need_tiny
 from mm1_mlx import Reuse, load
 from mm1_mlx.adapters.folder import adapter_config, adapter_weights, write_adapter
+from mm1_mlx.adapters.layers import AdaptedLinear, AdaptedStack
 from mm1_mlx.adapters.switch import drop_adapter, use_adapter
-from mm1_mlx.adapters.targets import adapt
+from mm1_mlx.adapters.targets import Plan, adapt
 from mm1_mlx.config import TilingConfig
 from mm1_mlx.inference.generation import batch_generate, generate
 from mm1_mlx.inputs import images as images_module
@@ -269,6 +271,41 @@ def test_an_adapters_prefixes_on_the_disk(folders, processor, tmp_path):
         assert found.token_ids == expected.token_ids
     assert found.reused_tokens == 23
     assert len(list(tmp_path.iterdir())) == len(folders) + 1
+
+
+def test_adapters_of_equal_arrays_and_another_scale(folders, processor, tmp_path):
+    """A scale is no array: two models, in memory and on the disk."""
+    found, shared = [], Reuse()
+    for scale in (2.0, 30.0, 2.0):
+        how = replace(LORA, pairs=replace(LORA.pairs, scale=scale))
+        config = adapter_config(Plan(parts={"attention": how, "experts": how}), "x")
+        folder = shutil.copytree(
+            folders["cats"], tmp_path / str(scale), dirs_exist_ok=1
+        )
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        model = base_model(False)
+        load_adapters(model, {"one": folder})
+        use_adapter(model, "one")
+        expected = plain(model, processor, SHOTS, [1, 2], **SHORT)
+        for store in (shared, Reuse(folder=tmp_path / "kept")):
+            answer = generate(model, processor, SHOTS, [1, 2], reuse=store, **SHORT)
+            assert answer.token_ids == expected.token_ids
+        found.append(answer.reused_tokens)
+    assert found == [0, 0, 23]
+
+
+def test_a_scale_that_was_changed_is_noticed(folders, processor):
+    model = base_model(False)
+    load_adapters(model, {"one": folders["cats"]})
+    use_adapter(model, "one")
+    for scale in (1.0, 30.0):
+        for layer in model.modules():
+            if isinstance(layer, (AdaptedLinear, AdaptedStack)):
+                layer._settings = replace(layer.settings, scale=scale)
+                layer._stacked = layer._kept_scales = None
+        expected = plain(model, processor, SHOTS, [1, 2], **SHORT)
+        answer = generate(model, processor, SHOTS, [1, 2], **SHORT)
+        assert (answer.token_ids, answer.reused_tokens) == (expected.token_ids, 0)
 
 
 def test_in_16_bits_on_the_disk(processor, tmp_path):

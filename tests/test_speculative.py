@@ -146,7 +146,7 @@ def test_sampled_tokens_have_the_models_probabilities():
     runs = 400
     found = np.zeros((6, 6))
     for seed in range(runs):
-        drafter = DraftModel(draft, mx.array([[1, 2]]))
+        drafter = DraftModel(draft, [1, 2])
         decoding = SpeculativeDecoding(
             model,
             mx.array([[1, 2]]),
@@ -396,7 +396,7 @@ def test_caches_forget_wrong_guesses(right):
 def test_a_draft_model_forgets_its_wrong_guesses():
     """Its guesses are those that it would give to the true text."""
     draft, rng = small_model(DENSE, 3), np.random.default_rng(1)
-    drafter = DraftModel(draft, mx.array([PROMPT]))
+    drafter = DraftModel(draft, PROMPT)
 
     def choose(logits, before):
         return mx.argmax(logits, axis=-1)
@@ -539,7 +539,7 @@ def test_an_id_that_a_draft_does_not_have_is_read_as_another():
     draft = small_model(DENSE)  # 90 rows
 
     def guesses(token):
-        drafter = DraftModel(draft, mx.array([PROMPT]))
+        drafter = DraftModel(draft, PROMPT)
         return drafter.guess([token, 5], 3, lambda x, _: mx.argmax(x, -1)).tolist()
 
     assert guesses(90) == guesses(10**6) == guesses(0) != guesses(40)
@@ -568,8 +568,10 @@ def test_a_draft_stops_guessing_where_its_context_ends(processor):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"lookup": 0}, "lookup is 0, but must be a whole number of 1 or more"),
+        ({"lookup": 0}, "lookup is 0, but must be a whole number from 1 to 16"),
+        ({"lookup": 17}, "lookup is 17, but must be a whole number from 1 to 16"),
         ({"num_draft_tokens": 0}, "num_draft_tokens is 0, but must be a whole number"),
+        ({"num_draft_tokens": 65}, "is 65, but must be a whole number from 1 to 64"),
         ({"num_draft_tokens": None}, "num_draft_tokens is None, but must be a whole"),
         ({"draft_model": "x"}, r"is of the type str, but must be a model, or what l"),
         ({"draft_model": (1, 2, 3)}, "is of the type tuple, but must be a model"),

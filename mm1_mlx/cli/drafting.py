@@ -9,7 +9,7 @@ from mm1_mlx.errors import UsageError
 
 def add_drafting(parser: Parser) -> None:
     """--draft-model and --num-draft-tokens, as mlx-lm calls them, and --lookup."""
-    group = parser.add_argument_group("guessing ahead (the answer stays the same)")
+    group = parser.add_argument_group("guessing ahead (the same answer, in 32 bits)")
     add = group.add_argument
     guesser = group.add_mutually_exclusive_group()
     guesser.add_argument(
@@ -20,17 +20,17 @@ def add_drafting(parser: Parser) -> None:
     )
     guesser.add_argument(
         "--lookup",
-        type=whole_number(1),
+        type=whole_number(1, 16),
         metavar="N",
-        help="guess what followed the same last tokens (N at most) before: needs no "
-        "model, and suits answers that repeat the prompt",
+        help="guess what followed where the last tokens (N at most) stood before: "
+        "needs no model, and suits answers that repeat the prompt",
     )
     add(
         "--num-draft-tokens",
-        type=whole_number(1),
+        type=whole_number(1, 64),
         default=3,
         metavar="N",
-        help="tokens guessed at a time (%(default)s)",
+        help="tokens guessed at a time, 64 at most (%(default)s)",
     )
 
 

@@ -285,13 +285,17 @@ def stream_generate(
         max_pixels=None: a picture's pixels at most; None takes the processor's limit
         allow_url=False: whether pictures may be https addresses
         draft_model=None: a smaller model that guesses tokens, or its (model, processor)
-        lookup=None: guess what followed the same last tokens, at most so many, before
-        num_draft_tokens=3: guesses at a time; they change the speed, not the answer
+        lookup=None: how many of the last tokens are looked up in the text so far; what
+            followed them there is the guess
+        num_draft_tokens=3: guesses at a time, 64 at most. In 32 bits they change the
+            speed, not the answer; in 16 several tokens at once may round otherwise
         check_memory=True: refuse what would not fit; False tries
 
     reuse: what is kept of pictures and prompts between calls, so that what a prompt
     begins with like an earlier one (the same pictures, examples, or conversation) is
-    not computed again. None: the model's own, with a limit (see Reuse); False: nothing.
+    not computed again, nor by a draft model. None: the model's own, with a limit (see
+    Reuse); False: nothing. In 16 bits a prompt that is read in other parts may round
+    otherwise, so that of two tokens as likely the other one comes.
 
     Raises PromptError and ImageError from the processor, PromptError for a prompt over
     the context or a list of prompts, MM1Error for a setting out of range.
@@ -313,7 +317,9 @@ def _stream(
     clock = _Clock()
     with as_one(model):
         request = _read(model, processor, prompt, images, settings, store)
-        drafter = make_drafter(settings, model, prompt, images, request.input_ids)
+        drafter = make_drafter(
+            settings, model, prompt, images, request.input_ids, store
+        )
         _check_memory(model, [request], settings, store)
         turn = Turn(model, store, [request], settings)
     known = turn.start()

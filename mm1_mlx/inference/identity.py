@@ -3,7 +3,7 @@
 import hashlib
 import json
 import weakref
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from threading import Lock
 from typing import Any
 
@@ -11,9 +11,15 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mm1_mlx._version import __version__
+from mm1_mlx.adapters.layers import AdaptedLinear, AdaptedStack
 from mm1_mlx.models.mm1 import MM1
 
-SAMPLED = 64  # numbers of each weight that a model is known by
+SAMPLED = 64  # numbers of each weight that a run's base model is known by
+# Raise it where a change makes a model compute other keys and values (a fix in RoPE, a
+# norm, the connector): files of before are then not used any more.
+COMPUTATION = 1
+_AT_ONCE = 2**24  # numbers of an array that are summed at a time
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 
 Weights = list[tuple[str, mx.array]]
@@ -26,30 +32,39 @@ def weights_of(model: MM1) -> Weights:
 
 
 class Numbered:
-    """A number for each set of arrays: the same objects have the same number.
+    """A number for arrays and settings: the same objects and text have the same one.
 
-    They are not kept alive. Training, loading and switching adapters put other arrays
-    into a model, and so give it another number; what is written into an array in
-    place is not noticed.
+    The arrays are not kept alive. Training, loading and switching adapters put other
+    arrays into a model, and so give it another number; what is written into an array
+    in place is not noticed.
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, list[weakref.ref]] = {}
+        self._known: dict[int, tuple[str, list[weakref.ref]]] = {}
         self._next = 0
         self._lock = Lock()
 
-    def number(self, weights: Weights) -> int:
+    def number(self, weights: Weights, settings: str) -> int:
         """Theirs, a new one where they were not seen before."""
         arrays = [array for _, array in weights]
         with self._lock:
-            for number, refs in self._known.items():
-                if len(refs) == len(arrays) and all(
-                    ref() is array for ref, array in zip(refs, arrays, strict=True)
+            for number, (known, refs) in self._known.items():
+                if (
+                    known == settings
+                    and len(refs) == len(arrays)
+                    and all(
+                        ref() is array for ref, array in zip(refs, arrays, strict=True)
+                    )
                 ):
                     return number
             self._next += 1
-            self._known[self._next] = [weakref.ref(array) for array in arrays]
+            refs = [weakref.ref(array) for array in arrays]
+            self._known[self._next] = settings, refs
             return self._next
+
+    def knows(self, number: int) -> bool:
+        """Whether it is still of use. Waits for nothing."""
+        return number in self._known
 
     def forget(self) -> None:
         """The same arrays get another number from now on."""
@@ -61,7 +76,7 @@ class Numbered:
         with self._lock:
             dead = [
                 number
-                for number, refs in self._known.items()
+                for number, (_, refs) in self._known.items()
                 if any(ref() is None for ref in refs)
             ]
             for number in dead:
@@ -94,21 +109,66 @@ def fingerprint(model: MM1) -> dict[str, str]:
     }
 
 
-def identity(model: MM1) -> str:
-    """What a model is known by on the disk: 32 letters that no other one has.
+def settings_of(model: MM1) -> tuple[str, str]:
+    """What a model computes with beside its arrays, and so does what reads pictures.
 
-    The fingerprint, types, the share of this process, and the sum of the bits of every
-    row of every weight: one number changed by hand changes it. Reads all weights once.
+    As text: the config without provenance, and of each adapted layer its scale and its
+    kind.
     """
-    sums = {}
-    for name, array in sorted(weights_of(model)):
-        bits = array.view(_BITS[array.dtype.size]) if array.ndim else array
-        sums[name] = bits if array.ndim < 2 else bits.sum(axis=-1)
-    mx.eval(sums)
-    digest = hashlib.sha256(json.dumps(fingerprint(model)).encode())
+    config = replace(model.config, extra={})
+    eyes = config.vision_config, config.connector_config, config.tiling_config
+    layers = {
+        path: (layer.settings.scale, layer.settings.dora)
+        for path, layer in model.named_modules()
+        if isinstance(layer, (AdaptedLinear, AdaptedStack))
+    }
+    before = {k: v for k, v in layers.items() if not k.startswith("decoder.")}
+    return repr((config, layers)), repr((eyes, before))
+
+
+def identity(model: MM1) -> str:
+    """What a model is known by on the disk: 32 letters, other ones for another model.
+
+    Of its arrays, of its settings, and of what computes: the share of this process, the
+    versions of this package and of MLX. Of each array its name, its type, its shape and
+    a sum of 32 bits for each row, in which every number counts another time: one number
+    that is another one always changes it, several (or an order) all but surely. No
+    proof against one who wants two models to be alike. Reads all weights once.
+    """
+    from importlib.metadata import version  # loads slowly: for files alone
+
     group = model.decoder.group
-    if group is not None:
-        digest.update(f"{group.rank()} of {group.size()}".encode())
-    for name, array in weights_of(model):
-        digest.update(f"{name} {array.dtype}".encode() + np.array(sums[name]).tobytes())
+    share = None if group is None else (group.rank(), group.size())
+    versions = COMPUTATION, __version__, version("mlx")
+    digest = hashlib.sha256(repr((versions, share, settings_of(model)[0])).encode())
+    for name, array in sorted(weights_of(model)):
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(_row_sums(array).data)
     return digest.hexdigest()[:32]
+
+
+def _row_sums(array: mx.array) -> np.ndarray:
+    """A sum of each row's bits, in which a place counts an odd number of times.
+
+    Odd: so many times another number is another sum, modulo 2^32. (..., n) -> (rows,)
+    """
+    if array.size == 0:
+        return np.zeros(0, np.uint32)
+    rows = array.reshape(-1, array.shape[-1] if array.ndim else 1)
+    size = rows.dtype.size
+    wide = mx.uint32 if rows.shape[1] * size % 4 == 0 else _BITS[size]
+    times = mx.array(_odd(rows.shape[1] * size // wide.size))
+    step = max(1, _AT_ONCE // rows.shape[1])
+    sums = []
+    for start in range(0, rows.shape[0], step):  # a copy of all might not fit
+        part = rows[start : start + step].view(wide).astype(mx.uint32)
+        sums.append((part * times).sum(axis=-1))
+        mx.eval(sums[-1])
+    return np.concatenate([np.array(each) for each in sums])
+
+
+def _odd(count: int) -> np.ndarray:
+    """Odd numbers without a pattern, always the same. (count,) uint32."""
+    mixed = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(0x9E3779B1)
+    mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x85EBCA77)
+    return (mixed ^ (mixed >> 13)) | 1

@@ -77,23 +77,24 @@ class PrefixFolder:
     ) -> tuple[int, list[Columns]]:
         """How far the files reach beyond `known` columns, and the columns from there.
 
-        Files that are broken, of another model or gone are passed over.
+        Files that are broken, of another model or gone are passed over. A broken one is
+        deleted, or it would never be written anew; one that could not be read now (no
+        memory, too many open files) stays.
         """
         wanted, files, pieces = list(keys), self._files(kind), []
         while (best := _best(files, wanted, known)) is not None:
             file, stop = best
             files.remove(file)
-            arrays = _arrays_of(file, kind)
-            with suppress(OSError):
-                if arrays is None:  # or it would never be written anew
+            with suppress(OSError, RuntimeError, MemoryError):
+                arrays = _arrays_of(file, kind)
+                if arrays is None:
                     file.path.unlink()
                     continue
+                pieces.append(columns(arrays, known - file.start, stop - file.start))
+                known = stop
                 # What was used last stays, and the beginning longest.
                 when = time.time_ns() - file.start
                 os.utime(file.path, ns=(when, when))
-            if arrays is not None:
-                pieces.append(columns(arrays, known - file.start, stop - file.start))
-                known = stop
         return known, pieces
 
     def add(self, kind: Kind, keys: Sequence[int], arrays: Columns) -> None:
@@ -189,13 +190,20 @@ def _read(path: Path, kind: Kind) -> _File | None:
         return _File(path, start, keys)
     except (CheckpointError, KeyError, TypeError, ValueError, RecursionError):
         return None
+    except OverflowError:  # of Infinity, which Python's JSON may hold
+        return None
 
 
 def _arrays_of(file: _File, kind: Kind) -> Columns | None:
-    """Its columns; None unless they are whole and this model's."""
+    """Its columns; None unless they are whole and this model's.
+
+    OSError, RuntimeError or MemoryError where that cannot be told now.
+    """
     try:
         cache, about = load_cache(file.path)
-    except (CheckpointError, OSError, RuntimeError):  # gone, cut off, spoiled
+    except CheckpointError as error:  # cut off, spoiled, or not to be opened
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from error
         return None
     if len(cache) != kind.layers or not all(type(x) is KVCache for x in cache):
         return None

@@ -31,7 +31,7 @@ class PrefixTree:
     """
 
     def __init__(self, limit: int):
-        self._limit = limit
+        self._limit = self._room = limit
         self._roots: dict[Hashable, _Node] = {}
         self._time = 0
         self.nbytes = 0
@@ -44,13 +44,18 @@ class PrefixTree:
             for node, n in path
         ]
 
+    def make_room(self, nbytes: int) -> None:
+        """Let so many bytes of the limit be used by others, from now on."""
+        self._room = max(self._limit - nbytes, 0)
+        self._shrink()
+
     def add(self, root: Hashable, keys: Sequence[int], arrays: Columns) -> None:
         """Keep the columns of these keys that are not known; they are copied.
 
         Where all of them do not fit, the first ones that do are kept.
         """
         each = sum(array.nbytes // array.shape[-2] for array in arrays)
-        keys = list(keys)[: self._limit // max(each, 1)]
+        keys = list(keys)[: self._room // max(each, 1)]
         path, known = self._walk(root, keys)
         if known == len(keys):
             return
@@ -109,7 +114,7 @@ class PrefixTree:
         return head
 
     def _shrink(self) -> None:
-        while self.nbytes > self._limit:
+        while self.nbytes > self._room:
             every = [n for root in self._roots.values() for n in _under(root)]
             ends = [node for node in every if node.parent and not node.children]
             last = min(ends, key=lambda node: node.used)

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from mm1_mlx.errors import MM1Error
-from mm1_mlx.inference.identity import Numbered, identity, weights_of
+from mm1_mlx.inference.identity import Numbered, identity, settings_of, weights_of
 from mm1_mlx.inference.prefix_folder import Kind, PrefixFolder
 from mm1_mlx.inference.prefix_tree import Columns, PrefixTree, joined
 from mm1_mlx.inference.steps import generation_stream
@@ -33,6 +33,10 @@ class Reuse:
     its tokens and pictures, and by the weights: others put into the model, an adapter
     among them, never meet what these computed. Only what is written into a weight in
     place (weight[3] = 0) is not noticed: call clear() after it.
+
+    In 32 bits the answer is that of reading all again. In 16 bits a prompt that is read
+    in other parts may round otherwise, as it does in a batch: where two tokens are as
+    likely but for that rounding, the other one may come.
 
     limit: bytes of memory at most; by default a tenth of what the machine's arrays may
     take, 4 GiB at most. Most goes to prompts, an eighth each to image tokens and to
@@ -78,14 +82,16 @@ class Reuse:
             self._eyes.forget()
             self._left.clear()
             self._kinds: dict[int, Kind] = {}
-            self._prompts = PrefixTree(self.limit - 2 * (self.limit // 8))
+            self._most = self.limit - 2 * (self.limit // 8)  # bytes of prompts
+            self._prompts = PrefixTree(self._most)
             self._features = Shelf(self.limit // 8)
             self.pixels = Shelf(self.limit // 8)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that it holds."""
-        return self._prompts.nbytes + self._features.nbytes + self.pixels.nbytes
+        kept = self._prompts.nbytes + self._features.nbytes + self.pixels.nbytes
+        return kept + self._left_bytes()
 
     @property
     def problem(self) -> str | None:
@@ -97,7 +103,11 @@ class Reuse:
         """What tells a model's weights apart: of the whole, of what reads pictures."""
         weights = weights_of(model)
         eyes = [pair for pair in weights if not pair[0].startswith("decoder.")]
-        numbers = self._wholes.number(weights), self._eyes.number(eyes)
+        settings, its_eyes = settings_of(model)
+        numbers = (
+            self._wholes.number(weights, settings),
+            self._eyes.number(eyes, its_eyes),
+        )
         gone = self._eyes.gone()
         self._features.drop_where(lambda key: key[0] in gone)
         with self._lock:
@@ -111,11 +121,11 @@ class Reuse:
     def _take(self, model: MM1, whole: int) -> None:
         """Keep what `leave` was given last, if it is of this model as it is now."""
         with suppress(IndexError):  # another thread was faster
-            owner, number, keys, cache = self._left.pop()
+            owner, number, keys, cache, nbytes = self._left.pop()
             if owner() is model and number == whole:
                 self.keep(model, whole, keys, cache)
             elif owner() is not None and owner() is not model:
-                self._left.appendleft((owner, number, keys, cache))
+                self._left.appendleft((owner, number, keys, cache, nbytes))
 
     def features(self, eyes: int, digest: str) -> mx.array | None:
         """Image tokens of a picture, (T, D)."""
@@ -140,8 +150,7 @@ class Reuse:
         with mx.stream(generation_stream()):
             arrays = joined([*pieces, *more])
             mx.eval(arrays)
-            with self._lock:
-                self._prompts.add(whole, list(keys)[:reach], arrays)
+            self._add(whole, list(keys)[:reach], arrays)
         return reach, [arrays]
 
     def leave(
@@ -149,10 +158,35 @@ class Reuse:
     ) -> None:
         """Have what was read of a prompt kept when the next one is asked for.
 
-        It takes no lock and computes nothing: a generator may be ended by Python's
-        garbage collector, in the midst of anything.
+        It waits for no lock and computes nothing: a generator may be ended by Python's
+        garbage collector, in the midst of anything. What does not fit beside it goes,
+        the oldest of what was left first; where that cannot be done now, it does.
         """
-        self._left.append((weakref.ref(model), whole, list(keys), list(cache)))
+        nbytes = sum(entry.nbytes for entry in cache)
+        with suppress(IndexError):  # there is none any more
+            while self._left_bytes() + nbytes > self._most:
+                self._left.popleft()
+        if nbytes > self._most or not self._wholes.knows(whole):
+            return
+        beside = self._left_bytes() + nbytes
+        if self._lock.acquire(blocking=False):
+            try:
+                self._prompts.make_room(beside)
+            finally:
+                self._lock.release()
+        if beside + self._prompts.nbytes <= self._most:
+            owner = weakref.ref(model)
+            self._left.append((owner, whole, list(keys), list(cache), nbytes))
+
+    def _left_bytes(self) -> int:
+        """Bytes of what `leave` was given, spare room of the caches included."""
+        return sum(nbytes for *_, nbytes in tuple(self._left))
+
+    def _add(self, whole: int, keys: Sequence[int], arrays: Columns) -> None:
+        """To the prompts in memory, as far as what was left has room for them."""
+        with self._lock:
+            self._prompts.make_room(self._left_bytes())
+            self._prompts.add(whole, keys, arrays)
 
     def keep(
         self,
@@ -171,8 +205,7 @@ class Reuse:
         with mx.stream(generation_stream()), suppress(RuntimeError, MemoryError):
             every = [array for entry in cache for array in entry.state]
             arrays = [array[row : row + 1, :, pad:stop] for array in every]
-            with self._lock:
-                self._prompts.add(whole, keys, arrays)
+            self._add(whole, keys, arrays)
             if self._folder is not None:
                 kind = self._kind(model, whole)
                 with self._disk:

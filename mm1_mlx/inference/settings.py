@@ -20,8 +20,8 @@ _WHOLE = {
     "quantized_kv_start": (0,),
     "max_pixels": (1,),
     "seed": (0, 2**64 - 1),
-    "num_draft_tokens": (1,),
-    "lookup": (1,),
+    "num_draft_tokens": (1, 64),  # more are hardly ever right, and cost memory
+    "lookup": (1, 16),  # the table of a prompt grows with its square
 }
 _NEEDED = ("max_tokens", "prefill_step_size", "num_draft_tokens")
 

@@ -15,19 +15,19 @@ for that rounding, the other one may come.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import mlx.core as mx
 
 from mm1_mlx.errors import MM1Error, PromptError
+from mm1_mlx.inference.pictures import Picture, pictures_of
+from mm1_mlx.inference.reuse import Reuse
 from mm1_mlx.inference.sampling import greedy
 from mm1_mlx.inference.settings import Settings
-from mm1_mlx.inference.steps import (
-    STEPS_TO_CLEAR,
-    Decoding,
-    encode_images,
-    generation_stream,
-)
+from mm1_mlx.inference.steps import STEPS_TO_CLEAR, Decoding, generation_stream
+from mm1_mlx.inference.turns import Turn
+from mm1_mlx.inputs.processor import Processor
 from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.processes import from_first
 
@@ -87,27 +87,36 @@ class Lookup:
         return found
 
 
+@dataclass
+class _Prompt:
+    """A prompt as a draft model reads it."""
+
+    input_ids: list[int]
+    pictures: list[Picture] = field(default_factory=list)
+    reused_tokens: int = 0
+
+
 class DraftModel:
     """Guesses by a smaller model, which reads the prompt when the first guess is due.
 
-    Shapes:
-        input_ids: (1, L), the prompt as this model reads it
-        pixel_values: (N, H, W, 3) or None, and layouts where they are tiles
+    input_ids: the prompt as this model reads it. store: where what an earlier prompt
+    began with like this one is found, and this one is kept; its answer is not.
     """
 
     def __init__(
         self,
         model: MM1,
-        input_ids: mx.array,
-        pixel_values: mx.array | None = None,
-        layouts: Sequence[Any] = (),
+        input_ids: Sequence[int],
+        pictures: Sequence[Picture] = (),
         *,
+        store: Reuse | None = None,
         prefill_step_size: int = 2048,
     ):
         self._model = model
-        self._prompt = input_ids, pixel_values, layouts
-        self._step = prefill_step_size
-        self._start = input_ids.shape[1]
+        self._prompt = _Prompt(list(input_ids), list(pictures))
+        self._store = None if model.training else store
+        self._settings = Settings(prefill_step_size=prefill_step_size)
+        self._start = len(input_ids)
         text = model.config.text_config
         self._size, self._context = text.vocab_size, text.max_position_embeddings
         self._cache: list = []
@@ -138,17 +147,15 @@ class DraftModel:
         return mx.concatenate(guesses)
 
     def _read_prompt(self) -> list:
-        input_ids, pixel_values, layouts = self._prompt
-        features = None
-        if pixel_values is not None:
-            features = encode_images(self._model, pixel_values, layouts)
+        turn = Turn(self._model, self._store, [self._prompt], self._settings)
         reading = Decoding(
             self._model,
-            input_ids,
-            image_features=features,
+            mx.array([self._prompt.input_ids]),
             max_tokens=1,
-            prefill_step_size=self._step,
+            **turn.start(),
+            **self._settings.decoding(),
         )
+        turn.keep_prompts(reading.cache)
         return reading.cache
 
 
@@ -194,6 +201,8 @@ class SpeculativeDecoding(Decoding):
         self._left -= 1
         self._steps += 1
         self.accepted += guessed
+        if self._steps == 2:  # as Decoding: what reading the prompts has used
+            mx.clear_cache()
         return [token], logprobs
 
     def _check(self, count: int) -> None:
@@ -341,11 +350,13 @@ def make_drafter(
     prompt: Any,
     images: Any,
     input_ids: Sequence[int],
+    store: Reuse | None = None,
 ) -> Drafter | None:
     """What guesses for an answer; None where nothing shall.
 
     prompt, images: as the user gave them, for a draft with its own processor.
     input_ids: as the model reads them. A draft that sees no pictures reads no slots.
+    store: what the model reuses, for the draft, too.
     """
     slot, size = model.config.image_token_id, model.config.text_config.vocab_size
     if settings.lookup is not None:
@@ -355,14 +366,19 @@ def make_drafter(
     draft, its_processor = _draft_of(settings)
     if draft is None:
         return None
-    step = settings.prefill_step_size
+    how: Any = {"store": store, "prefill_step_size": settings.prefill_step_size}
     if slot in input_ids and draft.config.reads_images and its_processor is not None:
-        inputs = its_processor(prompt, images=images, **settings.reading())
-        pictures = inputs.pixel_values, inputs.layouts
-        return DraftModel(draft, inputs.input_ids, *pictures, prefill_step_size=step)
+        reading = settings.reading()
+        if store is not None and isinstance(its_processor, Processor):
+            reading["known"] = store.pixels
+        inputs = its_processor(prompt, images=images, **reading)
+        rows: Any = inputs.input_ids.tolist()
+        (its_ids,) = rows
+        slots = its_ids.count(draft.config.image_token_id)
+        return DraftModel(draft, its_ids, pictures_of(inputs, slots), **how)
     its_size = draft.config.text_config.vocab_size
     ids = [token for token in input_ids if token != slot and token < its_size]
-    return DraftModel(draft, mx.array([ids or [0]]), prefill_step_size=step)
+    return DraftModel(draft, ids or [0], **how)
 
 
 def _draft_of(settings: Settings) -> tuple[MM1 | None, Any]:

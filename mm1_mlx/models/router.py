@@ -4,6 +4,7 @@ MM1 (section 4) follows GShard: top-2. What it leaves open follows Apple's axlea
 (common/mixture_of_experts.py).
 """
 
+from operator import is_
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -60,6 +61,10 @@ class Routes(NamedTuple):
 class Router(nn.Module):
     """Chooses K experts per token, in float32 whatever the model's type.
 
+    To answer it keeps a float32 copy of a weight of another type. A weight that is put
+    in its place is noticed, but not what is written into it (weight[3] = 0): call the
+    model's eval() after that.
+
     Shapes:
         x: (T, D)
         is_token: (T,) bool, False on padding, or None; capacity alone asks for it
@@ -71,7 +76,7 @@ class Router(nn.Module):
         self.weight = mx.random.normal((config.num_local_experts, dims)) * dims**-0.5
         self._config = config
         # What the float32 weight was made of, and it.
-        self._wide: tuple[mx.array, mx.array] | None = None
+        self._wide: tuple[list[mx.array], mx.array] | None = None
 
     @property
     def top_k(self) -> int:
@@ -89,14 +94,17 @@ class Router(nn.Module):
         super()._set_training_mode(mode)
         self._wide = None
         if not mode and ("scales" in self or self.weight.dtype != mx.float32):
-            self._wide = self.weight, self._whole()
+            self._wide = self._made_of(), self._whole()
             mx.eval(self._wide[1])
 
     def _weight(self) -> mx.array:
         """(E, D) float32; kept to answer, where MLX would make it for every token."""
-        if self._wide is not None and self._wide[0] is self.weight:
+        if self._wide is not None and all(map(is_, self._wide[0], self._made_of())):
             return self._wide[1]
         return self._whole()
+
+    def _made_of(self) -> list[mx.array]:
+        return [self[name] for name in ("weight", "scales", "biases") if name in self]
 
     def _whole(self) -> mx.array:
         if "scales" not in self:
