@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mm1_mlx.inference.pictures import Picture, image_tokens
-from mm1_mlx.inference.prefix_tree import Columns, columns, joined, shared_length
+from mm1_mlx.inference.prefix_tree import Columns, columns, shared_length
 from mm1_mlx.inference.reuse import Reuse
 from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inference.steps import generation_stream, prefill_piece
@@ -105,7 +105,8 @@ class Turn:
         ]
         given: dict[str, Any] = {"image_features": self._features(spans)}
         if start:
-            given |= {"cache": self._cache(found, start), "reused": start}
+            cache = self._cache(found, start, self._total, self.padding)
+            given |= {"cache": cache, "reused": start}
         else:
             given["left_padding"] = self.padding
         if self._store is not None and (self._settings.kv_bits or len(spans) > 1):
@@ -127,14 +128,14 @@ class Turn:
         step = self._settings.prefill_step_size
         return prefill_piece(self._model.decoder.config, rows, step)
 
-    def _look(self) -> tuple[int, list[Columns]]:
-        """The column from which on all rows are read, and what is before it of each."""
+    def _look(self) -> tuple[int, list[list[Columns]]]:
+        """The column from which on all rows are read, and what is known of each."""
         assert self._store is not None
         known, found = [], []
         for keys in self._keys:
             n, pieces = self._store.prefix(self._model, self._whole, keys[:-1])
             known.append(n)
-            found.append(joined(pieces) if pieces else [])
+            found.append(pieces)
         rest = max(a - b for a, b in zip(self._lengths, known, strict=True))
         start = self._agreed(min(self._total - rest, self._most()))
         return (start, found) if start >= LEAST else (0, [])
@@ -148,29 +149,35 @@ class Turn:
         counts[group.rank()] = columns
         return min(sums(counts, group))
 
-    def _cache(self, rows: list[Columns], start: int) -> list:
-        """A cache of which `start` columns are read, padding included."""
-        with mx.stream(generation_stream()):
-            padded = []
-            for arrays, pad in zip(rows, self.padding, strict=True):
-                pad = min(pad, start)
-                if pad == start:  # not begun yet
-                    padded.append([])
-                    continue
-                kept = columns(arrays, 0, start - pad)
-                edges = [(0, 0), (0, 0), (pad, 0), (0, 0)]
-                padded.append([mx.pad(a, edges) for a in kept] if pad else kept)
-            like = next(arrays for arrays in padded if arrays)
-            empty = [mx.zeros_like(a) for a in like]
-            whole = [arrays or empty for arrays in padded]
-            stacked = [mx.concatenate(list(x)) for x in zip(*whole, strict=True)]
-            return self._entries(stacked, self.padding)
+    def _cache(
+        self,
+        rows: Sequence[list[Columns]],
+        start: int,
+        room: int,
+        padding: Sequence[int] | None = None,
+    ) -> list:
+        """A cache of which `start` columns are read, padding included.
 
-    def _entries(self, arrays: Columns, padding: Sequence[int] | None) -> list:
+        rows: of each what is known behind its padding, in pieces. room: columns that it
+        has space for. Each piece goes straight to its place: to join the pieces first,
+        then the rows, would take the memory of the whole several times.
+        """
+        parts: list[tuple[int, int, Columns]] = []
+        for row, pieces in enumerate(rows):
+            at = padding[row] if padding else 0
+            for piece in pieces:
+                n = min(piece[0].shape[-2], start - at)
+                if n > 0:
+                    parts.append((row, at, columns(piece, 0, n)))
+                    at += n
         cache = self._model.make_cache(left_padding=padding)
-        for i, entry in enumerate(cache):
-            entry.state = arrays[2 * i : 2 * i + 2]
-            entry.adapter = self._model.decoder.adapter
+        with mx.stream(generation_stream()):
+            for i, entry in enumerate(cache):
+                entry.begin(
+                    [(row, at, *x[2 * i : 2 * i + 2]) for row, at, x in parts],
+                    (len(rows), start, room),
+                )
+                entry.adapter = self._model.decoder.adapter
         return cache
 
     def _features(self, spans: Sequence[tuple[int, int]]) -> mx.array | None:
@@ -245,7 +252,7 @@ class Turn:
         with mx.stream(generation_stream()):
             cache = model.make_cache()
             if known:
-                cache = self._entries(columns(joined(pieces), 0, known), None)
+                cache = self._cache([pieces], known, stop)
             ids = mx.array([self._requests[0].input_ids[known:stop]])
             embeddings = model.embed(ids, image_features=features)
             for at in range(0, stop - known, step):

@@ -193,6 +193,27 @@ class KVCache(_Cache):
         self._append([both])
         return self._both()
 
+    def begin(
+        self,
+        parts: Sequence[tuple[int, int, mx.array, mx.array]],
+        shape: tuple[int, int, int],
+    ) -> None:
+        """Be one that has read this, without another copy of it.
+
+        parts: at least one row, first column, and keys and values (1, KV, C, head_dim)
+        that belong there. shape: rows, columns that count as read, columns to have room
+        for.
+        """
+        rows, read, room = shape
+        _, heads, _, width = parts[0][2].shape
+        columns = -(-room // self.step) * self.step
+        space = mx.zeros((2, rows, heads, columns, width), parts[0][2].dtype)
+        for row, start, *both in parts:
+            for which, array in enumerate(both):
+                stop = start + array.shape[-2]
+                space[which, row : row + 1, :, start:stop] = array
+        self._arrays, self.offset = [space], read
+
     def _both(self) -> tuple[mx.array, mx.array]:
         # An index would be a launch that copies; parts are views.
         (stored,) = self._stored()
