@@ -213,16 +213,18 @@ def refused(**work) -> tuple[str, memory_plan.GenerationPlan]:
 
 def test_the_advice_is_what_fits():
     text, plan = refused(prompt=100, answer=8000, room=5 * MB)
-    most = int(re.search(r"--max-tokens (\d+);", text)[1])
+    most = int(re.search(r"max_tokens=(\d+) \(--max-tokens \1\);", text)[1])
     assert plan.changed(answer=most).fits and not plan.changed(answer=most + 1).fits
-    bits = int(re.search(r"--kv-bits (\d)", text)[1])
+    bits = int(re.search(r"kv_bits=(\d) \(--kv-bits \1\)", text)[1])
     assert plan.changed(kv_bits=bits).fits and bits == 4
     assert "--prefill-step-size" not in text and "pictures" not in text
 
 
 def test_a_long_prompt_may_be_read_in_smaller_pieces():
     text, plan = refused(prompt=2000, answer=1, room=9 * MB)
-    piece = int(re.search(r"--prefill-step-size (\d+)", text)[1])
+    piece = int(
+        re.search(r"prefill_step_size=(\d+) \(--prefill-step-size \1\)", text)[1]
+    )
     assert plan.changed(piece=piece).fits and not plan.changed(piece=2 * piece).fits
     assert "--max-tokens" not in text
 
@@ -277,7 +279,7 @@ def test_the_command_refuses_before_it_reads_weights(tmp_path):
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     ask = ("-p", "What is it?", "--model", tmp_path / "model", "-m", 10**9)
     done = run_cli("mm1_mlx.generate", *ask, "--image", "absent.png")
-    assert_fails(done, r"would take \d+\.\d GB .*fit: --max-tokens \d+.*--no-memory-ch")
+    assert_fails(done, r"would take \d+\.\d GB .*--max-tokens \d+\).*--no-memory-ch")
     tried = run_cli("mm1_mlx.generate", *ask, "--no-memory-check", "--quiet")
     assert tried.returncode == 0 and tried.stdout.strip(), tried.stderr
 

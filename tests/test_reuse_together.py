@@ -1,6 +1,7 @@
 """Reuse with what else answers are made with: guesses, and the memory plan."""
 
 import gc
+import warnings
 from dataclasses import replace
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ from small import DENSE, SmallProcessor, small_model
 from test_reuse import SHORT, SHOTS, plain
 
 from mm1_mlx import Reuse
-from mm1_mlx.errors import MemoryPlanError
+from mm1_mlx.errors import MemoryPlanError, MM1Warning
 from mm1_mlx.inference import generation, memory_plan
 from mm1_mlx.inference.generation import batch_generate, generate, stream_generate
 from mm1_mlx.inference.reuse import store_of
@@ -53,23 +54,47 @@ def test_guesses_that_were_broken_off():
         assert found.reused_tokens >= 24
 
 
-def test_what_is_kept_goes_before_an_answer_is_refused(monkeypatch):
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_is_kept_goes_before_an_answer_is_refused(monkeypatch, batch):
+    """And before it may not fit, where that helps; else it stays."""
     model, processor, store = small_model(), SmallProcessor(), Reuse()
-    generate(model, processor, SHOTS, [1, 2], reuse=store, **SHORT)
-    asked = []
+    asked = (SHOTS, [1, 2])
 
-    def check(self):
-        asked.append(store.nbytes)
-        if store.nbytes or len(asked) > 4:
-            raise MemoryPlanError("too large")
+    def answer(limit):
+        """What is kept after the plan; limit: from the plan."""
+        store.clear()
+        generate(model, processor, *asked, reuse=store, check_memory=False, **SHORT)
+        kept = []
 
-    monkeypatch.setattr(memory_plan.GenerationPlan, "check", check)
-    generate(model, processor, SHOTS, [1, 2], reuse=store, **SHORT)
-    assert asked[0] > 0 and asked[1:] == [0]
-    batch_generate(model, processor, [SHOTS], [[1, 2]], reuse=store, **SHORT)
-    assert len(asked) == 4
-    with pytest.raises(MemoryPlanError, match="too large"):
-        generate(model, processor, SHOTS, [1, 2], reuse=store, **SHORT)
+        def plan(*args):
+            if not kept:
+                bytes_there = limit(plan_answers(*args))
+                monkeypatch.setattr(memory_plan, "working_set", lambda: bytes_there)
+            kept.append(store.nbytes)
+            return plan_answers(*args)
+
+        monkeypatch.setattr(generation, "plan_answers", plan)
+        if batch:
+            prompts, images = ([one] for one in asked)
+            batch_generate(model, processor, prompts, images, reuse=store, **SHORT)
+        else:
+            generate(model, processor, *asked, reuse=store, **SHORT)
+        return kept
+
+    plan_answers = memory_plan.plan_answers
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = answer(lambda plan: plan.peak - 10)
+        assert first > 10 and second == 0
+    with pytest.warns(MM1Warning, match="may take up to"):
+        first, second = answer(lambda plan: plan.least - 10)
+        assert first > 10 and second == 0
+    with pytest.warns(MM1Warning, match="may take up to"):
+        (kept,) = answer(lambda plan: plan.least)
+        assert kept > 10
+    with pytest.raises(MemoryPlanError, match="would take"):
+        answer(lambda plan: plan.least // 2)
+    assert store.nbytes == 0
 
 
 @pytest.mark.parametrize("rows", [1, 3])

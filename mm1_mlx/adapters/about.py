@@ -72,6 +72,19 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
     }
 
 
+def added_bytes(folder: str | Path) -> int:
+    """Bytes of what an adapter puts beside a model's weights, from its file's header.
+
+    What it puts in their place (parts that were trained whole) adds nothing.
+    """
+    _, path = _open(Path(folder))
+    return sum(
+        info.stop - info.start
+        for name, info in read_header(path).items()
+        if _PAIR.fullmatch(name)
+    )
+
+
 def _open(folder: Path) -> tuple[dict[str, Any], Path]:
     """The configuration, and the file with the weights."""
     if not folder.is_dir():

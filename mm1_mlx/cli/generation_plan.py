@@ -40,11 +40,13 @@ def print_plan(
     name: str,
     prepare: Callable[[Any, argparse.Namespace], None],
 ) -> int:
-    """Read the prompt and the pictures, but no weights; 1 where it cannot fit.
+    """Read the prompt and the pictures, but no weights, and tell what it would take.
 
-    prepare: has the processor read pictures as the flags ask.
+    prepare: has the processor read pictures as the flags ask. MemoryPlanError, behind
+    the plan, where it cannot fit; a warning where it may not.
     """
     from mm1_mlx.checkpoint.folder import read_config
+    from mm1_mlx.inference.pictures import pictures_of
     from mm1_mlx.inference.settings import Settings
     from mm1_mlx.inputs.processor import Processor
     from mm1_mlx.processes import is_first
@@ -57,12 +59,14 @@ def print_plan(
     prepare(processor, args)
     reading = Settings.of(settings).reading()
     inputs = processor(prompt, images=args.image, **reading)
-    tiles = 0 if inputs.pixel_values is None else inputs.pixel_values.shape[0]
     length = inputs.input_ids.shape[1]
+    tiles = [picture.pixels.shape[0] for picture in pictures_of(inputs, 0)]
     plan = _plan(args, settings, folder, config, prompt=length, pictures=tiles)
     values = {"plan": {"model": name, **plan.to_dict()}}
-    print(json.dumps(values) if args.json else plan.table())
-    return int(plan.impossible)
+    print(json.dumps(values) if args.json else plan.table(), flush=True)
+    plan.check()
+    plan.warn()
+    return 0
 
 
 def _find(name: str) -> Path:
@@ -77,7 +81,7 @@ def _plan(
     settings: dict[str, Any],
     folder: Path,
     config: Any = None,
-    **found: int,
+    **found: Any,
 ) -> Any:
     from mm1_mlx.checkpoint.folder import read_config
     from mm1_mlx.inference.memory_plan import plan_folder
@@ -93,6 +97,7 @@ def _plan(
         config or read_config(folder),
         Settings.of(settings),
         draft=draft,
+        adapter=args.adapter_path,
         processes=world().size(),
         **found,
     )

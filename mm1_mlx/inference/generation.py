@@ -7,8 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.errors import MemoryPlanError, PromptError
-from mm1_mlx.inference.memory_plan import check_memory
+from mm1_mlx.errors import PromptError
+from mm1_mlx.inference.memory_plan import GenerationPlan, plan_answers
 from mm1_mlx.inference.pictures import Picture, pictures_of
 from mm1_mlx.inference.reuse import Reuse, store_of
 from mm1_mlx.inference.settings import Settings
@@ -175,24 +175,29 @@ def _check_system(prompt: Prompt, system: str | None) -> None:
 def _check_memory(
     model: MM1, requests: list[_Request], settings: Settings, store: Reuse | None
 ) -> None:
-    """As check_memory; what is kept of earlier prompts goes before it refuses."""
+    """MemoryPlanError where there is no room for the answers, MM1Warning where there
+    may be none; what is kept of earlier prompts goes before, where that helps."""
+    if not settings.check_memory:
+        return
 
-    def check() -> None:
-        check_memory(
+    def plan() -> GenerationPlan:
+        pictures = [p for request in requests for p in request.pictures]
+        return plan_answers(
             model,
             settings,
             [request.input_ids for request in requests],
-            sum(p.pixels.shape[0] for request in requests for p in request.pictures),
+            [picture.pixels.shape[0] for picture in pictures],
             max(request.max_tokens for request in requests),
         )
 
-    try:
-        check()
-    except MemoryPlanError:
-        if store is None or not store.nbytes:
-            raise
-        store.clear()
-        check()
+    found = plan()
+    if not found.fits and store is not None and store.nbytes:
+        without = replace(found, weights=found.weights - store.nbytes)
+        if without.fits or found.impossible:
+            store.clear()
+            found = plan()
+    found.check()
+    found.warn()
 
 
 def _ends(model: MM1, processor: Any) -> frozenset[int]:
@@ -289,7 +294,7 @@ def stream_generate(
             followed them there is the guess
         num_draft_tokens=3: guesses at a time, 64 at most. In 32 bits they change the
             speed, not the answer; in 16 several tokens at once may round otherwise
-        check_memory=True: refuse what would not fit; False tries
+        check_memory=True: refuse what cannot fit, warn of what may not; False tries
 
     reuse: what is kept of pictures and prompts between calls, so that what a prompt
     begins with like an earlier one (the same pictures, examples, or conversation) is

@@ -5,8 +5,15 @@ So the numbers are added up first, from the config and the prompt's length alone
 array is made. A test holds them to what MLX allocates on a CPU: at the least, where it
 finishes each operation before it starts the next, as it does when memory is short. How
 far it works ahead otherwise depends on the machine; then it may be twice as much.
+
+Refused is only what cannot be done: where the weights with all keys and values, which
+are known to the byte, are too much, or with half of what else is predicted, which is
+overrated twice at most. What lies between that and the predicted peak may work, and the
+working set of a Mac is what it recommends, not where it ends. So there is a warning,
+and it is tried.
 """
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mm1_mlx import memory
+from mm1_mlx.adapters.about import added_bytes
 from mm1_mlx.checkpoint.folder import weight_files
 from mm1_mlx.checkpoint.safetensors import ITEM_SIZES
 from mm1_mlx.config import DecoderConfig, MM1Config, VisionConfig
-from mm1_mlx.errors import MemoryPlanError
+from mm1_mlx.errors import MemoryPlanError, MM1Warning
 from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inference.steps import IMAGES_AT_ONCE, prefill_piece
 from mm1_mlx.memory import bytes_text, working_set
@@ -34,6 +43,7 @@ _FUSED_HEADS = (
     96,
     128,
 )  # widths whose scores Metal's attention never stores
+_UNCHECKED = "check_memory=False, --no-memory-check,"
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -42,7 +52,8 @@ class Work:
     """What is asked of a model.
 
     prompt: tokens of the longest row, image slots included. answer: max_tokens.
-    pictures: how many go through the encoder, tiles counted. number: bytes of one in
+    pictures: how many go through the encoder, tiles counted. tiles: of one picture, at
+    most: they go together. guesses: that are checked at a time. number: bytes of one in
     the model. piece: prompt tokens at a time. processes: that share the decoder.
     packed: whether the weights are quantized.
     """
@@ -51,6 +62,8 @@ class Work:
     answer: int
     rows: int = 1
     pictures: int = 0
+    tiles: int = 1
+    guesses: int = 0
     number: int = 2
     piece: int = 2048
     kv_bits: int | None = None
@@ -66,13 +79,15 @@ class GenerationPlan:
     """What an answer is predicted to need, in bytes.
 
     weights: of the model and the draft, and what else is held. pictures: while they
-    are encoded. prompt: while it is read, its keys and values included. cache: keys and
-    values at the end. answer: what a step makes. draft: the draft's prompt and cache.
+    are encoded. prompt: while it is read; read: its keys and values then. cache:
+    keys and values at the end. answer: what a step makes. draft: the draft's pictures,
+    prompt and cache.
     """
 
     weights: int
     pictures: int
     prompt: int
+    read: int
     cache: int
     answer: int
     draft: int
@@ -83,14 +98,17 @@ class GenerationPlan:
     @property
     def peak(self) -> int:
         """The most at a time."""
-        answer = self.cache + self.answer
-        return self.weights + self.draft + max(self.pictures, self.prompt, answer)
+        # The draft reads its prompt when its first guess is due.
+        answer = self.cache + self.answer + self.draft
+        return self.weights + max(self.pictures, self.prompt, answer)
 
     @property
     def least(self) -> int:
         """What it takes at least: weights and cache are known, the rest overrated."""
-        work = (1 - _DOUBT) * (self.draft + max(self.pictures, self.prompt))
-        return self.weights + max(self.cache, round(work))
+        sure = 1 - _DOUBT
+        before = round(sure * max(self.pictures, self.prompt))
+        drafting = self.read + round(sure * self.draft)
+        return self.weights + max(before, drafting, self.cache)
 
     @property
     def fits(self) -> bool:
@@ -137,23 +155,34 @@ class GenerationPlan:
 
     def check(self) -> None:
         """MemoryPlanError where it is impossible: numbers, and what to change."""
-        if not self.impossible:
-            return
-        parts = [
-            f"{name} {bytes_text(n)}"
-            for name, n in (
-                ("weights", self.weights),
-                ("pictures", self.pictures),
-                ("prompt", self.prompt),
-                ("keys and values", self.cache),
-                ("draft", self.draft),
+        if self.impossible:
+            raise MemoryPlanError(
+                f"This would take {self._numbers()} ({_UNCHECKED} tries it as it is.)"
             )
-            if n
-        ]
-        raise MemoryPlanError(
-            f"This would take {bytes_text(self.peak)} of memory, but there are "
-            f"{bytes_text(self.limit)}: {', '.join(parts)}. {self._advice()} "
-            f"(--no-memory-check, in Python check_memory=False, tries it as it is.)"
+
+    def warn(self) -> None:
+        """MM1Warning where it may not fit, with the same numbers and advice."""
+        if not self.fits:
+            warnings.warn(
+                f"This may take up to {self._numbers()} Memory may run out, which "
+                f"would end the process. ({_UNCHECKED} leaves out this warning.)",
+                MM1Warning,
+                stacklevel=2,
+            )
+
+    def _numbers(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "pictures": self.pictures,
+            "prompt": self.prompt,
+            "keys and values": self.cache,
+            "answer": self.answer,
+            "draft": self.draft,
+        }
+        shown = [f"{name} {bytes_text(n)}" for name, n in parts.items() if n]
+        return (
+            f"{bytes_text(self.peak)} of memory, but there are "
+            f"{bytes_text(self.limit)}: {', '.join(shown)}. {self._advice()}"
         )
 
     def _advice(self) -> str:
@@ -164,19 +193,21 @@ class GenerationPlan:
                 range(1, work.answer + 1), False,
                 key=lambda n: not self.changed(answer=n).fits,
             )  # fmt: skip
-            ways.append(f"--max-tokens {most}")
+            ways.append(_both("max_tokens", most))
         for bits in (8, 4):
             smaller = self.changed(kv_bits=bits, quantized_kv_start=0)
             if work.kv_bits is None and smaller.fits:
-                ways.append(f"--kv-bits {bits}")
+                ways.append(_both("kv_bits", bits))
                 break
         piece = min(work.piece, work.prompt)
         while piece > 64 and not self.changed(piece=piece).fits:
             piece //= 2
         if piece < work.piece and self.changed(piece=piece).fits:
-            ways.append(f"--prefill-step-size {piece}")
-        if self.changed(pictures=0).fits:
+            ways.append(_both("prefill_step_size", piece))
+        if work.pictures and self.changed(pictures=0).fits:
             ways.append("fewer pictures")
+        if self.draft and replace(self, draft=0).fits:
+            ways.append("no draft model")
         if not work.packed:
             few = memory.weight_bytes(memory.count_parameters(self.config), 4)
             if replace(self, weights=few).fits:
@@ -187,8 +218,13 @@ class GenerationPlan:
             return f"What would fit: {'; or '.join(ways)}."
         return (
             "No single change would do: take a smaller or more quantized model, and "
-            "lower --max-tokens, --kv-bits and --prefill-step-size."
+            "lower max_tokens, kv_bits and prefill_step_size (flags of the same names)."
         )
+
+
+def _both(setting: str, value: Any) -> str:
+    """A setting as Python and the command call it."""
+    return f"{setting}={value} (--{setting.replace('_', '-')} {value})"
 
 
 # --- The parts ---------------------------------------------------------------------
@@ -249,14 +285,15 @@ def _answer(text: DecoderConfig, work: Work) -> int:
     """A step: logits and what is made of them, and a layer's cache as it grows."""
     tokens = work.prompt + work.answer
     layer = _cache_bytes(text, work, tokens, work.kv_bits) // text.num_hidden_layers
-    return 4 * 4 * work.rows * text.vocab_size + layer
+    positions = work.rows * (work.guesses + 1)
+    return 4 * 4 * positions * text.vocab_size + layer
 
 
 def _pictures(vision: VisionConfig | None, config: MM1Config, work: Work) -> int:
     """Encoding: some pictures at a time, and the tokens of all of them."""
     if vision is None or not work.pictures:
         return 0
-    count = min(work.pictures, IMAGES_AT_ONCE)
+    count = max(min(work.pictures, IMAGES_AT_ONCE), work.tiles)
     step = memory.image_bytes(vision, count) * work.number // 2
     if _stores_scores(vision.size_per_head, work):
         patches = vision.num_patches + 1
@@ -270,12 +307,16 @@ def _pictures(vision: VisionConfig | None, config: MM1Config, work: Work) -> int
 def _plan(
     config: MM1Config, work: Work, weights: int, limit: int, draft: int
 ) -> GenerationPlan:
-    text = config.text_config
+    text, tokens = config.text_config, work.prompt + work.answer
+    start = work.quantized_kv_start
+    bits = work.kv_bits if start < tokens else None
+    read_bits = work.kv_bits if start < work.prompt else None
     return GenerationPlan(
         weights=weights,
         pictures=_pictures(config.vision_config, config, work),
         prompt=_prompt(text, work),
-        cache=_cache_bytes(text, work, work.prompt + work.answer, work.kv_bits),
+        read=_cache_bytes(text, work, work.prompt, read_bits),
+        cache=_cache_bytes(text, work, tokens, bits),
         answer=_answer(text, work),
         draft=draft,
         limit=limit,
@@ -290,7 +331,9 @@ def _draft_bytes(config: MM1Config | None, work: Work) -> int:
         return 0
     text, work = config.text_config, replace(work, kv_bits=None)
     return max(
-        _prompt(text, work), _cache_bytes(text, work, work.prompt + work.answer, None)
+        _pictures(config.vision_config, config, work),
+        _prompt(text, work),
+        _cache_bytes(text, work, work.prompt + work.answer, None),
     )
 
 
@@ -319,13 +362,15 @@ def _work(settings: Settings, **found: Any) -> Work:
     )
 
 
-def check_memory(
-    model: MM1, settings: Settings, prompts: Sequence[Sequence[int]], pictures: int,
-    max_tokens: int,
-) -> None:  # fmt: skip
-    """MemoryPlanError where a loaded model has no room for the answers."""
-    if not settings.check_memory:
-        return
+def _guesses(settings: Settings, draft: Any) -> int:
+    return settings.num_draft_tokens if draft or settings.lookup else 0
+
+
+def plan_answers(
+    model: MM1, settings: Settings, prompts: Sequence[Sequence[int]],
+    pictures: Sequence[int], max_tokens: int,
+) -> GenerationPlan:  # fmt: skip
+    """The plan of a loaded model's answers. pictures: the tiles of each."""
     given = settings.draft_model
     draft = given[0] if isinstance(given, tuple) else given
     group = model.decoder.group
@@ -334,17 +379,28 @@ def check_memory(
         prompt=max(map(len, prompts)),
         answer=max_tokens,
         rows=len(prompts),
-        pictures=pictures,
+        pictures=sum(pictures),
+        tiles=max(pictures, default=1),
+        guesses=_guesses(settings, draft),
         number=model.decoder.norm.weight.dtype.size,  # type: ignore[union-attr]
         processes=1 if group is None else group.size(),
         packed=model.config.quantization is not None,
     )
-    plan_generation(
+    return plan_generation(
         model.config,
         work,
-        weights=mx.get_active_memory(),
+        weights=_held(model, draft),
         draft=None if draft is None else draft.config,
-    ).check()
+    )
+
+
+def _held(*models: MM1 | None) -> int:
+    """Bytes in use, or of the weights where these are more: lazy ones come later."""
+    arrays: dict[int, int] = {}  # a model may be its own draft
+    for model in models:
+        weights: Any = [] if model is None else tree_flatten(model.parameters())
+        arrays |= {id(array): array.nbytes for _, array in weights}
+    return max(mx.get_active_memory(), sum(arrays.values()))
 
 
 # --- Before the weights are read -----------------------------------------------------
@@ -375,23 +431,29 @@ def plan_folder(
     settings: Settings,
     *,
     prompt: int = 1,
-    pictures: int = 0,
+    pictures: Sequence[int] = (),
     draft: tuple[Path, MM1Config] | None = None,
+    adapter: str | Path | None = None,
     processes: int = 1,
 ) -> GenerationPlan:
     """The plan of a model that is not loaded. prompt: its tokens, where known.
 
-    draft: the folder of a draft model, and its config.
+    pictures: the tiles of each. draft: the folder of a draft model, and its config.
+    adapter: the folder of one.
     """
     weights, number = folder_weights(folder, processes)
     if draft is not None:
         weights += folder_weights(draft[0])[0]
+    if adapter is not None:
+        weights += added_bytes(adapter)
     context = config.text_config.max_position_embeddings
     work = _work(
         settings,
         prompt=prompt,
         answer=max(1, min(settings.max_tokens, context - prompt)),
-        pictures=pictures,
+        pictures=sum(pictures),
+        tiles=max(pictures, default=1),
+        guesses=_guesses(settings, draft),
         number=number,
         processes=processes,
         packed=config.quantization is not None,
