@@ -285,8 +285,8 @@ def _answer(text: DecoderConfig, work: Work) -> int:
     """A step: logits and what is made of them, and a layer's cache as it grows."""
     tokens = work.prompt + work.answer
     layer = _cache_bytes(text, work, tokens, work.kv_bits) // text.num_hidden_layers
-    positions = work.rows * (work.guesses + 1)
-    return 4 * 4 * positions * text.vocab_size + layer
+    rows = 4 * work.rows + 3 * work.guesses
+    return 4 * rows * text.vocab_size + layer
 
 
 def _pictures(vision: VisionConfig | None, config: MM1Config, work: Work) -> int:
