@@ -186,6 +186,11 @@ class ConnectorConfig(Strict):
         return self.hidden_size if self.variant == "tamm" else width_out
 
 
+# Expert, token and choice share a number of 32 bits, of which the last two may take 22;
+# see kernels/expert_keys.py.
+MOST_EXPERTS = 1024
+
+
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig(Strict):
     """Which decoder layers are sparse, and how their router works and is trained."""
@@ -208,6 +213,8 @@ class MoEConfig(Strict):
     def __post_init__(self):
         super().__post_init__()
         self._at_least(1, "num_local_experts", "num_experts_per_tok", "sparse_step")
+        if self.num_local_experts > MOST_EXPERTS:
+            self._refuse("num_local_experts", f"at most {MOST_EXPERTS}")
         self._at_least(1, "moe_intermediate_size")
         self._at_least(0, "first_sparse_layer", "shared_expert_intermediate_size")
         self._at_least(0, "router_aux_loss_coef", "router_z_loss_coef")

@@ -186,6 +186,7 @@ MOE_MISTAKES = [
     ({"capacity_factor": "2"}, r"factor is '2', but must be a finite number or null"),
     ({"num_experts_per_tok": 5}, r"num_experts_per_tok is 5, .* \(4\)"),
     ({"num_experts_per_tok": 0}, r"num_experts_per_tok is 0"),
+    ({"num_local_experts": 1025}, r"experts is 1025, but must be at most 1024"),
     ({"sparse_step": 0}, r"sparse_step is 0"),
     ({"first_sparse_layer": -1}, r"first_sparse_layer is -1, but must be 0 or more"),
     ({"capacity_factor": 0.0}, r"capacity_factor is 0\.0, but must be above 0"),

@@ -1,5 +1,6 @@
 """Launches on Metal, counted from graphs: the layouts, the rules, and the counts."""
 
+import importlib.util
 import math
 import random
 
@@ -11,6 +12,7 @@ from helpers import need
 from mm1_mlx.benchmarks import metal_layout as lay
 from mm1_mlx.benchmarks.launches import count_launches, count_layer
 from mm1_mlx.benchmarks.metal_rules import Operation, cost
+from mm1_mlx.cli.subjects import launches as subject
 from mm1_mlx.errors import MM1Error
 
 # --- Layouts -------------------------------------------------------------------------
@@ -285,3 +287,25 @@ def test_a_long_context_takes_a_second_pass_and_no_copy(rows):
 def test_launches_of_mlx_lm(kind):
     need("mlx_lm")
     assert counted("mlx-lm", kind, 16) == (THEIRS[kind], [0, 0, 5])
+
+
+def test_without_mlx_lm_its_absence_is_told(monkeypatch, capsys):
+    find, counted = importlib.util.find_spec, []
+
+    def found(name):
+        return None if name == "mlx_lm" else find(name)
+
+    def count(programs, context):
+        counted.append(programs)
+        return []
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    monkeypatch.setattr("mm1_mlx.benchmarks.launches.measure_launches", count)
+    for flags in ([], ["--json"]):
+        subject.run(subject.parser().parse_args(flags))
+        told = capsys.readouterr()
+        assert told.err == (
+            "note: counted without mlx-lm, which is not installed: pip install mlx-lm\n"
+        )
+        assert "note" not in told.out
+    assert all(len(names) == 3 and "mlx-lm" not in names for names in counted)

@@ -30,6 +30,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> None:
     """Count and print."""
     import importlib.util
+    import sys
 
     from mm1_mlx.benchmarks.launches import (
         PROGRAMS,
@@ -41,6 +42,10 @@ def run(args: argparse.Namespace) -> None:
     programs = list(PROGRAMS)
     if importlib.util.find_spec("mlx_lm") is None:
         programs.remove("mlx-lm")
+        print(
+            "note: counted without mlx-lm, which is not installed: pip install mlx-lm",
+            file=sys.stderr,
+        )
     rows = measure_launches(programs, args.context)
     if args.json:
         show(as_object(rows, args.context))
