@@ -60,6 +60,20 @@ SHAPES = [
 ]
 
 
+def measured_peak(trainer, stage, shape: StepShape) -> int:
+    """The most that a step takes: the order of a graph's work varies a little.
+
+    By a few percent of a small step, of one of 2048 tokens by less than a thousandth.
+    """
+    found: list[int] = []
+    wanted = 2 if shape.rows * shape.length <= 1024 else 1
+    while len(found) < wanted:
+        found.append(max(p for p, _ in trainer.peaks([probe(stage, shape)])))
+        if len(found) == 2 and min(found) < 0.99 * max(found):
+            wanted = 3
+    return max(found)
+
+
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("plan", ["pairs", "experts", "encoder", "full"])
 def test_the_peak_is_predicted_within_15_percent(data, plan, recompute):  # noqa: F811
@@ -73,9 +87,7 @@ def test_the_peak_is_predicted_within_15_percent(data, plan, recompute):  # noqa
     gc.collect()  # models of other tests
     base = mx.get_active_memory()
     for shape in SHAPES:
-        measured = max(  # the order of a graph's work varies a little
-            peak for _ in range(3) for peak, _ in trainer.peaks([probe(stage, shape)])
-        )
+        measured = measured_peak(trainer, stage, shape)
         predicted = base + memory.needed(shape)
         told = f"{shape}: {bytes_text(predicted)}, measured {bytes_text(measured)}"
         assert abs(predicted - measured) <= 0.15 * measured, told
