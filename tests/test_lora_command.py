@@ -12,12 +12,15 @@ import time
 import mlx.core as mx
 import pytest
 from PIL import Image
+from training_kit import planned_once  # noqa: F401  (a fixture)
 
 from helpers import ROOT, assert_close, assert_fails, need_tiny, run_cli
 from mm1_mlx import load
 from mm1_mlx.cli.training import Reporter, StopOnSignal, awake
 from mm1_mlx.lora import main, parser, plan
 from mm1_mlx.training.trainer import Progress
+
+pytestmark = pytest.mark.usefixtures("planned_once")
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 

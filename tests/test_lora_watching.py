@@ -9,9 +9,12 @@ import types
 import pytest
 from test_lora_command import data, flags, same_arrays  # noqa: F401
 from test_two_processes import two_processes
+from training_kit import planned_once  # noqa: F401  (a fixture)
 
 from helpers import ROOT, clean_environment, need
 from mm1_mlx.lora import main
+
+pytestmark = pytest.mark.usefixtures("planned_once")
 
 LEFT = {
     *("adapters.safetensors", "adapter_config.json", "tune.safetensors"),
@@ -48,7 +51,7 @@ def test_a_run_from_its_own_configuration(data, tmp_path, capsys):  # noqa: F811
     assert first[0].endswith(f"--config {whole / 'config.yaml'} --resume goes on")
     differ = [a for a, b in zip(first, second, strict=True) if a != b]
     assert [line.partition(":")[0] for line in differ[1:]] == ["adapter_path"]
-    assert main(["--config", str(saved), "--resume", "--rank", "2"]) == 1
+    assert main(["--config", str(saved), "--resume", "--alpha", "2"]) == 1
     assert "was made with other settings" in capsys.readouterr().err
 
 

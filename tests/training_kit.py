@@ -13,7 +13,9 @@ from mlx.utils import tree_flatten
 from small_tokenizers import sentencepiece_model
 
 from helpers import ROOT, assert_equal, clean_environment, run_cli
+from mm1_mlx.training import memory_plan
 from mm1_mlx.training.state import load_state
+from mm1_mlx.training.step_memory import StepMemory, StepShape
 
 RECIPE = {
     "seed": 3,
@@ -207,3 +209,30 @@ def wait_for(path: Path, process, seconds: float = 120) -> None:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, f"{path} did not come"
         time.sleep(0.005)
+
+
+_STEPS: dict[tuple, StepMemory] = {}
+
+
+@pytest.fixture
+def planned_once(monkeypatch):
+    """What steps take is learned in the first run of a kind; a later run makes the
+    first small step of it. On mm1-tiny that is most of a short run's time."""
+    measure = memory_plan.measure
+
+    def known(trainer, arrays, tiles, wanted, limit):
+        def kinds(parameters):
+            return tuple((n, a.shape, a.dtype) for n, a in tree_flatten(parameters))
+
+        module = trainer.module
+        kind = (
+            *(trainer.stage.settings.recompute, tiles),
+            *(kinds(module.parameters()), kinds(module.trainable_parameters())),
+        )
+        if kind not in _STEPS:
+            _STEPS[kind] = measure(trainer, arrays, tiles, wanted, limit)
+        else:
+            trainer.peaks([arrays(StepShape(1, 64, tiles, 64))])
+        return _STEPS[kind]
+
+    monkeypatch.setattr(memory_plan, "measure", known)
