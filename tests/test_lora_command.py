@@ -55,6 +55,7 @@ def test_train_generate_fuse(data, tmp_path, capsys):
     assert "train: 12 samples, 12 images" in shown and "valid: 2 samples" in shown
     assert not out.exists()
     more = ("--iters", 30, "--learning-rate", "5e-3", "--steps-per-eval", 15)
+    more += ("--batch-size", 2)
     assert main(flags(data, out, *more, "--rank", 4, "--json")) == 0
     told = capsys.readouterr()
     metrics = json.loads(told.out)["metrics"]

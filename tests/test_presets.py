@@ -375,11 +375,11 @@ def test_an_image_takes_what_was_estimated():
             intermediate_size=inner,
             num_attention_heads=1,
             head_dim=64,
-            image_size=224,
+            image_size=112,
         )
         model = VisionEncoder(config)
         model.eval()
-        pixels = mx.zeros((1, 224, 224, 3))
+        pixels = mx.zeros((1, 112, 112, 3))
         mx.eval(model.parameters(), pixels)
         measured = peak_of(lambda: model(pixels))
         return measured, 2 * memory.image_bytes(config)

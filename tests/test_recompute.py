@@ -106,12 +106,12 @@ def test_less_is_kept(rows):
 
 
 def test_weights_gradients_do_not_wait_for_those_of_all_layers():
-    """The gradient of a pair's second half is made of 4 MB. MLX makes those of all 24
+    """The gradient of a pair's second half is made of 1 MB. MLX makes those of all 24
     layers at the end, when it is free to."""
     up = [normal(64, 256, seed=i) for i in range(24)]
     down = [normal(256, 64, seed=i) for i in range(24)]
     pairs = [(normal(64, 4, seed=i), normal(4, 256, seed=i)) for i in range(24)]
-    x = normal(4096, 64)
+    x = normal(1024, 64)
 
     def product(x, a, b):
         return x @ a @ b
