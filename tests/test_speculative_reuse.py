@@ -3,7 +3,7 @@
 import pytest
 from small import DENSE, SPARSE, SmallProcessor, small_model
 from test_reuse import SHORT, SHOTS, Work
-from test_speculative import same_words
+from test_speculative_drafts import same_words
 
 from mm1_mlx.inference.generation import generate
 from mm1_mlx.inference.reuse import Reuse

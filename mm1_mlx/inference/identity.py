@@ -3,6 +3,7 @@
 import hashlib
 import json
 import weakref
+from contextlib import suppress
 from dataclasses import asdict, replace
 from threading import Lock
 from typing import Any
@@ -135,11 +136,14 @@ def identity(model: MM1) -> str:
     that is another one always changes it, several (or an order) all but surely. No
     proof against one who wants two models to be alike. Reads all weights once.
     """
-    from importlib.metadata import version  # loads slowly: for files alone
+    # Loads slowly: for files alone.
+    from importlib.metadata import PackageNotFoundError, version
 
+    versions: list[Any] = [COMPUTATION, __version__]
+    with suppress(PackageNotFoundError):
+        versions.append(version("mlx"))
     group = model.decoder.group
     share = None if group is None else (group.rank(), group.size())
-    versions = COMPUTATION, __version__, version("mlx")
     digest = hashlib.sha256(repr((versions, share, settings_of(model)[0])).encode())
     for name, array in sorted(weights_of(model)):
         digest.update(f"{name} {array.shape} {array.dtype}".encode())
