@@ -2,6 +2,7 @@
 stand-ins for kernels that are wrong, refused, or end the process."""
 
 import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -165,24 +166,64 @@ def test_a_better_kernel_is_tried_again(monkeypatch):
     assert chosen(NAME, default=False)
 
 
-def test_a_kernel_that_ended_the_process(verdicts, monkeypatch):
-    calls = stand(monkeypatch)
+def ended_process() -> int:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    trial._write(NAME, f"tried by process {ended.pid}")
-    with pytest.warns(MM1Warning, match="the process ended while it ran"):
+    return ended.pid
+
+
+def test_a_kernel_that_ended_one_process_is_tried_once_more(verdicts, monkeypatch):
+    """It may have been killed, or its terminal closed."""
+    calls = stand(monkeypatch)
+    seen = []
+    monkeypatch.setattr(
+        trial, "_compared", lambda name: seen.append(verdicts()) or "right"
+    )
+    trial._write(NAME, f"tried by process {ended_process()} on {platform.node()}")
+    assert chosen(NAME) and not calls
+    assert seen[0][NAME].startswith("once more tried by process ")
+    assert verdicts() == {NAME: "right"}
+
+
+def test_a_kernel_that_ended_two_processes(verdicts, monkeypatch):
+    calls = stand(monkeypatch)
+    who = f"{ended_process()} on {platform.node()}"
+    trial._write(NAME, f"once more tried by process {who}")
+    with pytest.warns(MM1Warning, match="the process ended while it ran, twice"):
         assert not chosen(NAME)
     restart()
     assert not chosen(NAME) and not calls
-    assert verdicts() == {NAME: "the process ended while it ran"}
+    assert verdicts() == {NAME: "the process ended while it ran, twice"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[malloc] Unable to allocate 10 bytes.",
+        "[METAL] Command buffer execution failed: Insufficient Memory",
+        "[METAL] Command buffer execution failed: Caused GPU Timeout Error",
+    ],
+)
+def test_a_failure_of_the_moment_says_nothing_of_the_kernel(
+    verdicts, monkeypatch, said
+):
+    stand(monkeypatch, fails=RuntimeError(said))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not chosen(NAME)
+    assert not verdicts()
+    restart()
+    stand(monkeypatch)
+    assert chosen(NAME)
 
 
 @pytest.mark.parametrize("patience, tried", [(20, 0), (0.1, 1)])
-def test_a_kernel_that_another_process_is_trying(monkeypatch, patience, tried):
+@pytest.mark.parametrize("machine", [platform.node(), "another"])
+def test_a_kernel_that_another_process_is_trying(monkeypatch, patience, tried, machine):
     """Its verdict is waited for; not for ever."""
     calls = stand(monkeypatch)
     monkeypatch.setattr(trial, "PATIENCE", patience)
-    trial._write(NAME, f"tried by process {os.getppid()}")
+    trial._write(NAME, f"tried by process {os.getppid()} on {machine}")
     waited = []
 
     def sleep(seconds):
@@ -212,18 +253,6 @@ def test_a_file_that_cannot_be_written_costs_another_trial(tmp_path, monkeypatch
         restart()
         assert chosen(NAME)
     assert len(calls) == 2
-
-
-def test_an_mlx_without_a_package(monkeypatch):
-    stand(monkeypatch)
-
-    def missing(name):
-        raise trial.PackageNotFoundError(name)
-
-    monkeypatch.setattr(trial, "version", missing)
-    trial._here.cache_clear()
-    assert chosen(NAME)
-    trial._here.cache_clear()
 
 
 @needs_host

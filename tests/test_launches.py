@@ -168,8 +168,9 @@ def merges(rows: int, width: int, out: int, *, size: int = 2, bits: int = 0) -> 
         found.nbytes
         - cost(Operation("Add", [x, *weights], [(rows, out)], [size])).nbytes
     )
-    assert bool(parts) == bool(found.merges) and parts % (8 * rows * out) == 0
-    return parts // (8 * rows * out)
+    one = 2 * rows * out * (size if bits else 4)  # written and read
+    assert bool(parts) == bool(found.merges) and parts % one == 0
+    return parts // one
 
 
 def test_long_sums_are_made_in_parts():

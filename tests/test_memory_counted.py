@@ -20,7 +20,7 @@ from mm1_mlx.checkpoint.folder import write_folder
 from mm1_mlx.config import TilingConfig
 from mm1_mlx.errors import MemoryPlanError, MM1Warning
 from mm1_mlx.grids import Layout
-from mm1_mlx.inference import memory_plan, turns
+from mm1_mlx.inference import memory_plan, reuse
 from mm1_mlx.inference.generation import generate, stream_generate
 from mm1_mlx.inference.memory_plan import (
     Work,
@@ -123,14 +123,23 @@ def test_what_settings_and_pictures_are_counted_as(model):
 
 
 def test_a_cache_that_is_not_quantized_yet():
+    """Until it is, all of it lies unpacked."""
     config = small_config(WIDE)
     work = Work(prompt=100, answer=900, kv_bits=4)
     caches = [
         plan_generation(config, replace(work, quantized_kv_start=n), weights=0).cache
-        for n in (0, 999, 1000)
+        for n in (0, 768, 999, 1000)
     ]
     whole = plan_generation(config, replace(work, kv_bits=None), weights=0).cache
-    assert caches[0] == caches[1] < caches[2] == whole
+    assert caches[0] < caches[1] < caches[2] == caches[3] == whole
+    assert caches[1] == whole * 3 // 4  # 768 of the 1024 that it has room for
+    reads = [
+        plan_generation(
+            config, replace(work, prompt=1000, quantized_kv_start=n), weights=0
+        )
+        for n in (0, 768, 1000)
+    ]
+    assert reads[0].read < reads[1].read == whole * 3 // 4 < reads[2].read == whole
 
 
 def test_weights_that_are_not_read_yet_count(tmp_path, monkeypatch):
@@ -189,7 +198,7 @@ def test_without_room_for_a_copy_nothing_is_kept(monkeypatch, how):
         settings["kv_bits"] = 8
     for room in (0, 10 * MB):
         limit = mx.get_active_memory() + room
-        monkeypatch.setattr(turns, "working_set", lambda limit=limit: limit)
+        monkeypatch.setattr(reuse, "working_set", lambda limit=limit: limit)
         stream = stream_generate(model, processor, "5 6 7 8 9 10 11 12 13", **settings)
         if how == "broken off":
             next(stream)

@@ -200,14 +200,14 @@ def _matmul(o: Operation) -> Cost:
     a, b = o.inputs[:2]
     copied = [] if _as_matrix(a, a.shape[-2] == 1) else [a]
     copied += [] if _as_matrix(b, b.shape[-1] == 1) else [b]
-    return _in_parts(o, _launched(o, copied=copied), _parts_of_matmul(o))
+    return _in_parts(o, _launched(o, copied=copied), _parts_of_matmul(o), 4)
 
 
-def _in_parts(o: Operation, whole: Cost, parts: int) -> Cost:
-    """A product whose sums are made in so many parts (float32), then added up."""
+def _in_parts(o: Operation, whole: Cost, parts: int, itemsize: int) -> Cost:
+    """A product whose sums are made in so many parts, then added up."""
     if parts == 1:
         return whole
-    moved = 2 * parts * prod(o.shapes[0]) * 4
+    moved = 2 * parts * prod(o.shapes[0]) * itemsize
     return replace(whole, merges=1, nbytes=whole.nbytes + moved)
 
 
@@ -255,7 +255,7 @@ def _packed_rows(x: Layout) -> bool:
 
 def _quantized_matmul(o: Operation) -> Cost:
     whole = _launched(o, copied=[x for x in o.inputs if not _packed_rows(x)])
-    return _in_parts(o, whole, _parts_of_packed(o))
+    return _in_parts(o, whole, _parts_of_packed(o), o.itemsizes[0])
 
 
 def _gathered(o: Operation, weights: Sequence[Layout], copied: list[Layout]) -> Cost:

@@ -64,8 +64,9 @@ def print_plan(
     plan = _plan(args, settings, folder, config, prompt=length, pictures=tiles)
     values = {"plan": {"model": name, **plan.to_dict()}}
     print(json.dumps(values) if args.json else plan.table(), flush=True)
-    plan.check()
-    plan.warn()
+    if args.check_memory:
+        plan.check()
+        plan.warn()
     return 0
 
 

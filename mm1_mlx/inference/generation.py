@@ -193,11 +193,12 @@ def _check_memory(
     found = plan()
     if not found.fits and store is not None and store.nbytes:
         without = replace(found, weights=found.weights - store.nbytes)
-        if without.fits or found.impossible:
+        if without.fits or (found.impossible and not without.impossible):
             store.clear()
             found = plan()
     found.check()
-    found.warn()
+    if model.decoder.group is None or model.decoder.group.rank() == 0:
+        found.warn()
 
 
 def _ends(model: MM1, processor: Any) -> frozenset[int]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import weakref
-from contextlib import suppress
 from dataclasses import asdict, replace
 from threading import Lock
 from typing import Any
@@ -136,12 +135,7 @@ def identity(model: MM1) -> str:
     that is another one always changes it, several (or an order) all but surely. No
     proof against one who wants two models to be alike. Reads all weights once.
     """
-    # Loads slowly: for files alone.
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions: list[Any] = [COMPUTATION, __version__]
-    with suppress(PackageNotFoundError):
-        versions.append(version("mlx"))
+    versions = COMPUTATION, __version__, mx.__version__  # type: ignore[attr-defined]
     group = model.decoder.group
     share = None if group is None else (group.rank(), group.size())
     digest = hashlib.sha256(repr((versions, share, settings_of(model)[0])).encode())

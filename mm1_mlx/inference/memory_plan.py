@@ -6,11 +6,11 @@ array is made. A test holds them to what MLX allocates on a CPU: at the least, w
 finishes each operation before it starts the next, as it does when memory is short. How
 far it works ahead otherwise depends on the machine; then it may be twice as much.
 
-Refused is only what cannot be done: where the weights with all keys and values, which
-are known to the byte, are too much, or with half of what else is predicted, which is
-overrated twice at most. What lies between that and the predicted peak may work, and the
-working set of a Mac is what it recommends, not where it ends. So there is a warning,
-and it is tried.
+Refused is what exceeds the working set even at its least: the weights with all keys
+and values of an answer of max_tokens, which are known to the byte, or with half of what
+else is predicted, which is overrated twice at most. What lies between that and the
+predicted peak may work, and the working set of a Mac is what it recommends, not where
+it ends. So there is a warning, and it is tried.
 """
 
 import warnings
@@ -244,6 +244,18 @@ def _cache_bytes(text: DecoderConfig, work: Work, tokens: int, bits: int | None)
     return round(work.rows * columns * heads * per_head)
 
 
+def _kept(text: DecoderConfig, work: Work, tokens: int) -> int:
+    """The most that keys and values take on the way to so many columns: those before
+    quantized_kv_start lie unpacked until it is reached."""
+    start = work.quantized_kv_start
+    if work.kv_bits is None or start >= tokens:
+        return _cache_bytes(text, work, tokens, None)
+    return max(
+        _cache_bytes(text, work, tokens, work.kv_bits),
+        _cache_bytes(text, work, start, None),
+    )
+
+
 def _scores(heads: int, rows: int, queries: int, keys: int, number: int) -> int:
     """Attention that stores its scores, and the mask."""
     return number * rows * heads * queries * keys + queries * keys
@@ -264,7 +276,10 @@ def _prompt(text: DecoderConfig, work: Work) -> int:
     if _stores_scores(text.size_per_head, work) or bits is not None:
         step = max(step, _attention(text, work, piece, bits))
     embeddings = work.rows * work.prompt * text.hidden_size * work.number
-    return embeddings + _cache_bytes(text, work, work.prompt, bits) + step
+    kept = _cache_bytes(text, work, work.prompt, None)
+    if bits is not None:
+        kept = _kept(text, work, work.prompt)
+    return embeddings + kept + step
 
 
 def _attention(text: DecoderConfig, work: Work, piece: int, bits: int | None) -> int:
@@ -307,16 +322,13 @@ def _pictures(vision: VisionConfig | None, config: MM1Config, work: Work) -> int
 def _plan(
     config: MM1Config, work: Work, weights: int, limit: int, draft: int
 ) -> GenerationPlan:
-    text, tokens = config.text_config, work.prompt + work.answer
-    start = work.quantized_kv_start
-    bits = work.kv_bits if start < tokens else None
-    read_bits = work.kv_bits if start < work.prompt else None
+    text = config.text_config
     return GenerationPlan(
         weights=weights,
         pictures=_pictures(config.vision_config, config, work),
         prompt=_prompt(text, work),
-        read=_cache_bytes(text, work, work.prompt, read_bits),
-        cache=_cache_bytes(text, work, tokens, bits),
+        read=_kept(text, work, work.prompt),
+        cache=_kept(text, work, work.prompt + work.answer),
         answer=_answer(text, work),
         draft=draft,
         limit=limit,

@@ -179,7 +179,10 @@ def _best(
 
 
 def _read(path: Path, kind: Kind) -> _File | None:
-    """What a file says of itself, None where that cannot be so."""
+    """What a file says of itself, None where that cannot be so.
+
+    OSError where it cannot be opened now.
+    """
     try:
         about = read_metadata(path)
         values = json.loads(about["metadata"])
@@ -188,7 +191,11 @@ def _read(path: Path, kind: Kind) -> _File | None:
         if values["who"] != kind.who or not 0 <= start < len(keys):
             return None
         return _File(path, start, keys)
-    except (CheckpointError, KeyError, TypeError, ValueError, RecursionError):
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from error
+        return None
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     except OverflowError:  # of Infinity, which Python's JSON may hold
         return None

@@ -163,11 +163,11 @@ class Reuse:
         the oldest of what was left first; where that cannot be done now, it does.
         """
         nbytes = sum(entry.nbytes for entry in cache)
+        if nbytes > self._most or not self._wholes.knows(whole):
+            return
         with suppress(IndexError):  # there is none any more
             while self._left_bytes() + nbytes > self._most:
                 self._left.popleft()
-        if nbytes > self._most or not self._wholes.knows(whole):
-            return
         beside = self._left_bytes() + nbytes
         if self._lock.acquire(blocking=False):
             try:
@@ -188,6 +188,17 @@ class Reuse:
             self._prompts.make_room(self._left_bytes())
             self._prompts.add(whole, keys, arrays)
 
+    def has_room(self, cache: Sequence[Any]) -> bool:
+        """Whether copies of a cache would fit: Metal ends a process where they do not.
+
+        They are no part of the memory plan: the answer needs none.
+        """
+        nbytes = sum(entry.nbytes for entry in cache)
+        copies = min(nbytes, self.limit)
+        if self._folder is not None:  # a file is made of a copy of its own
+            copies += 2 * nbytes
+        return mx.get_active_memory() + copies <= working_set()
+
     def keep(
         self,
         model: MM1,
@@ -201,6 +212,8 @@ class Reuse:
 
         Where there is no memory for it, nothing is kept: the answer is not to blame.
         """
+        if not self.has_room(cache):
+            return
         stop = pad + len(keys)
         with mx.stream(generation_stream()), suppress(RuntimeError, MemoryError):
             every = [array for entry in cache for array in entry.state]
@@ -213,7 +226,8 @@ class Reuse:
 
     def _kind(self, model: MM1, whole: int) -> Kind:
         """For files; computed once for the same weights."""
-        if whole not in self._kinds:
+        kind = self._kinds.get(whole)  # another thread may clear them meanwhile
+        if kind is None:
             with mx.stream(generation_stream()):
                 who = identity(model)
                 layers, entry = model.decoder.layers, KVCache()
@@ -221,8 +235,9 @@ class Reuse:
                 layers[0](model.decoder.embed_tokens(mx.array([[0]])), None, entry)
                 keys = entry.state[0]
             heads, width = keys.shape[1], keys.shape[3]
-            self._kinds[whole] = Kind(who, len(layers), heads, width, keys.dtype)
-        return self._kinds[whole]
+            kind = Kind(who, len(layers), heads, width, keys.dtype)
+            self._kinds[whole] = kind
+        return kind
 
 
 def store_of(model: MM1, reuse: Any) -> Reuse | None:

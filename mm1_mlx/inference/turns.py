@@ -12,7 +12,6 @@ from mm1_mlx.inference.prefix_tree import Columns, columns, shared_length
 from mm1_mlx.inference.reuse import Reuse
 from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inference.steps import generation_stream, prefill_piece
-from mm1_mlx.memory import working_set
 from mm1_mlx.models.cache import KVCache
 from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.processes import sums, together
@@ -282,11 +281,11 @@ class Turn:
 
         later: when the next prompt comes; see Reuse.leave.
         """
-        if self._store is None:
+        if self._store is None or not _is_plain(cache):
             return
         keys = [*self._keys[0], *tokens][: cache[0].offset]
-        if later and _is_plain(cache):
-            if self._has_room(cache):
+        if later:  # waits for no lock
+            if self._store.has_room(cache):
                 self._store.leave(self._model, self._whole, keys, cache)
         elif self._can_be_kept(cache):
             self._store.keep(self._model, self._whole, keys, cache)
@@ -295,21 +294,11 @@ class Turn:
         """Whether the weights are still those that it was computed with, and there is
         room for a copy."""
         assert self._store is not None
-        now = self._store.numbers(self._model)[0]
-        if not _is_plain(cache) or now != self._whole:
+        if not _is_plain(cache) or self._store.numbers(self._model)[0] != self._whole:
             return False
         with mx.stream(generation_stream()), suppress(RuntimeError):
             mx.eval([entry.state for entry in cache])  # else it is not in use yet
-        return self._has_room(cache)
-
-    def _has_room(self, cache: Sequence[Any]) -> bool:
-        """Whether a copy would fit; Metal would end the process where it did not.
-
-        It is no part of the memory plan: the answer needs none.
-        """
-        assert self._store is not None
-        copy = min(sum(entry.nbytes for entry in cache), self._store.limit)
-        return mx.get_active_memory() + copy <= working_set()
+        return self._store.has_room(cache)
 
 
 def _is_plain(cache: Sequence[Any]) -> bool:
