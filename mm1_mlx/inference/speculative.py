@@ -128,6 +128,7 @@ class DraftModel:
             )
 
     def guess(self, answer: Sequence[int], count: int, choose: Choose) -> mx.array:
+        """What the draft model would say next; fewer where its context ends."""
         count = min(count, self._context - self._start - len(answer) + 1)
         if count < 1:
             return mx.array([], mx.uint32)
