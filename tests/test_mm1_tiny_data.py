@@ -12,7 +12,8 @@ from scene_reader import answer_to, answer_to_two
 
 from examples.mm1_tiny import facts
 from examples.mm1_tiny.comparisons import compare
-from examples.mm1_tiny.questions import ASKERS, ask, place_of, recombinations
+from examples.mm1_tiny.asking import ASKERS, ask
+from examples.mm1_tiny.questions import place_of, recombinations
 from examples.mm1_tiny.scenes import (
     ALL_PAIRS,
     COLOURS,

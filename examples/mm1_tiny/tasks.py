@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from examples.mm1_tiny import drawing, glyphs, photos
+from examples.mm1_tiny import asking, drawing, glyphs, photos
 from examples.mm1_tiny import questions as q
 from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.comparisons import compare
@@ -63,7 +63,7 @@ def _test_compare(rng: random.Random) -> Example:
 def _test_of_two(rng: random.Random) -> Example:
     both = s.sample_two_scenes(rng)
     place = rng.randrange(2)
-    question = q.ask(both[place], rng, which=("first", "second")[place])[0]
+    question = asking.ask(both[place], rng, which=("first", "second")[place])[0]
     images = [drawing.draw(scene, rng) for scene in both]
     return Example(images, question.question, question.answer, "of_two")
 
@@ -93,7 +93,7 @@ def held_out_question(rng: random.Random) -> tuple[s.Scene, Question]:
         colour, shape, wanted = thing.colour, thing.shape, thing.name
         answer = {"colour": colour, "shape": shape, "existence": "yes"}.get(task)
     while True:
-        question = q.ASKERS[task](scene, rng, "all", None)
+        question = asking.ASKERS[task](scene, rng, "all", None)
         if question is None:  # a shape or colour that is there more than once
             return held_out_question(rng)
         text = question.question

@@ -30,6 +30,7 @@ from mm1_mlx.training.packing import (
     DocumentMixer,
     Marks,
     collate,
+    distinct,
 )
 from mm1_mlx.training.recipe import Recipe, StageSettings, data_source
 from mm1_mlx.training.trainer import Trainer
@@ -107,9 +108,11 @@ class JointStage:
         self._model = model
         self.words = model.config.text_config.vocab_size
         self.settings = settings
-        _check_kinds(source, settings.mix)
-        self._mixer = DocumentMixer(source.document, settings.mix)
+        for mix in (settings.mix, *(a.get("mix", {}) for a in settings.alternates)):
+            _check_kinds(source, mix)
+        self._source = source
         self._encoder = encoder
+        self._tokens_per_image = encoder.marks.tokens_per_image
         self._images = images
 
     def rate_groups(self) -> list[Group]:
@@ -117,41 +120,54 @@ class JointStage:
         rate = self.settings.vision_rate
         return [] if rate == 1.0 else [(lambda n: n.startswith("vision."), rate)]
 
-    def host_batch(self, rng: random.Random, count: int, progress: float):
-        """Arrays of a step, as NumPy, for `loss`, and how many documents they hold."""
-        s = self.settings
+    def host_batch(
+        self,
+        rng: random.Random,
+        count: int,
+        progress: float,
+        settings: StageSettings | None = None,
+    ):
+        """Arrays of a step, as NumPy, for `loss`, and how many documents they hold.
+
+        settings: of this step, where the stage has alternates. A picture that stands in
+        several documents goes through the encoder once.
+        """
+        s = settings or self.settings
         room = round(count * s.images_per_row)
-        rows = self._mixer.rows(
+        rows = DocumentMixer(self._source.document, s.mix).rows(
             rng, count, s.row_length, self._encoder, progress, max_images=room
         )
         targets = count * s.targets_per_row
         batch = collate(rows, s.row_length, self._encoder.marks.pad, targets)
-        shots = _pixel_array(batch.images, self._images, room)
+        first_of, which = distinct(batch.images)
+        shots = _pixel_array([batch.images[i] for i in first_of], self._images, room)
+        slots = max(count * (s.row_length // self._tokens_per_image), 1)
+        shown = np.zeros(slots, np.int32)
+        shown[: len(which)] = which
         arrays = (
-            batch.ids, batch.document, batch.branch, batch.position, shots,
+            batch.ids, batch.document, batch.branch, batch.position, shots, shown,
             batch.source, batch.target, batch.weight,
         )  # fmt: skip
         if self.contrast is not None:
-            arrays += self._contrast_arrays(batch, room)
+            arrays += self._contrast_arrays(batch, first_of, room)
         return arrays, batch.documents
 
-    def _contrast_arrays(self, batch: Batch, room: int) -> tuple[np.ndarray, ...]:
-        pictures = [
-            (image.size, regions)
-            for image, regions in zip(batch.images, batch.regions, strict=True)
-        ]
+    def _contrast_arrays(
+        self, batch: Batch, first_of: list[int], room: int
+    ) -> tuple[np.ndarray, ...]:
+        pictures = [(batch.images[i].size, batch.regions[i]) for i in first_of]
         pictures += [((1, 1), [])] * (room - len(pictures))
         vision = self._model.config.vision_config
         assert vision is not None
         return first.contrast_arrays(pictures, self._encoder.encode, vision.grid)
 
     def loss(
-        self, ids, document, branch, position, shots, source, target, weight, *regions,
-        walk: LayerWalk | None = None,
+        self, ids, document, branch, position, shots, shown, source, target, weight,
+        *regions, walk: LayerWalk | None = None,
     ):  # fmt: skip
         """The whole loss and what is reported. Shapes as in training.packing.Batch.
 
-        regions: with settings.contrast, what encoder_stage.contrast_arrays makes.
+        shown: (N,) int32, which of `shots` stands in each image's place. regions: with settings.contrast, what encoder_stage.contrast_arrays makes.
         """
         model = self._model
         features = model.vision(shots, walk=walk)
@@ -161,7 +177,7 @@ class JointStage:
             document,
             branch,
             position,
-            model.connector(features),
+            model.connector(features)[shown],
             source,
             target,
             weight,
@@ -222,7 +238,13 @@ class EncoderStage:
         rate = self.settings.vision_rate
         return [] if rate == 1.0 else [(lambda n: n.startswith("vision."), rate)]
 
-    def host_batch(self, rng: random.Random, count: int, progress: float):
+    def host_batch(
+        self,
+        rng: random.Random,
+        count: int,
+        progress: float,
+        settings: StageSettings | None = None,
+    ):
         """Arrays of a step, as NumPy, for `loss`, and how many pictures they hold."""
         made = [self._source.region_picture(rng, progress) for _ in range(count)]
         shots = _pixel_array([image for image, _ in made], self._images, count)
