@@ -13,8 +13,19 @@ from mm1_mlx.config_checks import (
     check_quantization,
     check_rope_scaling,
 )
+from mm1_mlx.config_tiling import TilingConfig
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.grids import Layout, map_size
+
+__all__ = [
+    "ConnectorConfig",
+    "DecoderConfig",
+    "EncoderConfig",
+    "MM1Config",
+    "MoEConfig",
+    "TilingConfig",
+    "VisionConfig",
+]
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "silu", "relu", "relu2")
 NORMS = ("rms_norm", "layer_norm")
@@ -313,44 +324,6 @@ class DecoderConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TilingConfig(Strict):
-    """How a large picture is read in parts, each as large as the encoder's input.
-
-    type: "anyres" (LLaVA-NeXT, HyperCLOVAX): a grid out of `grids`, each tile through
-        the connector, the tokens of all tiles as one map, padding cut off, a learned
-        token at the end of each row; the overview first. "crops" (360VL): a fixed grid
-        whose features are put together before a connector of their own; the overview
-        last.
-    grids: [rows, columns] that may be chosen from; one for "crops".
-    unpad: whether the tokens of padding are cut off, and rows end with a token.
-    overview: "squash" to a square, or "fit" into one, with padding.
-    pad_color: of padding, red, green and blue from 0 to 255.
-    """
-
-    _name = "tiling_config"
-
-    type: str
-    grids: list
-    unpad: bool = True
-    overview: str = "squash"
-    pad_color: list[int] = field(default_factory=lambda: [0, 0, 0])
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._one_of("type", ("anyres", "crops"))
-        self._one_of("overview", ("squash", "fit"))
-        if len(self.pad_color) != 3 or not all(0 <= c <= 255 for c in self.pad_color):
-            self._refuse("pad_color", "three whole numbers from 0 to 255")
-        pairs = [g for g in self.grids if isinstance(g, list) and len(g) == 2]
-        sizes = [n for g in pairs for n in g]
-        good = all(isinstance(n, int) and 1 <= n <= 64 for n in sizes)
-        if not pairs or len(pairs) != len(self.grids) or not good:
-            self._refuse("grids", "a list of [rows, columns]")
-        if self.type == "crops" and len(self.grids) != 1:
-            self._refuse("grids", "one [rows, columns] for 'crops'")
-
-
-@dataclass(frozen=True, kw_only=True)
 class EncoderConfig(Strict):
     """An image encoder alone: a part to assemble a model from. Its config.json."""
 
@@ -451,16 +424,19 @@ class MM1Config(Strict):
     ) -> int:
         """Decoder positions that a picture takes.
 
-        layout: its tiles, where tiling_config is given. grid: patches per side of a
-        tile, where pictures are not of the encoder's own size.
+        layout: its tiles; None for a picture that is read whole. grid: patches per
+        side of a tile, where tiles are not of the encoder's own size. Text between
+        tiles is not counted.
         """
         connector, vision = self.connector_config, self.vision_config
         if connector is None or vision is None:
             return 0
         patches = (grid or vision.grid) ** 2
         tile = (connector.num_query_tokens or patches) + connector.num_eos_tokens
-        if self.tiling_config is None or layout is None:
+        if layout is None:
             return tile
+        if self.tiling_config is None or not self.tiling_config.arranges:
+            return layout.tiles * tile
         if self.tiling_config.type == "crops":
             return 2 * tile
         if layout.tiles == 1:

@@ -1,12 +1,14 @@
 """How a picture is cut into tiles, and how many tokens they become: arithmetic only.
 
 Sources: LLaVA-NeXT (haotian-liu/LLaVA: llava/mm_utils.py, llava_arch.py; transformers:
-models/llava_next), HyperCLOVAX-SEED-Vision (the same with a C-Abstractor per tile), and
-360VL (four crops and an overview).
+models/llava_next), HyperCLOVAX-SEED-Vision (the same with a C-Abstractor per tile),
+360VL (four crops and an overview), and MM1.5 (arXiv 2409.20566, section 3.5).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 
 
@@ -14,8 +16,8 @@ from math import ceil
 class Layout:
     """The tiles of one picture: a grid of them, and one overview of the whole.
 
-    rows, columns: of the grid; 0 and 0 where the picture is not cut. width, height: of
-    the picture in pixels.
+    rows, columns: of the grid; 0 and 0 where the picture is not cut, and is one tile.
+    width, height: of the picture in pixels.
     """
 
     rows: int
@@ -45,6 +47,41 @@ def choose_grid(
         if kept > most or (kept == most and wasted < least):
             best, most, least = (rows, columns), kept, wasted
     return best
+
+
+@lru_cache(maxsize=64)
+def all_grids(least: int, most: int) -> tuple[tuple[int, int], ...]:
+    """Every (rows, columns) of `least` to `most` tiles: fewest first, then low ones."""
+    grids = [
+        (rows, tiles // rows)
+        for tiles in range(least, most + 1)
+        for rows in range(1, tiles + 1)
+        if tiles % rows == 0
+    ]
+    return tuple(grids)
+
+
+def dynamic_grid(
+    width: int, height: int, least: int, most: int, tile: int
+) -> tuple[int, int]:
+    """The grid (rows, columns) that MM1.5 cuts a picture by (its equation 1).
+
+    On the canvas of a grid the picture is as large as its shape allows. Of the grids
+    that hold it without making it smaller, the one with the least padding; if none
+    does, the one that keeps most pixels. Ties, which MM1.5 leaves open: fewest tiles,
+    then rows <= columns. Exact: a tie is one, whatever the sizes.
+
+    least, most: tiles. tile: the side in pixels.
+    """
+
+    def rank(grid: tuple[int, int]) -> tuple[bool, Fraction]:
+        rows, columns = grid
+        across, down = columns * tile, rows * tile
+        scale = min(Fraction(across, width), Fraction(down, height))
+        covered = width * height * scale * scale
+        return scale < 1, across * down - covered if scale >= 1 else -covered
+
+    return min(all_grids(least, most), key=rank)  # the first of equals
 
 
 def fitted_size(width: int, height: int, across: int, down: int) -> tuple[int, int]:

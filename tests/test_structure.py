@@ -12,6 +12,7 @@ from helpers import ROOT, assert_close, assert_equal, need, needs
 ORDER = [
     ["_version", "errors"],
     ["config_checks", "grids"],
+    ["config_tiling"],
     ["config"],
     ["presets"],  # the sizes, as configs
     ["kernels", "memory", "processes"],
@@ -37,6 +38,7 @@ LEAVES = {
     "config",
     "presets",
     "config_checks",
+    "config_tiling",
     "grids",
     "memory",
     "processes",

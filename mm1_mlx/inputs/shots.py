@@ -5,6 +5,7 @@ The same numbers both ways, to the last bit. Training reads its pictures on the 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -44,25 +45,21 @@ def tiled_shots(
     image: Image.Image, settings: ImageSettings, config: TilingConfig
 ) -> tuple[mx.array | np.ndarray, Layout]:
     """As tiling.tiles gives them. (n, H, W, 3) float32, and how they lie."""
-    width, height = image.size
     size = settings.size
-    layout = layout_of(width, height, size, config)
+    layout = layout_of(*image.size, size, config)
+    if layout.tiles == 1:
+        return shot(image, settings), layout
     rows, columns = layout.rows, layout.columns
-    largest = size * max(rows, columns)
-    anyres = config.type == "anyres"
-    mode = "squash" if anyres else settings.resize_mode
-    square = anyres or rows == columns
-    if not square or not _applies(image, largest, mode):
+    placed = config.type in ("anyres", "dynamic")
+    mode = settings.resize_mode if config.type != "anyres" else "squash"
+    square = placed or rows == columns
+    if not square or not _applies(image, size * max(rows, columns), mode):
         return tiles(image, settings, config)
-    if not anyres:
+    if config.type == "anyres":
+        return _anyres(image, settings, config, layout), layout
+    if config.type == "crops":
         return _crops(image, settings, rows), layout
-    canvas = _placed(width, height, columns * size, rows * size)
-    if config.overview == "fit":
-        overview = _placed(width, height, size, size)
-    else:
-        overview = _Plan(axis(width, size), axis(height, size))
-    colour = tuple(config.pad_color)
-    return mx.concatenate(_made(image, [overview, canvas], settings, colour)), layout
+    return _apart(image, settings, config, layout), layout
 
 
 def together(shots: Sequence[mx.array | np.ndarray]) -> mx.array:
@@ -112,6 +109,38 @@ def _placed(width: int, height: int, across: int, down: int) -> _Plan:
         axis(width, new[0], start=-((across - new[0]) // 2), count=across),
         axis(height, new[1], start=-((down - new[1]) // 2), count=down),
     )
+
+
+def _anyres(
+    image: Image.Image, settings: ImageSettings, config: TilingConfig, layout: Layout
+) -> mx.array:
+    """As tiling does: the overview, then the tiles."""
+    (width, height), size = image.size, settings.size
+    canvas = _placed(width, height, layout.columns * size, layout.rows * size)
+    if config.overview == "fit":
+        overview = _placed(width, height, size, size)
+    else:
+        overview = _Plan(axis(width, size), axis(height, size))
+    colour = tuple(config.pad_color)
+    return mx.concatenate(_made(image, [overview, canvas], settings, colour))
+
+
+def _apart(
+    image: Image.Image, settings: ImageSettings, config: TilingConfig, layout: Layout
+) -> mx.array:
+    """ "dynamic" and "sub_images" as tiling does: the tiles, then the whole picture."""
+    (width, height), size = image.size, settings.size
+    if config.type == "dynamic":
+        canvas = _placed(width, height, layout.columns * size, layout.rows * size)
+    else:
+        large = replace(settings, size=size * layout.rows)
+        canvas = _fitted(width, height, large)
+    plans = [canvas, _fitted(width, height, settings)]
+    read = {(x.across.start, x.across.stop, x.down.start, x.down.stop) for x in plans}
+    if len(read) == 1:
+        return mx.concatenate(_made(image, plans, settings))
+    # Of a picture that is cropped, they read different parts.
+    return mx.concatenate([_made(image, [plan], settings)[0] for plan in plans])
 
 
 def _crops(image: Image.Image, settings: ImageSettings, rows: int) -> mx.array:
