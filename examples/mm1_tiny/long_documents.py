@@ -17,7 +17,7 @@ from examples.mm1_tiny.pictures import (
 )
 from mm1_mlx.training.documents import Document, Region, Text
 
-LONG_MIX = {"naming": 0.46, "tiles": 0.28, "steps": 0.12, "shots": 0.14}
+LONG_MIX = {"naming": 0.6, "tiles": 0.2, "steps": 0.11, "shots": 0.09}
 POOL = 40  # pictures of single things that the documents of a batch share
 MOST_SHOWN = 9  # pictures of a long document; ten would not leave room for the text
 MOST_PICTURES = 16  # MM1: up to 16 pictures in a sequence
@@ -83,7 +83,7 @@ def _steps(rng: random.Random, progress: float) -> Document:
     pictures: list[Picture] = []
     pieces = []
     for _ in range(rng.randint(2, 5)):
-        scene = s.sample_scene(rng, **difficulty(progress))
+        scene = s.sample_scene(rng, min_things=2, **difficulty(progress))
         asked = reasoning.two_steps(scene, rng)
         image = drawing.draw(scene, rng)
         pictures.append(Picture(image, scene_regions(scene, rng)))

@@ -79,7 +79,7 @@ class MM1(nn.Module):
             return
         if tiling.type == "anyres":
             self.image_newline = mx.random.normal((width,)) * width**-0.5
-        else:
+        elif tiling.type == "crops":
             ((rows, columns),) = tiling.grids
             self.tile_connector = make_connector(
                 config.connector_config, vision, width, rows * columns
@@ -121,7 +121,7 @@ class MM1(nn.Module):
             raise MM1Error("This model is a decoder alone: it cannot read images.")
         tiling = self.config.tiling_config
         features = self.vision(pixel_values, walk=walk)
-        if tiling is None:
+        if tiling is None or not tiling.arranges:
             return self._connect("connector", features, walk)
         if tiling.type == "crops":
             return self._crops(features, layouts, walk)

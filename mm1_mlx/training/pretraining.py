@@ -20,6 +20,7 @@ from mm1_mlx.errors import ConfigError, DatasetError
 from mm1_mlx.inputs.images import pixels
 from mm1_mlx.inputs.settings import ImageSettings
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.models.vision import VisionEncoder
 from mm1_mlx.models.walk import LayerWalk
 from mm1_mlx.training import encoder_stage as first
 from mm1_mlx.training.next_token import next_token_loss
@@ -84,6 +85,9 @@ class JointStage:
     With settings.contrast the encoder also goes on with its first stage's loss, on the
     pictures of the documents: text alone teaches it what answers need, and it forgets
     how to tell apart what was never asked together (our choice, as in CoCa).
+
+    With a vision_rate of 0 the encoder stays as it is, and its features are made while
+    the step before them runs.
     """
 
     name = "joint"
@@ -113,6 +117,9 @@ class JointStage:
         self._source = source
         self._encoder = encoder
         self._tokens_per_image = encoder.marks.tokens_per_image
+        self._features_ahead: _FeaturesAhead | None = None
+        if settings.vision_rate == 0 and self.contrast is None:
+            self._features_ahead = _FeaturesAhead(model)
         self._images = images
 
     def rate_groups(self) -> list[Group]:
@@ -141,6 +148,8 @@ class JointStage:
         batch = collate(rows, s.row_length, self._encoder.marks.pad, targets)
         first_of, which = distinct(batch.images)
         shots = _pixel_array([batch.images[i] for i in first_of], self._images, room)
+        if self._features_ahead is not None:
+            shots = self._features_ahead(shots, len(first_of))
         slots = max(count * (s.row_length // self._tokens_per_image), 1)
         shown = np.zeros(slots, np.int32)
         shown[: len(which)] = which
@@ -170,7 +179,9 @@ class JointStage:
         shown: (N,) int32, which of `shots` stands in each image's place. regions: with settings.contrast, what encoder_stage.contrast_arrays makes.
         """
         model = self._model
-        features = model.vision(shots, walk=walk)
+        features = shots
+        if self._features_ahead is None:
+            features = model.vision(shots, walk=walk)
         loss, metrics = next_token_loss(
             model,
             ids,
@@ -188,6 +199,36 @@ class JointStage:
             loss = loss + self.settings.contrast * apart
             metrics |= {"contrast": apart, "regions": right}
         return loss, metrics
+
+
+class _FeaturesAhead:
+    """Patch features of a frozen encoder, made on a stream of their own.
+
+    Batches are made in a thread beside the steps; a stream of its own lets a second
+    processor core work there.
+    """
+
+    def __init__(self, model: MM1):
+        config = model.config.vision_config
+        assert config is not None
+        self._shape = config.num_patches, config.hidden_size
+        # The model's own arrays come and go while a step is compiled.
+        self._vision = VisionEncoder(config)
+        self._vision.update(model.vision.parameters())
+        self._stream: Any = None
+
+    def __call__(self, shots: np.ndarray, used: int) -> np.ndarray:
+        """(N, H, W, 3) -> (N, P, Dv); zeros after the first `used` pictures."""
+        found = np.zeros((len(shots), *self._shape), np.float32)
+        if not used:
+            return found
+        if self._stream is None:
+            self._stream = mx.new_stream(mx.default_device())
+        with mx.stream(self._stream):
+            features = self._vision(mx.array(shots[:used])).astype(mx.float32)
+            mx.eval(features)
+        found[:used] = np.array(features)
+        return found
 
 
 def _check_kinds(source: Any, mix: dict[str, float]) -> None:
