@@ -11,8 +11,8 @@ from PIL import Image
 from scene_reader import answer_to, answer_to_two
 
 from examples.mm1_tiny import facts
-from examples.mm1_tiny.comparisons import compare
 from examples.mm1_tiny.asking import ASKERS, ask
+from examples.mm1_tiny.comparisons import compare
 from examples.mm1_tiny.questions import place_of, recombinations
 from examples.mm1_tiny.scenes import (
     ALL_PAIRS,
@@ -379,7 +379,7 @@ def test_the_curriculum_starts_with_one_or_two_large_things():
 def test_unknown_kind_is_refused():
     from examples.mm1_tiny.documents import document
 
-    with pytest.raises(ValueError, match="use caption, interleaved or text"):
+    with pytest.raises(ValueError, match="one of caption, interleaved, text, long"):
         document(random.Random(0), "video", 0.5)
 
 

@@ -283,7 +283,7 @@ def test_a_row_is_filled_until_a_document_does_not_fit(to_tokens):
     row = fill_row(lambda: next(drawn), to_tokens, 26)
     assert [len(part.ids) for part in row.parts] == [8, 8]  # 10 left, 11 needed
     assert next(drawn).branches[0][1].text == "x"
-    assert row.length == 16 and row.images == 2
+    assert row.length == 16 and len(row.images) == 2
 
 
 def test_a_row_with_little_room_left_draws_no_more(to_tokens):

@@ -1,7 +1,8 @@
-"""Questions that are asked or answered with a box or a point (MM1.5's refer and ground).
+"""Questions that are asked or answered with a box or a point (MM1.5: refer and ground).
 
-A box is "<x1,y1,x2,y2>", a point "<x,y>": hundredths of the longer side, from 0 to 99, in
-the square that the picture is padded to. MM1.5 does not say how it counts; this is ours.
+A box is "<x1,y1,x2,y2>", a point "<x,y>": hundredths of the longer side, from 0 to 99,
+in the square that the picture is padded to. MM1.5 does not say how it counts; this is
+ours.
 """
 
 import random

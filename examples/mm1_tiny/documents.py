@@ -20,7 +20,6 @@ from examples.mm1_tiny import (
     reasoning,
     turns,
 )
-from examples.mm1_tiny import questions as q
 from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.comparisons import compare
 from examples.mm1_tiny.pictures import (
@@ -63,8 +62,8 @@ def document(rng: random.Random, kind: str, progress: float = 1.0) -> Document:
     """One training document.
 
     kind: "caption" (one picture), "interleaved" (two to four pictures, or several
-        turns about one), "text", "long" (up to ten pictures or tiles) or "many" (five
-        to sixteen pictures).
+        turns about one), "text", "long" (two to five pictures or tiles) or "many" (up
+        to sixteen).
     progress: 0 to 1 over the run; early documents have fewer and larger things.
     """
     if kind == "caption":
@@ -79,10 +78,8 @@ def document(rng: random.Random, kind: str, progress: float = 1.0) -> Document:
         return makers[choose(INTERLEAVED_MIX, rng)](rng, progress)
     if kind == "text":
         return _text(rng)
-    if kind == "long":
-        return long_documents.long(rng, progress)
-    if kind == "many":
-        return long_documents.many(rng, progress)
+    if kind in ("long", "many"):
+        return long_documents.document(rng, kind, progress)
     raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
 
 

@@ -143,10 +143,8 @@ def _background(
     return plain, plain
 
 
-def draw(
-    scene: Scene, rng: random.Random, longer: int | None = None
-) -> Image.Image:
-    """The scene as an RGB picture; its longer side has 64 to 224 pixels, or `longer`."""
+def draw(scene: Scene, rng: random.Random, longer: int | None = None) -> Image.Image:
+    """The scene as an RGB picture; longer: its longer side, else 64 to 224 pixels."""
     if longer is None:
         longer = rng.randint(96, 160) if rng.random() < 0.75 else rng.randint(64, 224)
     width, height = round(scene.width * longer), round(scene.height * longer)

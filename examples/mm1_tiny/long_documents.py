@@ -1,4 +1,4 @@
-"""Training documents of many pictures or tiles: new names, shots, steps, small things."""
+"""Training documents of many pictures or tiles: new names, steps, small things."""
 
 import random
 from typing import Any
@@ -17,9 +17,10 @@ from examples.mm1_tiny.pictures import (
 )
 from mm1_mlx.training.documents import Document, Region, Text
 
-LONG_MIX = {"naming": 0.6, "tiles": 0.2, "steps": 0.11, "shots": 0.09}
-POOL = 40  # pictures of single things that the documents of a batch share
-MOST_SHOWN = 9  # pictures of a long document; ten would not leave room for the text
+LONG_MIX = {"naming": 0.6, "tiles": 0.2, "steps": 0.14, "shots": 0.06}
+NUMBERED = 0.4  # share of "many": numbered pictures
+POOL = 28  # pictures of single things that the documents of a batch share
+FEW = 5  # pictures or tiles of a "long" document: what a row of 384 tokens holds
 MOST_PICTURES = 16  # MM1: up to 16 pictures in a sequence
 _USER, _ASSISTANT, _IMAGE = "<user>", "<assistant>", "<image>"
 _pools: WeakKeyDictionary[random.Random, list[naming.Shown]] = WeakKeyDictionary()
@@ -42,10 +43,13 @@ def pool(rng: random.Random, progress: float) -> list[naming.Shown]:
     return _pools[rng]
 
 
-def long(rng: random.Random, progress: float) -> Document:
-    """A document of two to ten pictures or tiles."""
+def document(rng: random.Random, kind: str, progress: float) -> Document:
+    """kind: "long", of two to five pictures or tiles, or "many", of up to sixteen."""
     makers = {"naming": _naming, "tiles": _tiles, "steps": _steps, "shots": _shots}
-    return makers[choose(LONG_MIX, rng)](rng, progress)
+    if kind == "many" and rng.random() < NUMBERED:
+        return _numbered(rng, progress)
+    most = FEW if kind == "long" else MOST_PICTURES
+    return makers[choose(LONG_MIX, rng)](rng, progress, most)
 
 
 def _document(
@@ -55,19 +59,22 @@ def _document(
     task: str,
 ) -> Document:
     """A document whose last piece is its only branch."""
-    return Document("long", images, pieces[:-1], [pieces[-1:]], [task], regions)
+    kind = "long" if len(images) <= FEW else "many"
+    return Document(kind, images, pieces[:-1], [pieces[-1:]], [task], regions)
 
 
-def _naming(rng: random.Random, progress: float) -> Document:
-    shown, text = naming.named_pictures(pool(rng, progress), rng, MOST_SHOWN)
+def _naming(rng: random.Random, progress: float, most: int) -> Document:
+    least = 3 if most == FEW else FEW + 1
+    shown, text = naming.named_pictures(pool(rng, progress), rng, least, most)
     images, regions = [x[1] for x in shown], [x[2] for x in shown]
     return _document(images, regions, text, "naming")
 
 
-def _shots(rng: random.Random, progress: float) -> Document:
-    """What the lines before name: a colour, a shape, both, a count, a number, a word."""
+def _shots(rng: random.Random, progress: float, most: int) -> Document:
+    """What the lines before name: a colour, a shape, a count, a number, a word."""
     task = rng.choice(BARE_TASKS)
-    shots = [bare_shot(task, rng, progress) for _ in range(rng.randint(2, MOST_SHOWN))]
+    number = rng.randint(2, FEW if most == FEW else 10)
+    shots = [bare_shot(task, rng, progress) for _ in range(number)]
     answers = [shot.questions[0].answer for shot in shots]
     form = rng.choice(("lines", "plain", "turns"))
     known = [i > 0 for i in range(len(shots))]
@@ -76,13 +83,13 @@ def _shots(rng: random.Random, progress: float) -> Document:
     return _document(images, regions, pieces, "few_shot_bare")
 
 
-def _steps(rng: random.Random, progress: float) -> Document:
+def _steps(rng: random.Random, progress: float, most: int) -> Document:
     """Two-step questions in turns, all answered in steps or all at once."""
     in_steps = rng.random() < 0.6
     told = f" {reasoning.STEP_BY_STEP}" if rng.random() < 0.25 else ""
     pictures: list[Picture] = []
     pieces = []
-    for _ in range(rng.randint(2, 5)):
+    for _ in range(rng.randint(2, 3 if most == FEW else 9)):
         scene = s.sample_scene(rng, min_things=2, **difficulty(progress))
         asked = reasoning.two_steps(scene, rng)
         image = drawing.draw(scene, rng)
@@ -94,14 +101,15 @@ def _steps(rng: random.Random, progress: float) -> Document:
     return _document(images, regions, pieces, "worth_shots")
 
 
-def _tiles(rng: random.Random, progress: float) -> Document:
+def _tiles(rng: random.Random, progress: float, most: int) -> Document:
     """A large picture of small things, as the model reads it in tiles."""
     image, asked = small.small_picture(rng)
-    tiles, marks = small.as_pieces(image, rng)
+    tiles, marks = small.as_pieces(image, 4 if most == FEW else 9)
     branches = [[Text(x.question + _ASSISTANT), Text(x.answer, True)] for x in asked]
     tasks = [f"{x.task}_small" for x in asked]
     regions: list[list[Region]] = [[] for _ in tiles]
-    return Document("long", tiles, [Text(_USER + marks)], branches, tasks, regions)
+    kind = "long" if len(tiles) <= FEW else "many"
+    return Document(kind, tiles, [Text(_USER + marks)], branches, tasks, regions)
 
 
 # --- many pictures -------------------------------------------------------------------
@@ -124,7 +132,7 @@ _WHAT_IN = (
 )
 
 
-def many(rng: random.Random, progress: float) -> Document:
+def _numbered(rng: random.Random, progress: float) -> Document:
     """Five to sixteen numbered pictures of single things, and questions about them."""
     number = rng.randint(5, MOST_PICTURES)
     shown = rng.sample(pool(rng, progress), number)

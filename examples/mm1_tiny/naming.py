@@ -19,7 +19,9 @@ ASKED = (
     "What is this?", "What is this called?", "Name it.", "Which one is it?", "Name?",
     "What do I call this?", "", "",
 )  # fmt: skip
-Shown = tuple[s.Thing, Any, list[Region]]  # the one thing of a picture, picture, regions
+Shown = tuple[
+    s.Thing, Any, list[Region]
+]  # the one thing of a picture, picture, regions
 
 
 def invented(rng: random.Random, split: str = "train") -> str:
@@ -117,12 +119,13 @@ def pieces(
 
 
 def named_pictures(
-    pool: Sequence[Shown], rng: random.Random, most: int = 9
+    pool: Sequence[Shown], rng: random.Random, least: int, most: int
 ) -> tuple[list[Shown], list[Text]]:
-    """Pictures of single things and the text in which new words name them."""
+    """`least` to `most` pictures of single things, and the text in which new words
+    name them."""
     key = KEYS[rng.choices(list(KEYS), (0.45, 0.45, 0.1))[0]]
     groups = sorted_out(pool, lambda shown: key(shown[0]), rng.randint(2, 4), rng)
-    number = rng.randint(len(groups) + 1, most)
+    number = rng.randint(max(len(groups) + 1, least), most)
     chosen = draws(groups, number, rng)
     words = names(len(groups), rng)
     form = rng.choices(("lines", "plain", "turns"), (0.45, 0.15, 0.4))[0]

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from examples.mm1_tiny import asking, drawing, glyphs, photos, reasoning, unnamed
-from examples.mm1_tiny import questions as q
 from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.questions import Question
 from mm1_mlx.training.documents import Region

@@ -90,11 +90,10 @@ def _reading() -> tuple[ImageSettings, TilingConfig]:
     return recipe.images, recipe.model.tiling_config
 
 
-def as_pieces(image: Image.Image, rng: random.Random) -> tuple[list[Image.Image], str]:
-    """The tiles of a picture, and the text with a mark for each of them."""
+def as_pieces(image: Image.Image, most: int) -> tuple[list[Image.Image], str]:
+    """At most `most` tiles of a picture, and the text with a mark for each of them."""
     settings, config = _reading()
-    if rng.random() < 0.6:  # most pictures in few tiles: they cost a pass each
-        config = replace(config, max_tiles=4)
+    config = replace(config, max_tiles=most)
     tiles, layout = cut(image, settings, config)
     marks = expansion(layout, 0, config)
     return tiles, "".join("<image>" if mark is None else mark for mark in marks)

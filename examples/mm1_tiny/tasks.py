@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from examples.mm1_tiny import asking, drawing, glyphs, photos
-from examples.mm1_tiny import questions as q
 from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.comparisons import compare
 from examples.mm1_tiny.pictures import (

@@ -6,6 +6,7 @@ exactly as it would have.
 """
 
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,8 @@ class JointStage:
     ):  # fmt: skip
         """The whole loss and what is reported. Shapes as in training.packing.Batch.
 
-        shown: (N,) int32, which of `shots` stands in each image's place. regions: with settings.contrast, what encoder_stage.contrast_arrays makes.
+        shown: (N,) int32, which of `shots` stands in each image's place. regions: with
+        settings.contrast, what encoder_stage.contrast_arrays makes.
         """
         model = self._model
         features = shots
@@ -215,16 +217,17 @@ class _FeaturesAhead:
         # The model's own arrays come and go while a step is compiled.
         self._vision = VisionEncoder(config)
         self._vision.update(model.vision.parameters())
-        self._stream: Any = None
+        mx.eval(self._vision.parameters())  # another thread cannot
+        self._own = threading.local()
 
     def __call__(self, shots: np.ndarray, used: int) -> np.ndarray:
         """(N, H, W, 3) -> (N, P, Dv); zeros after the first `used` pictures."""
         found = np.zeros((len(shots), *self._shape), np.float32)
         if not used:
             return found
-        if self._stream is None:
-            self._stream = mx.new_stream(mx.default_device())
-        with mx.stream(self._stream):
+        if not hasattr(self._own, "stream"):  # a stream is of the thread that made it
+            self._own.stream = mx.new_stream(mx.default_device())
+        with mx.stream(self._own.stream):
             features = self._vision(mx.array(shots[:used])).astype(mx.float32)
             mx.eval(features)
         found[:used] = np.array(features)
