@@ -83,7 +83,7 @@ def small_picture(rng: random.Random) -> tuple[Image.Image, list[Question]]:
 
 
 @cache
-def _reading() -> tuple[ImageSettings, TilingConfig]:
+def reading() -> tuple[ImageSettings, TilingConfig]:
     """How mm1-tiny reads pictures: recipe_6.json."""
     recipe = read_recipe(Path(__file__).parent / "recipe_6.json")
     assert recipe.model.tiling_config is not None
@@ -92,7 +92,7 @@ def _reading() -> tuple[ImageSettings, TilingConfig]:
 
 def as_pieces(image: Image.Image, most: int) -> tuple[list[Image.Image], str]:
     """At most `most` tiles of a picture, and the text with a mark for each of them."""
-    settings, config = _reading()
+    settings, config = reading()
     config = replace(config, max_tiles=most)
     tiles, layout = cut(image, settings, config)
     marks = expansion(layout, 0, config)

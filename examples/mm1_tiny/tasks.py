@@ -6,13 +6,12 @@ training does not use. Digits, words and photographs come from their test splits
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from examples.mm1_tiny import asking, drawing, glyphs, photos
 from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.comparisons import compare
+from examples.mm1_tiny.examples import Example
 from examples.mm1_tiny.pictures import (
     BARE_TASKS,
     any_question,
@@ -26,17 +25,6 @@ SCENE_TASKS = (
     "count", "count_colour", "count_shape", "count_pair", "colour", "shape",
     "existence", "position", "relation", "caption",
 )  # fmt: skip
-
-
-@dataclass
-class Example:
-    """One test question. The prompt has no role marks; images without an `<image>`
-    mark in it come first."""
-
-    images: list[Any]
-    prompt: str
-    answer: str
-    task: str
 
 
 def _test_scene(task: str, rng: random.Random) -> Example:
@@ -149,3 +137,5 @@ TASKS: dict[str, Callable[[random.Random], Example]] = {
     "many": partial(_test_any_of, ("colour_many", "shape_many"), "many"),
     "few_shot": _test_few_shot,
 }
+
+__all__ = ["SCENE_TASKS", "TASKS", "Example", "held_out_question"]
