@@ -130,9 +130,10 @@ def _asked(task: str, rng: random.Random):
 def _talk(history: bool, rng: random.Random) -> Example:
     """The last question of a conversation, with the turns before it or without."""
     while True:
-        scene = s.sample_scene(rng)
+        scene = s.sample_scene(rng, min_things=3)
         asked = turns.talk(scene, rng)
-        if len(asked) > 1 and asked[-1].task != "box":
+        # "And blue ones?" could be answered alone.
+        if len(asked) > 1 and asked[-1].task in ("colour", "shape", "position"):
             break
     messages: list[dict] = []
     for turn in asked if history else asked[-1:]:

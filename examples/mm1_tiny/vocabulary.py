@@ -36,7 +36,7 @@ def train(out: Path, size: int = 512, lines: int = 60_000, seed: int = 0) -> Non
             eos_id=2,
             pad_id=3,
             user_defined_symbols=MARKS + SIGNS,
-            required_chars=string.ascii_lowercase + ".,;:!?'\"()-+=>/",
+            required_chars=string.ascii_lowercase + ".,;:!?'\"()-+=<>/",
             num_threads=1,
             minloglevel=2,
         )
