@@ -139,17 +139,24 @@ def named_pictures(
 
 
 def named_phrases(rng: random.Random) -> list[Text]:
-    """The same in text alone: "red star: dax, blue ring: wug, ...": quick to learn."""
-    pool = [rng.choice(s.TRAINING_PAIRS) for _ in range(16)]
+    """The same in text alone: "red star: dax, blue ring: wug, ...": quick to learn.
+
+    Half of the phrases are one word, and some have nothing between phrase and name: a
+    name that follows its word is found first, and the rest grows from there.
+    """
     place = rng.choice((0, 1))
+    pool = [rng.choice(s.TRAINING_PAIRS) for _ in range(rng.choice((6, 16)))]
     groups = sorted_out(pool, lambda pair: pair[place], rng.randint(2, 4), rng)
-    chosen = draws(groups, rng.randint(len(groups) + 1, 9), rng)
+    if len(groups) < 2:
+        return named_phrases(rng)
+    chosen = draws(groups, rng.randint(len(groups) + 2, 14), rng)
     words = names(len(groups), rng)
-    mark, end = rng.choice((":", " ->", " =")), rng.choice(("\n", ", ", ". "))
+    mark, end = rng.choice(("", "", ":", " ->", " =")), rng.choice(("\n", ", ", ". "))
+    short, article = rng.random() < 0.5, rng.random() < 0.2
     found, seen = [], set()
-    for i, (which, (colour, shape)) in enumerate(chosen):
-        phrase = f"{colour} {shape}"
-        phrase = with_article(phrase) if rng.random() < 0.3 else phrase
+    for i, (which, pair) in enumerate(chosen):
+        phrase = pair[place] if short else " ".join(pair)
+        phrase = with_article(phrase) if article else phrase
         found.append(Text(("<user>" if not i else end) + phrase + mark))
         found.append(Text(" " + words[which], which in seen))
         seen.add(which)
