@@ -49,7 +49,7 @@ INTERLEAVED_MIX = {"comparison": 0.5, "few_shot": 0.14, "multi_turn": 0.1, "talk
 QUESTION_FIRST = 0.15  # share of caption documents: the question, then the picture
 NEW_LINE = 0.10  # share of caption documents with a line break after the picture
 SENTENCES = 0.15  # share of text documents
-NAMING_IN_TEXT = 0.5  # share of the others: new names for phrases
+NAMING_IN_TEXT = 0.7  # share of the others: new names for phrases
 FEW_SHOT_TASKS = (
     "count", "count_colour", "count_shape", "count_pair", "colour", "shape",
     "existence", "position", "relation", "caption", "digits", "words", "words",
