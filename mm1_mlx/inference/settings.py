@@ -1,7 +1,7 @@
 """The settings of an answer, checked before anything runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mm1_mlx.errors import MM1Error
@@ -10,6 +10,7 @@ from mm1_mlx.inference.sampling import (
     make_logits_processors,
     make_sampler,
 )
+from mm1_mlx.inputs.counting import resolutions
 from mm1_mlx.models.cache import QUANTIZED_BITS
 from mm1_mlx.models.mm1 import MM1
 
@@ -47,6 +48,8 @@ class Settings:
     kv_group_size: int = 64
     quantized_kv_start: int = 0
     prefill_step_size: int = 2048
+    resolution: Any = None
+    max_tiles: int | None = None
     max_pixels: int | None = None
     allow_url: bool = False
     use_template: bool = True
@@ -127,8 +130,9 @@ class Settings:
     def reading(self) -> dict[str, Any]:
         """The keyword arguments of the processor."""
         given: dict[str, Any] = {"system": self.system}
-        if self.max_pixels is not None:
-            given["max_pixels"] = self.max_pixels
+        for name in ("resolution", "max_tiles", "max_pixels"):
+            if (value := getattr(self, name)) is not None:
+                given[name] = value
         if self.allow_url:
             given["allow_url"] = True
         if not self.use_template:
@@ -136,6 +140,12 @@ class Settings:
         if self.chat_template_config:
             given["chat_template_config"] = self.chat_template_config
         return given
+
+    def each(self, rows: int) -> "list[Settings]":
+        """The settings of each of several prompts: a list of resolutions has an entry
+        for each."""
+        each = resolutions(self.resolution, rows, batch=True)
+        return [replace(self, resolution=one) for one in each]
 
     def decoding(self) -> dict[str, Any]:
         """The keyword arguments of Decoding."""

@@ -125,10 +125,13 @@ class TuneStage:
         _check_rates(settings.rates, model)
         self._layers = list(adapted_layers(model).values())
         self._drops = any(layer.settings.dropout for layer in self._layers)
-        # Tiles lie differently in every batch, which a compiled graph cannot know. And
-        # MLX's CPU back end takes seconds to compile, again for every new shape.
+        # Tiles that the model arranges lie differently in every batch, which a compiled
+        # graph cannot know. And MLX's CPU back end takes seconds to compile, again for
+        # every new shape.
         gpu = mx.default_device().type != mx.cpu
-        self.compiles = gpu and model.config.tiling_config is None
+        tiling = model.config.tiling_config
+        self.arranges = tiling is not None and tiling.arranges
+        self.compiles = gpu and not self.arranges
         # Refuses a micro-batch that would take too much memory; see memory_plan.
         self.check: Callable[[tuple[np.ndarray, ...]], None] = lambda arrays: None
 
@@ -260,10 +263,10 @@ class TuneStage:
         batch = collate(rows or [Row([])], length, pad, targets)
         size = 1
         if self.processor.image_settings is not None:
-            size = self.processor.image_settings.size
+            size = self.processor.ways(1)[0].settings.size
         shots = [shots for shots, _ in batch.images if shots is not None]
         shots = shots or [np.zeros((0, size, size, 3), np.float32)]
-        lying = [x for _, parts in batch.images for x in parts]
+        lying = [x for _, parts in batch.images for x in parts if self.arranges]
         layouts = [[x.rows, x.columns, x.width, x.height] for x in lying]
         key = random.Random(name).getrandbits(64)
         return (
