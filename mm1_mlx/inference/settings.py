@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mm1_mlx.config_tiling import MOST_TILES
 from mm1_mlx.errors import MM1Error
 from mm1_mlx.inference.sampling import (
     check_number,
@@ -11,6 +12,7 @@ from mm1_mlx.inference.sampling import (
     make_sampler,
 )
 from mm1_mlx.inputs.counting import resolutions
+from mm1_mlx.inputs.resolution import check_resolution
 from mm1_mlx.models.cache import QUANTIZED_BITS
 from mm1_mlx.models.mm1 import MM1
 
@@ -19,6 +21,7 @@ _WHOLE = {
     "max_tokens": (1,),
     "prefill_step_size": (1,),
     "quantized_kv_start": (0,),
+    "max_tiles": (1, MOST_TILES),
     "max_pixels": (1,),
     "seed": (0, 2**64 - 1),
     "num_draft_tokens": (1, 64),  # more are hardly ever right, and cost memory
@@ -79,6 +82,7 @@ class Settings:
                 f"chat_template_config is {names!r}, but must be a dict with the names "
                 f"and values of the template's variables."
             )
+        self._set("resolution", check_resolution(self.resolution))
         self._check_draft()
         self.decoding()  # checks the sampling settings
 

@@ -93,7 +93,7 @@ class Processor:
 
     chat_template: the name of a built-in template or Jinja text; by default the
     tokenizer's own, and without one prompts are taken as they are ("plain").
-    resolution, max_tiles: what a call takes where it is not given them.
+    resolution, max_tiles: what a call takes that is given no resolution.
     """
 
     resolution: Any = None
@@ -297,8 +297,9 @@ class Processor:
         """How each of a prompt's `count` pictures is read; arguments as of a call."""
         if not count:
             return []
-        resolution = self.resolution if resolution is None else resolution
-        max_tiles = self.max_tiles if max_tiles is None else max_tiles
+        if resolution is None:
+            resolution = self.resolution
+            max_tiles = self.max_tiles if max_tiles is None else max_tiles
         return ways_of(resolution, max_tiles, count, self.config, self._settings)
 
     def read_picture(

@@ -6,8 +6,8 @@ picture ("dynamic").
 """
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from mm1_mlx.config import MM1Config, TilingConfig
@@ -61,24 +61,24 @@ def ways_of(
     """
     if max_tiles is not None:
         _check_max_tiles(max_tiles)
-    if isinstance(resolution, (list, tuple)):
+    resolution = check_resolution(resolution)
+    if isinstance(resolution, list):
         if len(resolution) != count:
             raise PromptError(
                 f"resolution has {plural(len(resolution), 'entry', 'entries')}, but "
                 f"the prompt has {plural(count, 'image')}. Give one for each image, or "
                 f"one for all."
             )
-        known = {x: _way(x, max_tiles, config, settings) for x in _checked(resolution)}
+        known = {x: _way(x, max_tiles, config, settings) for x in set(resolution)}
         ways = [known[x] for x in resolution]
     else:
-        (asked,) = _checked([resolution])
-        ways = [_way(asked, max_tiles, config, settings)] * count
+        ways = [_way(resolution, max_tiles, config, settings)] * count
     if max_tiles is not None and ways and not any(map(_is_dynamic, ways)):
         raise PromptError(
             f"max_tiles is {max_tiles}, but no picture is read in dynamic tiles: give "
             f"resolution 'dynamic' with it (--resolution dynamic)."
         )
-    if ways and not isinstance(resolution, (list, tuple)):
+    if ways and not isinstance(resolution, list):
         most = ways[0].tiling and ways[0].tiling.max_images
         if most is not None and count > most:
             ways = [Way(settings)] * count
@@ -101,13 +101,15 @@ def _check_max_tiles(value: Any) -> None:
     )
 
 
-def _checked(asked: Sequence[Any]) -> list[Any]:
-    """The same, where each is None, a name or a number."""
-    for one in asked:
-        is_number = isinstance(one, int) and not isinstance(one, bool)
-        if one is not None and one not in NAMES and not is_number:
-            raise PromptError(f"resolution is {one!r}, but must be {_CHOICES}.")
-    return list(asked)
+def check_resolution(asked: Any) -> Any:
+    """What was asked, its numbers as Python's; PromptError for what never can be."""
+    if isinstance(asked, (list, tuple)):
+        return [check_resolution(one) for one in asked]
+    if isinstance(asked, Integral) and not isinstance(asked, bool):
+        return int(asked)
+    if asked is not None and asked not in NAMES:
+        raise PromptError(f"resolution is {asked!r}, but must be {_CHOICES}.")
+    return asked
 
 
 def _own(config: MM1Config, asked: Any) -> TilingConfig | None:
