@@ -261,7 +261,7 @@ class Processor:
         for text, its_ways, layouts in zip(texts, ways, lying, strict=True):
             slots.append(self.slots(its_ways, layouts))
             rows.append(self._ids(text, slots[-1]))
-            self._check_length(rows[-1], slots[-1], max_tokens)
+            self.check_length(rows[-1], slots[-1], max_tokens)
         if not seen:
             seen = [[read(*pair) for pair in row] for row in pairs]
         loaded = [parts for row in seen for parts, _ in row]
@@ -400,7 +400,8 @@ class Processor:
         self.check_ids(ids, [slot.tokens for slot in slots])
         return ids
 
-    def _check_length(self, ids: list[int], slots: list[Slot], max_tokens: int) -> None:
+    def check_length(self, ids: list[int], slots: list[Slot], max_tokens: int) -> None:
+        """PromptError where ids and an answer of max_tokens exceed the context."""
         limit = self.config.text_config.max_position_embeddings
         if len(ids) + max_tokens <= limit:
             return

@@ -6,6 +6,7 @@ is shuffled anew each epoch, so a run that was interrupted goes on exactly.
 
 import random
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
@@ -48,7 +49,8 @@ class TuneSettings:
     length, so that batches have samples of like length; 1: each has its own. chunk:
     words of the vocabulary whose logits are made at a time. router_losses: load balance
     and z-loss of experts. recompute: make a layer's inner states again instead of
-    keeping them (gradient checkpointing).
+    keeping them (gradient checkpointing). resolution, max_tiles: of pictures, as
+    Processor takes them.
     """
 
     steps: int
@@ -69,6 +71,8 @@ class TuneSettings:
     chunk: int = 8192
     router_losses: bool = False
     recompute: bool = False
+    resolution: str | int | None = None
+    max_tiles: int | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -95,7 +99,11 @@ class TuneSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a checkpoint keeps it."""
-        return asdict(self) | {"betas": list(self.betas)}
+        values = asdict(self) | {"betas": list(self.betas)}
+        for key in ("resolution", "max_tiles"):  # checkpoints of before have none
+            if values[key] is None:
+                del values[key]
+        return values
 
 
 class TuneStage:
@@ -116,6 +124,10 @@ class TuneStage:
         self.module: nn.Module = model
         self.settings = settings
         self._model, self.processor = model, processor
+        if settings.resolution is not None or settings.max_tiles is not None:
+            self.processor = copy(processor)
+            self.processor.resolution = settings.resolution
+            self.processor.max_tiles = settings.max_tiles
         self.samples = as_mixture(samples)
         self.dropped: set[int] = set()  # samples that were too long
         self._left = [len(part) for part in self.samples.parts]  # that were not yet
