@@ -3,6 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from PIL import Image
 from small import DENSE, VISION, random_array
 
@@ -12,6 +13,7 @@ from mm1_mlx.errors import ConfigError
 from mm1_mlx.grids import Layout, choose_grid, fitted_size, without_padding
 from mm1_mlx.inputs.settings import ImageSettings
 from mm1_mlx.inputs.tiling import tiles
+from mm1_mlx.memory import count_parameters
 from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.models.tiles import arrange, tile_map
 
@@ -203,3 +205,16 @@ def test_pictures_together_are_each_alone():
 def test_configs_that_make_no_sense(change, message):
     with pytest.raises(ConfigError, match=message):
         TilingConfig(**({"type": "anyres", "grids": GRIDS} | change))
+
+
+@pytest.mark.parametrize("kind", ["anyres", "crops", "dynamic"])
+def test_the_parameters_of_models_of_tiles_are_counted(kind):
+    """LLaVA-NeXT's mark and 360VL's second connector belong to the connector."""
+    grids = {"anyres": GRIDS, "crops": [[2, 2]], "dynamic": []}[kind]
+    config = tiled(tiling_config=TilingConfig(type=kind, grids=grids))
+    flat = tree_flatten(MM1(config).parameters())
+    parts = count_parameters(config)
+    assert parts.all.total == sum(array.size for _, array in flat)
+    named = ("connector.", "tile_connector.", "image_newline")
+    own = sum(array.size for name, array in flat if name.startswith(named))
+    assert parts.connector.total == own
