@@ -91,9 +91,56 @@ def _name(colour: str | None, shape: str | None) -> str:
     return " ".join(word for word in (colour, shape or "thing") if word)
 
 
+_BOX = r"<(\d+),(\d+),(\d+),(\d+)>"
+
+
+def _square(scene, x: float, y: float) -> tuple[int, int]:
+    """A place in hundredths of the square that the picture is padded to."""
+    across = x + 0.5 - scene.width / 2
+    down = y + 0.5 - scene.height / 2
+    return min(max(int(100 * across), 0), 99), min(max(int(100 * down), 0), 99)
+
+
+def _box_of(scene, thing) -> str:
+    left, top, right, bottom = thing.box()
+    corners = *_square(scene, left, top), *_square(scene, right, bottom)
+    return "<{},{},{},{}>".format(*corners)
+
+
+def _box_answer(text: str, scene) -> str | None:
+    """Questions that a box or a point asks or answers."""
+    if found := re.search(_BOX, text):
+        (thing,) = {t for t in scene.things if _box_of(scene, t) == found[0]}
+        return _a(f"{thing.colour} {thing.shape}")
+    if found := re.search(r"<(\d+),(\d+)>", text):
+        x, y = (int(n) for n in found.groups())
+
+        def far(thing) -> float:
+            px, py = _square(scene, thing.x, thing.y)
+            return ((px - x) ** 2 + (py - y) ** 2) ** 0.5 / thing.radius
+
+        thing = min(scene.things, key=far)
+        assert far(thing) < 60  # well inside it
+        return _a(f"{thing.colour} {thing.shape}")
+    if re.search(r"\bboxes\b|\beach\b|^find all", text):
+        things = _matching(scene, None, None)
+        return _and(
+            [f"{_a(f'{t.colour} {t.shape}')} {_box_of(scene, t)}" for t in things]
+        )
+    if re.search(r"\bbox\b|^find|^show me the|^draw", text):
+        (thing,) = _matching(scene, *_described(text))
+        return _box_of(scene, thing)
+    if re.search(r"^point|point on|click", text):
+        (thing,) = _matching(scene, *_described(text))
+        return "<{},{}>".format(*_square(scene, thing.x, thing.y))
+    return None
+
+
 def answer_to(question: str, scene) -> str:
     """The answer to a question about one scene."""
     text = _plain(question)
+    if answer := _box_answer(text, scene):
+        return answer
     if answer := _count_answer(text, scene):
         return answer
     # "on the left of" is a relation, "from left to right" is an order.
@@ -117,6 +164,8 @@ def answer_to(question: str, scene) -> str:
     is_list = re.search(r"^(what|which) (thing|object|item|shape)s are( there)?$", text)
     if is_list or not (asks_colour or asks_shape):
         names = [_a(f"{t.colour} {t.shape}") for t in _matching(scene, None, None)]
+        if not names:
+            return "nothing"
         return names[0] if len(names) == 1 else f"from left to right: {_and(names)}"
     if not found:
         return f"there is no {_name(colour, shape)}"

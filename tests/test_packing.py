@@ -1,6 +1,7 @@
 """Documents in rows: tokens, who sees whom, targets, and equality with one alone."""
 
 import random
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +21,7 @@ from mm1_mlx.training.packing import (
     Marks,
     Row,
     collate,
+    distinct,
     fill_row,
     may_see,
 )
@@ -283,7 +285,7 @@ def test_a_row_is_filled_until_a_document_does_not_fit(to_tokens):
     row = fill_row(lambda: next(drawn), to_tokens, 26)
     assert [len(part.ids) for part in row.parts] == [8, 8]  # 10 left, 11 needed
     assert next(drawn).branches[0][1].text == "x"
-    assert row.length == 16 and row.images == 2
+    assert row.length == 16 and len(row.images) == 2
 
 
 def test_a_row_with_little_room_left_draws_no_more(to_tokens):
@@ -304,7 +306,7 @@ def test_documents_that_are_too_long_are_passed_over_for_a_while(to_tokens):
 def made(rng, kind, progress):
     document = asked("x", image=kind != "text")
     document.kind = kind
-    document.images = [rng.random()] * len(document.images)
+    document.images = [rng.random() for _ in document.images]
     return document
 
 
@@ -316,7 +318,7 @@ def test_batches_have_one_shape_whatever_is_drawn(to_tokens, mix):
     for seed in range(20):
         rng = random.Random(seed)
         rows = mixer.rows(rng, 4, 30, to_tokens, 1.0, max_images=7)
-        images = sum(row.images for row in rows)
+        images = sum(len(row.images) for row in rows)
         assert len(rows) == 4 and images <= 7
         batch = collate(rows, 30, PAD, targets=32)
         assert len(batch.images) == images
@@ -330,9 +332,26 @@ def test_a_row_has_one_kind_by_weight(to_tokens):
     mixer = DocumentMixer(made, {"caption": 0.45, "interleaved": 0.45, "text": 0.10})
     rng = random.Random(0)
     rows = mixer.rows(rng, 1000, 30, to_tokens, 1.0, max_images=10**6)
-    without = sum(row.images == 0 for row in rows)
+    without = sum(not row.images for row in rows)
     assert 70 < without < 130  # 100 expected, standard deviation 9.5
-    assert all(row.images in (0, len(row.parts)) for row in rows)
+    assert all(len(row.images) in (0, len(row.parts)) for row in rows)
+
+
+def test_a_picture_in_two_documents_is_one_picture():
+    a, b = [1], [1]  # equal, but not the same
+    assert distinct([a, b, a, a, b]) == ([0, 1], [0, 1, 0, 0, 1])
+    assert distinct([]) == ([], [])
+
+
+def test_room_is_for_different_pictures(to_tokens):
+    shared = object()
+
+    def same(rng, kind, progress):
+        return replace(asked("x"), images=[shared])
+
+    mixer = DocumentMixer(same, {"caption": 1.0})
+    rows = mixer.rows(random.Random(0), 4, 30, to_tokens, 1.0, max_images=1)
+    assert sum(len(row.images) for row in rows) == 12  # three in each row
 
 
 def test_the_same_generator_gives_the_same_rows(to_tokens):

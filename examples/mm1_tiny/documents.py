@@ -9,8 +9,17 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from examples.mm1_tiny import drawing, facts, glyphs, photos
-from examples.mm1_tiny import questions as q
+from examples.mm1_tiny import (
+    asking,
+    drawing,
+    facts,
+    glyphs,
+    long_documents,
+    naming,
+    photos,
+    reasoning,
+    turns,
+)
 from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.comparisons import compare
 from examples.mm1_tiny.pictures import (
@@ -31,15 +40,16 @@ from examples.mm1_tiny.pictures import (
 from examples.mm1_tiny.questions import Question
 from examples.mm1_tiny.tasks import TASKS, Example
 from examples.mm1_tiny.wordings import NOUNS, PICTURE_WORDS
-from mm1_mlx.training.documents import Document, Text
+from mm1_mlx.training.documents import KINDS, Document, Text
 
 __all__ = ["TASKS", "Example", "corpus", "document", "region_picture"]
 
 # MM1 weighs its kinds of data by hand too; single pictures: pictures.CAPTION_MIX.
-INTERLEAVED_MIX = {"comparison": 0.58, "few_shot": 0.24, "multi_turn": 0.18}
+INTERLEAVED_MIX = {"comparison": 0.5, "few_shot": 0.14, "multi_turn": 0.1, "talk": 0.26}
 QUESTION_FIRST = 0.15  # share of caption documents: the question, then the picture
 NEW_LINE = 0.10  # share of caption documents with a line break after the picture
-SENTENCES = 0.2  # share of text documents
+SENTENCES = 0.15  # share of text documents
+NAMING_IN_TEXT = 0.5  # share of the others: new names for phrases
 FEW_SHOT_TASKS = (
     "count", "count_colour", "count_shape", "count_pair", "colour", "shape",
     "existence", "position", "relation", "caption", "digits", "words", "words",
@@ -52,7 +62,8 @@ def document(rng: random.Random, kind: str, progress: float = 1.0) -> Document:
     """One training document.
 
     kind: "caption" (one picture), "interleaved" (two to four pictures, or several
-        turns about one) or "text".
+        turns about one), "text", "long" (two to five pictures or tiles) or "many" (up
+        to sixteen).
     progress: 0 to 1 over the run; early documents have fewer and larger things.
     """
     if kind == "caption":
@@ -62,11 +73,14 @@ def document(rng: random.Random, kind: str, progress: float = 1.0) -> Document:
             "comparison": _comparison,
             "few_shot": _few_shot,
             "multi_turn": _multi_turn,
+            "talk": _talk,
         }
         return makers[choose(INTERLEAVED_MIX, rng)](rng, progress)
     if kind == "text":
         return _text(rng)
-    raise ValueError(f"kind is {kind!r}; use caption, interleaved or text.")
+    if kind in ("long", "many"):
+        return long_documents.document(rng, kind, progress)
+    raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
 
 
 def _answered(question: Question) -> list[Text]:
@@ -115,7 +129,7 @@ def _comparison(rng: random.Random, progress: float) -> Document:
     both = s.sample_two_scenes(rng, **difficulty(progress))
     asked = compare(*both, rng)
     for scene, which in zip(both, ("first", "second"), strict=True):
-        single = q.ask(scene, rng, which=which)[: rng.randint(1, 3)]
+        single = asking.ask(scene, rng, which=which)[: rng.randint(1, 3)]
         asked += [Question(f"{x.task}_of_two", x.question, x.answer) for x in single]
     rng.shuffle(asked)
     if rng.random() < 0.12:
@@ -153,6 +167,26 @@ def _multi_turn(rng: random.Random, progress: float) -> Document:
         branches=[branch],
         tasks=["multi_turn"],
         regions=[picture.regions],
+    )
+
+
+def _talk(rng: random.Random, progress: float) -> Document:
+    """A conversation in which questions need the turn before."""
+    while True:
+        scene = s.sample_scene(rng, **difficulty(progress))
+        if asked := turns.talk(scene, rng):
+            break
+    branch = _answered(asked[0])
+    for question in asked[1:]:
+        turn, answer = _answered(question)
+        branch += [Text(_USER + turn.text), answer]
+    return Document(
+        kind="interleaved",
+        images=[drawing.draw(scene, rng)],
+        context=[Text(_USER + IMAGE_MARK)],
+        branches=[branch],
+        tasks=["talk"],
+        regions=[scene_regions(scene, rng)],
     )
 
 
@@ -206,7 +240,11 @@ def _text(rng: random.Random) -> Document:
         return Document(
             "text", [], [Text(_ASSISTANT)], branches, ["sentence"] * len(branches)
         )
-    pairs = dict(facts.text_only(rng) for _ in range(rng.randint(3, 8)))
+    if rng.random() < NAMING_IN_TEXT:
+        pieces = naming.named_phrases(rng)
+        return Document("text", [], pieces[:-1], [pieces[-1:]], ["naming_text"])
+    makers = (facts.text_only, reasoning.arithmetic)
+    pairs = dict(rng.choice(makers)(rng) for _ in range(rng.randint(3, 8)))
     branches = [[Text(x + _ASSISTANT), Text(a, True)] for x, a in pairs.items()]
     return Document("text", [], [Text(_USER)], branches, ["fact"] * len(branches))
 
@@ -225,14 +263,14 @@ def _line(rng: random.Random) -> str:
     """A sentence, or a question and its answer with a line break between."""
     kind = rng.random()
     if kind < 0.45:
-        found = rng.choice(q.ask(s.sample_scene(rng), rng))
+        found = rng.choice(asking.ask(s.sample_scene(rng), rng))
         return f"{found.question}\n{found.answer}"
     if kind < 0.58:
         found = rng.choice(compare(*s.sample_two_scenes(rng), rng))
         return f"{found.question}\n{found.answer}"
     if kind < 0.64:
         which = rng.choice(("first", "second"))
-        found = rng.choice(q.ask(s.sample_scene(rng), rng, which=which))
+        found = rng.choice(asking.ask(s.sample_scene(rng), rng, which=which))
         return f"{found.question}\n{found.answer}"
     if kind < 0.78:
         return "\n".join(facts.text_only(rng))

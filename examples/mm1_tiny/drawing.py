@@ -143,9 +143,10 @@ def _background(
     return plain, plain
 
 
-def draw(scene: Scene, rng: random.Random) -> Image.Image:
-    """The scene as an RGB picture; its longer side has 64 to 224 pixels."""
-    longer = rng.randint(96, 160) if rng.random() < 0.75 else rng.randint(64, 224)
+def draw(scene: Scene, rng: random.Random, longer: int | None = None) -> Image.Image:
+    """The scene as an RGB picture; longer: its longer side, else 64 to 224 pixels."""
+    if longer is None:
+        longer = rng.randint(96, 160) if rng.random() < 0.75 else rng.randint(64, 224)
     width, height = round(scene.width * longer), round(scene.height * longer)
     colours = [shade(thing.colour, rng) for thing in scene.things]
     if rng.random() < 0.5:  # one shade per name, as in most people's pictures

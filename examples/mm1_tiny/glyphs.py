@@ -141,6 +141,9 @@ def _random_letters(rng: random.Random) -> str:
             start = rng.randrange(2)
             kinds = ("bcdfghjklmnpqrstvwxyz", "aeiouy")
             word = "".join(rng.choice(kinds[(start + i) % 2]) for i in range(length))
+        if rng.random() < 0.3:  # doubled letters were read once
+            i = rng.randrange(length - 1)
+            word = word[:i] + word[i] + word[i : i + 1] + word[i + 2 :]
         # "ll" in small letters and "II" in capitals look the same.
         if word not in _TEST_WORD_SET and not set(word) <= {"l", "i"}:
             return word

@@ -4,8 +4,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from examples.mm1_tiny import drawing, glyphs, photos, unnamed
-from examples.mm1_tiny import questions as q
+from examples.mm1_tiny import asking, drawing, glyphs, photos, reasoning, unnamed
 from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.questions import Question
 from mm1_mlx.training.documents import Region
@@ -20,6 +19,8 @@ ENCODER_MIX = {
 }  # fmt: skip
 BARE_TASKS = ("colour", "shape", "pair", "count", "digits", "words")
 IMAGE_MARK = "<image>"
+EMPTY, CROWDED = 0.02, 0.12  # shares of the scenes with nothing, with five or six
+TWO_STEPS = 0.2
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Picture:
 
 def difficulty(progress: float) -> dict[str, Any]:
     """Settings of sample_scene: one or two large things at first, then everything."""
-    smallest = max(s.SMALLEST, 0.16 - 0.7 * progress)
+    smallest = max(s.SMALLEST_TRAINED, 0.16 - 0.7 * progress)
     return {"max_things": 2 if progress < 0.03 else 4, "smallest": smallest}
 
 
@@ -64,9 +65,30 @@ def _fractions(
 
 def scene_picture(rng: random.Random, progress: float) -> Picture:
     """A drawn scene with six to ten questions."""
-    scene = s.sample_scene(rng, **difficulty(progress))
+    settings = difficulty(progress)
+    if rng.random() < EMPTY:
+        scene = s.Scene((), *s.sample_canvas(rng))
+        image = drawing.draw(scene, rng)
+        asked = asking.ask_of_nothing(scene, rng)
+        return Picture(image, scene_regions(scene, rng), asked)
+    if rng.random() < CROWDED and progress > 0.03:
+        settings |= {"min_things": 5, "max_things": 6}
+    scene = s.sample_scene(rng, **settings)
     image = drawing.draw(scene, rng)
-    return Picture(image, scene_regions(scene, rng), q.ask(scene, rng))
+    asked = asking.ask(scene, rng)
+    if rng.random() < TWO_STEPS:
+        asked = [*worth_questions(scene, rng), *asked[:7]]
+    return Picture(image, scene_regions(scene, rng), asked)
+
+
+def worth_questions(scene: s.Scene, rng: random.Random) -> list[Question]:
+    """A two-step question answered at once, and one answered in steps, when told so."""
+    once, steps = reasoning.two_steps(scene, rng), reasoning.two_steps(scene, rng)
+    told = f"{steps.question} {reasoning.STEP_BY_STEP}"
+    return [
+        Question("worth", once.question, once.answer),
+        Question("worth_steps", told, steps.reasoned),
+    ]
 
 
 CAPTION_QUESTIONS = tuple(
@@ -119,7 +141,7 @@ def any_question(rng: random.Random) -> str:
         return glyphs.digit_questions(rng)
     if kind < 0.28:
         return glyphs.word_questions(rng)
-    return rng.choice(q.ask(s.sample_scene(rng), rng)).question
+    return rng.choice(asking.ask(s.sample_scene(rng), rng)).question
 
 
 def _unknown_picture(rng: random.Random, progress: float = 1.0) -> Picture:
@@ -203,7 +225,7 @@ def scene_with(task: str, rng: random.Random, **settings) -> tuple[s.Scene, Ques
     """A scene about which a question of this task can be asked, and the question."""
     while True:
         scene = s.sample_scene(rng, **settings)
-        question = q.ASKERS[task](scene, rng, "training", None)
+        question = asking.ASKERS[task](scene, rng, "training", None)
         if question:
             return scene, question
 

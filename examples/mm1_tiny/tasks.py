@@ -6,14 +6,12 @@ training does not use. Digits, words and photographs come from their test splits
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from examples.mm1_tiny import drawing, glyphs, photos
-from examples.mm1_tiny import questions as q
+from examples.mm1_tiny import asking, drawing, glyphs, photos
 from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.comparisons import compare
+from examples.mm1_tiny.examples import Example
 from examples.mm1_tiny.pictures import (
     BARE_TASKS,
     any_question,
@@ -27,17 +25,6 @@ SCENE_TASKS = (
     "count", "count_colour", "count_shape", "count_pair", "colour", "shape",
     "existence", "position", "relation", "caption",
 )  # fmt: skip
-
-
-@dataclass
-class Example:
-    """One test question. The prompt has no role marks; images without an `<image>`
-    mark in it come first."""
-
-    images: list[Any]
-    prompt: str
-    answer: str
-    task: str
 
 
 def _test_scene(task: str, rng: random.Random) -> Example:
@@ -63,7 +50,7 @@ def _test_compare(rng: random.Random) -> Example:
 def _test_of_two(rng: random.Random) -> Example:
     both = s.sample_two_scenes(rng)
     place = rng.randrange(2)
-    question = q.ask(both[place], rng, which=("first", "second")[place])[0]
+    question = asking.ask(both[place], rng, which=("first", "second")[place])[0]
     images = [drawing.draw(scene, rng) for scene in both]
     return Example(images, question.question, question.answer, "of_two")
 
@@ -93,7 +80,7 @@ def held_out_question(rng: random.Random) -> tuple[s.Scene, Question]:
         colour, shape, wanted = thing.colour, thing.shape, thing.name
         answer = {"colour": colour, "shape": shape, "existence": "yes"}.get(task)
     while True:
-        question = q.ASKERS[task](scene, rng, "all", None)
+        question = asking.ASKERS[task](scene, rng, "all", None)
         if question is None:  # a shape or colour that is there more than once
             return held_out_question(rng)
         text = question.question
@@ -150,3 +137,5 @@ TASKS: dict[str, Callable[[random.Random], Example]] = {
     "many": partial(_test_any_of, ("colour_many", "shape_many"), "many"),
     "few_shot": _test_few_shot,
 }
+
+__all__ = ["SCENE_TASKS", "TASKS", "Example", "held_out_question"]

@@ -267,4 +267,6 @@ def voiced(text: str, rng: random.Random) -> str:
         text = text.rstrip("?.")
     elif rng.random() < 0.02:
         text = text.rstrip("?.") + " ?"
+    if rng.random() < 0.015:
+        text = text.upper()
     return text

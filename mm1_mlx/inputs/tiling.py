@@ -22,8 +22,15 @@ def tiles(
 
     The overview is the first tile of "anyres", else the last one.
     """
-    pictures, layout = _CUTS[config.type](image, settings, config)
+    pictures, layout = cut(image, settings, config)
     return np.stack([normalised(picture, settings) for picture in pictures]), layout
+
+
+def cut(
+    image: Image.Image, settings: ImageSettings, config: TilingConfig
+) -> tuple[list[Image.Image], Layout]:
+    """The tiles as pictures, each settings.size square, and how they lie."""
+    return _CUTS[config.type](image, settings, config)
 
 
 def layout_of(width: int, height: int, size: int, config: TilingConfig) -> Layout:

@@ -82,7 +82,7 @@ class MM1(nn.Module):
             return
         if tiling.type == "anyres":
             self.image_newline = mx.random.normal((width,)) * width**-0.5
-        else:
+        elif tiling.type == "crops":
             ((rows, columns),) = tiling.grids
             self.tile_connector = make_connector(
                 config.connector_config, vision, width, rows * columns

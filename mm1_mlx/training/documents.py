@@ -8,7 +8,10 @@ answer each other. Plain documents (a caption, a page, a text) have a single bra
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("caption", "interleaved", "text")  # MM1 section 4 mixes them 45/45/10
+# MM1 section 4 mixes the first three 45/45/10. The others are ours: interleaved
+# documents of several pictures or tiles, and of up to 16 pictures, each apart because
+# they need longer rows (recipe.StageSettings.at).
+KINDS = ("caption", "interleaved", "text", "long", "many")
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,22 @@ class Row:
         return sum(len(part.ids) for part in self.parts)
 
     @property
-    def images(self) -> int:
-        return sum(len(part.images) for part in self.parts)
+    def images(self) -> list:
+        return [image for part in self.parts for image in part.images]
+
+
+def distinct(images: list) -> tuple[list[int], list[int]]:
+    """Where each different picture stands first, and which of these stands where.
+
+    Two pictures are the same one if they are one object: a source that shows a picture
+    in several documents of a batch has it encoded once.
+    """
+    number: dict[int, int] = {}
+    first = []
+    for i, image in enumerate(images):
+        if number.setdefault(id(image), len(number)) == len(first):
+            first.append(i)
+    return first, [number[id(image)] for image in images]
 
 
 def fill_row(
@@ -289,35 +303,36 @@ class DocumentMixer:
         progress: float,
         max_images: int,
     ) -> list[Row]:
-        """`count` rows of at most `length` tokens and `max_images` pictures in all.
+        """`count` rows of at most `length` tokens and `max_images` different pictures.
 
         Rows that come when the pictures are used up hold text, so that every batch has
         one shape: each new shape costs a compile. Where the mix has no text, they end
         before the first document whose pictures do not fit.
         """
         rows: list[Row] = []
-        images = 0
+        images: list = []
         waiting: dict[str, list[Tokens]] = {kind: [] for kind in self._kinds}
         for _ in range(count):
             kind = rng.choices(self._kinds, self._weights)[0]
             draw = partial(self._make, rng, kind, progress)
             row = fill_row(draw, encoder, length, waiting[kind], _MISSES)
-            if images + row.images > max_images:
+            if len(distinct(images + row.images)[0]) > max_images:
                 if self._has_text:
                     draw = partial(self._make, rng, "text", progress)
                     row = fill_row(draw, encoder, length)
                 else:
-                    row = _cut(row, max_images - images)
+                    row = _cut(row, images, max_images)
             images += row.images
             rows.append(row)
         return rows
 
 
-def _cut(row: Row, max_images: int) -> Row:
+def _cut(row: Row, before: list, max_images: int) -> Row:
     """The first documents of a row, as many as their pictures allow; maybe none."""
     kept: list[Tokens] = []
     for part in row.parts:
-        if Row([*kept, part]).images > max_images:
+        images = before + Row([*kept, part]).images
+        if len(distinct(images)[0]) > max_images:
             break
         kept.append(part)
     return Row(kept)

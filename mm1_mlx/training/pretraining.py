@@ -6,6 +6,7 @@ exactly as it would have.
 """
 
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mm1_mlx.errors import ConfigError, DatasetError
 from mm1_mlx.inputs.images import pixels
 from mm1_mlx.inputs.settings import ImageSettings
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.models.vision import VisionEncoder
 from mm1_mlx.models.walk import LayerWalk
 from mm1_mlx.training import encoder_stage as first
 from mm1_mlx.training.next_token import next_token_loss
@@ -30,6 +32,7 @@ from mm1_mlx.training.packing import (
     DocumentMixer,
     Marks,
     collate,
+    distinct,
 )
 from mm1_mlx.training.recipe import Recipe, StageSettings, data_source
 from mm1_mlx.training.trainer import Trainer
@@ -83,6 +86,9 @@ class JointStage:
     With settings.contrast the encoder also goes on with its first stage's loss, on the
     pictures of the documents: text alone teaches it what answers need, and it forgets
     how to tell apart what was never asked together (our choice, as in CoCa).
+
+    With a vision_rate of 0 the encoder stays as it is, and its features are made while
+    the step before them runs.
     """
 
     name = "joint"
@@ -107,9 +113,14 @@ class JointStage:
         self._model = model
         self.words = model.config.text_config.vocab_size
         self.settings = settings
-        _check_kinds(source, settings.mix)
-        self._mixer = DocumentMixer(source.document, settings.mix)
+        for mix in (settings.mix, *(a.get("mix", {}) for a in settings.alternates)):
+            _check_kinds(source, mix)
+        self._source = source
         self._encoder = encoder
+        self._tokens_per_image = encoder.marks.tokens_per_image
+        self._features_ahead: _FeaturesAhead | None = None
+        if settings.vision_rate == 0 and self.contrast is None:
+            self._features_ahead = _FeaturesAhead(model)
         self._images = images
 
     def rate_groups(self) -> list[Group]:
@@ -117,51 +128,69 @@ class JointStage:
         rate = self.settings.vision_rate
         return [] if rate == 1.0 else [(lambda n: n.startswith("vision."), rate)]
 
-    def host_batch(self, rng: random.Random, count: int, progress: float):
-        """Arrays of a step, as NumPy, for `loss`, and how many documents they hold."""
-        s = self.settings
+    def host_batch(
+        self,
+        rng: random.Random,
+        count: int,
+        progress: float,
+        settings: StageSettings | None = None,
+    ):
+        """Arrays of a step, as NumPy, for `loss`, and how many documents they hold.
+
+        settings: of this step, where the stage has alternates. A picture that stands in
+        several documents goes through the encoder once.
+        """
+        s = settings or self.settings
         room = round(count * s.images_per_row)
-        rows = self._mixer.rows(
+        rows = DocumentMixer(self._source.document, s.mix).rows(
             rng, count, s.row_length, self._encoder, progress, max_images=room
         )
         targets = count * s.targets_per_row
         batch = collate(rows, s.row_length, self._encoder.marks.pad, targets)
-        shots = _pixel_array(batch.images, self._images, room)
+        first_of, which = distinct(batch.images)
+        shots = _pixel_array([batch.images[i] for i in first_of], self._images, room)
+        if self._features_ahead is not None:
+            shots = self._features_ahead(shots, len(first_of))
+        slots = max(count * (s.row_length // self._tokens_per_image), 1)
+        shown = np.zeros(slots, np.int32)
+        shown[: len(which)] = which
         arrays = (
-            batch.ids, batch.document, batch.branch, batch.position, shots,
+            batch.ids, batch.document, batch.branch, batch.position, shots, shown,
             batch.source, batch.target, batch.weight,
         )  # fmt: skip
         if self.contrast is not None:
-            arrays += self._contrast_arrays(batch, room)
+            arrays += self._contrast_arrays(batch, first_of, room)
         return arrays, batch.documents
 
-    def _contrast_arrays(self, batch: Batch, room: int) -> tuple[np.ndarray, ...]:
-        pictures = [
-            (image.size, regions)
-            for image, regions in zip(batch.images, batch.regions, strict=True)
-        ]
+    def _contrast_arrays(
+        self, batch: Batch, first_of: list[int], room: int
+    ) -> tuple[np.ndarray, ...]:
+        pictures = [(batch.images[i].size, batch.regions[i]) for i in first_of]
         pictures += [((1, 1), [])] * (room - len(pictures))
         vision = self._model.config.vision_config
         assert vision is not None
         return first.contrast_arrays(pictures, self._encoder.encode, vision.grid)
 
     def loss(
-        self, ids, document, branch, position, shots, source, target, weight, *regions,
-        walk: LayerWalk | None = None,
+        self, ids, document, branch, position, shots, shown, source, target, weight,
+        *regions, walk: LayerWalk | None = None,
     ):  # fmt: skip
         """The whole loss and what is reported. Shapes as in training.packing.Batch.
 
-        regions: with settings.contrast, what encoder_stage.contrast_arrays makes.
+        shown: (N,) int32, which of `shots` stands in each image's place. regions: with
+        settings.contrast, what encoder_stage.contrast_arrays makes.
         """
         model = self._model
-        features = model.vision(shots, walk=walk)
+        features = shots
+        if self._features_ahead is None:
+            features = model.vision(shots, walk=walk)
         loss, metrics = next_token_loss(
             model,
             ids,
             document,
             branch,
             position,
-            model.connector(features),
+            model.connector(features)[shown],
             source,
             target,
             weight,
@@ -172,6 +201,37 @@ class JointStage:
             loss = loss + self.settings.contrast * apart
             metrics |= {"contrast": apart, "regions": right}
         return loss, metrics
+
+
+class _FeaturesAhead:
+    """Patch features of a frozen encoder, made on a stream of their own.
+
+    Batches are made in a thread beside the steps; a stream of its own lets a second
+    processor core work there.
+    """
+
+    def __init__(self, model: MM1):
+        config = model.config.vision_config
+        assert config is not None
+        self._shape = config.num_patches, config.hidden_size
+        # The model's own arrays come and go while a step is compiled.
+        self._vision = VisionEncoder(config)
+        self._vision.update(model.vision.parameters())
+        mx.eval(self._vision.parameters())  # another thread cannot
+        self._own = threading.local()
+
+    def __call__(self, shots: np.ndarray, used: int) -> np.ndarray:
+        """(N, H, W, 3) -> (N, P, Dv); zeros after the first `used` pictures."""
+        found = np.zeros((len(shots), *self._shape), np.float32)
+        if not used:
+            return found
+        if not hasattr(self._own, "stream"):  # a stream is of the thread that made it
+            self._own.stream = mx.new_stream(mx.default_device())
+        with mx.stream(self._own.stream):
+            features = self._vision(mx.array(shots[:used])).astype(mx.float32)
+            mx.eval(features)
+        found[:used] = np.array(features)
+        return found
 
 
 def _check_kinds(source: Any, mix: dict[str, float]) -> None:
@@ -222,7 +282,13 @@ class EncoderStage:
         rate = self.settings.vision_rate
         return [] if rate == 1.0 else [(lambda n: n.startswith("vision."), rate)]
 
-    def host_batch(self, rng: random.Random, count: int, progress: float):
+    def host_batch(
+        self,
+        rng: random.Random,
+        count: int,
+        progress: float,
+        settings: StageSettings | None = None,
+    ):
         """Arrays of a step, as NumPy, for `loss`, and how many pictures they hold."""
         made = [self._source.region_picture(rng, progress) for _ in range(count)]
         shots = _pixel_array([image for image, _ in made], self._images, count)

@@ -5,6 +5,7 @@ A recipe is a JSON file; mm1_mlx/training/README.md lists its keys.
 
 import importlib
 import json
+import random
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mm1_mlx.training.documents import KINDS
 
 STAGES = ("encoder", "joint")  # in their order
 OBJECTIVES = ("regions", "global", "reconstruction")
+ALTERNATE_KEYS = ("batch", "row_length", "images_per_row", "targets_per_row", "mix")
 
 
 def _check(name: str, key: str, value: Any, good: bool, expected: str) -> None:
@@ -59,6 +61,23 @@ class StageSettings:
     vision_rate: float = 1.0  # the encoder's learning rate, relative
     recompute: bool = False  # gradient checkpointing: less memory, a third slower
     contrast: float = 0.0  # joint stage: weight of the region contrast beside the text
+    # joint stage: steps of another shape, for long documents; see `at`
+    alternates: list = field(default_factory=list)
+
+    def at(self, step: int) -> "StageSettings":
+        """The settings of one step: these, or one of the alternates by its share.
+
+        An alternate is an object of "share" (its part of all steps) and those of
+        ALTERNATE_KEYS that differ. Long documents need long rows, but in a long row of
+        short ones most of the attention would be masked away.
+        """
+        place = random.Random(f"alternate/{step}").random()
+        for alternate in self.alternates:
+            place -= alternate["share"]
+            if place < 0:
+                own = {k: v for k, v in alternate.items() if k != "share"}
+                return replace(self, alternates=[], **own)
+        return self
 
     @classmethod
     def from_dict(cls, values: dict, name: str) -> "StageSettings":
@@ -73,7 +92,29 @@ class StageSettings:
         settings = cls(**values)
         settings._check_numbers(name)
         settings._check_choices(name)
+        settings._check_alternates(name)
         return settings
+
+    def _check_alternates(self, name: str) -> None:
+        found: Any = self.alternates
+        good = isinstance(found, list) and all(isinstance(a, dict) for a in found)
+        _check(name, "alternates", found, good, "a list of objects")
+        for i, own in enumerate(found):
+            place = f"{name}.alternates[{i}]"
+            known = ("share", *ALTERNATE_KEYS)
+            if unknown := sorted(own.keys() - set(known)):
+                raise ConfigError(
+                    f"{place}: unknown keys {unknown}. Known keys: {sorted(known)}."
+                )
+            share = own.get("share")
+            good = _is_number(share) and 0 < share < 1
+            _check(place, "share", share, good, "above 0 and below 1")
+            rest = {k: v for k, v in own.items() if k != "share"}
+            one = replace(self, alternates=[], **rest)
+            one._check_numbers(place)
+            one._check_choices(place)
+        total = sum(own["share"] for own in found)
+        _check(name, "alternates", total, total <= 1, "of shares of at most 1 in all")
 
     def _check_numbers(self, name: str) -> None:
         for key in ("steps", "batch", "row_length", "targets_per_row"):

@@ -227,9 +227,10 @@ class Trainer:
         size, rank = self._world.size(), self._world.rank()
         if (made := getattr(self.stage, "host_step", None)) is not None:
             return made(step, rank, size)
+        s = s.at(step)
         share = s.batch // size + (rank < s.batch % size)
         rng = batch_rng(self.seed, self.stage.name, step, rank)
-        arrays, count = self.stage.host_batch(rng, share, step / s.steps)
+        arrays, count = self.stage.host_batch(rng, share, step / s.steps, s)
         return [arrays], count
 
     def run(
