@@ -1,5 +1,6 @@
 """How large pictures are read: every resolution, through processor and model."""
 
+import json
 import warnings
 from dataclasses import replace
 
@@ -237,23 +238,26 @@ def test_text_like_a_tile_is_text(words, dynamic):
 
 
 def test_text_between_tiles_is_never_a_mark(tmp_path):
-    """A vocabulary may have "<n>" or "(0,1,1)" as a mark of its own."""
-    folder = write_byte_level(tmp_path)
-    tokenizer = load_tokenizer(folder)
-    tokenizer.marks["<n>"] = 5
+    """A vocabulary may have "<n>" as a mark of its own, such as the end of a turn."""
+    file = write_byte_level(tmp_path) / "tokenizer.json"
+    values = json.loads(file.read_text())
+    mark = {**values["added_tokens"][-1], "id": 400, "content": "<n>", "special": True}
+    values["added_tokens"].append(mark)
+    file.write_text(json.dumps(values))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("<n>", place="mark") == [400]
     tiling = replace(DYNAMIC, indicator="separators")
-    text = replace(DENSE, vocab_size=tokenizer.vocab_size)
-    config = small_config(text, tiling_config=tiling, image_token_id=3)
+    config = small_config(
+        replace(DENSE, vocab_size=500), tiling_config=tiling, image_token_id=3
+    )
     processor = Processor(
         tokenizer, ImageSettings(size=16), config, chat_template="plain"
     )
     tall = picture(16, 48)
     ids = processor("a<image>", tall, resolution="dynamic").input_ids[0].tolist()
-    pieces = words_between(ids, 3)
-    assert [tokenizer.decode(p, skip_special=False) for p in pieces[1:-1]] == [
-        "<n>", "<n>", ":",
-    ]  # fmt: skip
-    assert all(len(p) > 1 for p in pieces[1:3])
+    assert 400 not in ids
+    found = [tokenizer.decode(piece) for piece in words_between(ids, 3)[1:-1]]
+    assert found == ["<n>", "<n>", ":"]
 
 
 def words_between(ids: list[int], slot: int) -> list[list[int]]:
