@@ -199,6 +199,29 @@ def test_mm1_and_mm1_5_numbers():
     assert found.image_tokens == (17 * 144,)  # 4 x 4 tiles of 336
 
 
+def test_mm1_5_reads_four_megapixels():
+    """Section 3.5: tiles of 672 of an encoder of 378, by interpolated positions; 4 to 9
+    of them, and up to 16 when it answers: at most 1440 and 2448 tokens."""
+    connector = ConnectorConfig(type="average_pool", num_query_tokens=144)
+    config = small_config(
+        vision_config=replace(VISION, image_size=378, patch_size=14),
+        connector_config=connector,
+        tiling_config=TilingConfig(type="dynamic"),
+    )
+    processor = Processor(
+        number_tokenizer(90, 1, 2, 0), ImageSettings(size=672), config,
+        chat_template="plain",
+    )  # fmt: skip
+
+    def tokens(side: int, max_tiles: int | None = None) -> int:
+        ways = processor.ways(1, max_tiles=max_tiles)
+        return processor.slots(ways, [ways[0].layout(side, side)])[0].tokens
+
+    assert tokens(2016) == tokens(9000) == 10 * 144 == 1440
+    assert tokens(600) == tokens(1344) == 5 * 144
+    assert tokens(9000, 16) == 17 * 144 == 2448
+
+
 def test_a_model_that_was_never_trained_for_tiles_is_warned_of(words):
     _, processor = parts(words, None)
     with pytest.warns(MM1Warning, match="trained for dynamic tiles: its answers may"):

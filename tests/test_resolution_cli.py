@@ -17,6 +17,7 @@ from mm1_mlx.info import main as info
 from mm1_mlx.inputs.images import ImageSettings
 from mm1_mlx.inputs.resolution import Way
 from mm1_mlx.inputs.tile_drawing import Box, draw_tiles, seen_area
+from mm1_mlx.lora import main as lora
 from mm1_mlx.memory import count_parameters
 
 DYNAMIC = TilingConfig(type="dynamic", min_tiles=1)
@@ -94,6 +95,21 @@ def test_more_tiles_than_the_context_holds(picture, tmp_path):
     most = done.stderr.partition("--max-tiles ")[2].split()[0]
     done = run_cli("generate", *many, *flags, most, "--plan")
     assert done.returncode == 0, done.stderr
+
+
+def test_training_reads_pictures_so(picture, tmp_path, capsys):
+    """And what cannot be is refused before a sample is read."""
+    line = {"question": "What?", "answer": "Sky.", "image": str(picture)}
+    (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
+    flags = ["--model", "mm1-tiny", "--data", str(tmp_path), "--check", "--json"]
+    tokens = []
+    for more in (["native"], ["dynamic", "--max-tiles", "2"]):
+        assert lora([*flags, "--resolution", *more]) == 0
+        tokens.append(json.loads(capsys.readouterr().out)["train"]["tokens"])
+    assert 2 * 64 < tokens[1] - tokens[0] < 2 * 64 + 60  # and text between tiles
+    assert lora([*flags, "--resolution", "100"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: resolution is 100, but must be a multiple of")
 
 
 # --- info ----------------------------------------------------------------------------
