@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,9 +189,11 @@ def _draw(args: argparse.Namespace, seen: _Seen) -> Path:
         drawing.save(draft, "PNG")
         draft.replace(out)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         reason = error.strerror or error
         raise MM1Error(f"{out} cannot be written: {reason}.") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink()
     return out
 
 
@@ -224,7 +227,7 @@ def _table(name: str, image: str, values: dict[str, Any]) -> str:
     work = sum(values["operations"].values()) / 1e9
     speed = values["operations_per_second"] / 1e9
     line("predicted time", f"{_seconds(values['seconds'])} to the first token, an")
-    line("", f"estimate: {work:,.0f} billion operations at {speed:,.0f} billion a")
+    line("", f"estimate: {work:,.1f} billion operations at {speed:,.1f} billion a")
     line("", "second, measured now on one layer of the encoder")
     if "drawing" in values:
         line("drawing", values["drawing"])

@@ -163,7 +163,9 @@ def _what_fits(
     ways = []
     text = length - sum(len(slot.ids) for slot in slots)
     most = max((slot.layout.rows * slot.layout.columns for slot in slots), default=0)
-    for count in range(most - 1, 0, -1):
+    tile = min((slot.tokens // slot.layout.tiles for slot in slots), default=1)
+    # Of a larger number a grid may take half, for the picture's shape.
+    for count in range(min(most - 1, 2 * room // tile), 0, -1):
         other = [_fewer(slot.way, count) for slot in slots]
         if text + _length(other, reread) <= room:
             if [slot.way for slot in slots] != other:

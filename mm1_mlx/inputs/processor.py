@@ -114,6 +114,7 @@ class Processor:
         self.eos_token_ids = config.eos_token_ids or tokenizer.eos_token_ids
         self.pad_token_id = self._find_pad()
         self.tokens_per_image = self._find_tokens_per_image()
+        self._pieces: dict[str, list[int]] = {}
         # The vocabulary's own <image> is used only if the model means it.
         own = tokenizer.token_to_id(IMAGE_TOKEN)
         self._native_slot = (
@@ -332,13 +333,19 @@ class Processor:
         pieces: list[str | None] = [None]
         if way.tiling is not None:
             pieces = expansion(layout, number, way.tiling)
-        marks, runs = self.tokenizer.marks, pieces.count(None)
+        runs = pieces.count(None)
         for piece in pieces:
-            if piece is None:
-                ids += [image] * (count // runs)
-            elif self.tokenizer.reads_text:  # without words there are no words
-                ids += self.tokenizer.encode(guard(piece, marks), place="mark")
+            ids += [image] * (count // runs) if piece is None else self._between(piece)
         return Slot(ids, count, way, layout)
+
+    def _between(self, piece: str) -> list[int]:
+        """Ids of a piece of text between tiles, in which nothing is a mark."""
+        if not self.tokenizer.reads_text:  # without words there are no words
+            return []
+        if piece not in self._pieces:
+            text = guard(piece, self.tokenizer.marks)
+            self._pieces[piece] = self.tokenizer.encode(text, place="mark")
+        return self._pieces[piece]
 
     def _count(self, way: Way, layout: Layout) -> int:
         """Image tokens of a picture."""
