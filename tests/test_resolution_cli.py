@@ -46,8 +46,11 @@ def test_an_answer_about_tiles(picture):
     ):
         done = ask(picture, "--json", "--quiet", *flags)
         assert done.returncode == 0, done.stderr
-        found[flags[1]] = json.loads(done.stdout)["image_tokens"]
-    assert found == {"native": 64, "dynamic": 3 * 64, 192: 64}
+        values = json.loads(done.stdout)
+        found[flags[1]] = values["image_tiles"], values["image_tokens"]
+    assert found == {"native": (1, 64), "dynamic": (3, 3 * 64), 192: (1, 64)}
+    done = ask(picture, "--resolution", "dynamic", "--max-tiles", 2)
+    assert "Image: 1 in 3 tiles (96x96), 192 tokens, encode" in done.stderr
 
 
 def test_a_plan_counts_tiles(picture):

@@ -46,7 +46,8 @@ class GenerationResponse:
     slots included. prompt_tps: prompt tokens per second, without encoding the images.
     generation_tokens: tokens so far. generation_tps: tokens per second after the first
     one, NaN when there is only one. ttft: seconds from the call to the first token,
-    everything included. image_size: (width, height) that the encoder saw, or None.
+    everything included. image_size: (width, height) of the first tile that the encoder
+    saw, or None; image_tiles: how many there were, one for each image or more.
     image_seconds: encoder and connector. peak_memory: GB (10^9 bytes) that MLX used at
     most, in this process. finish_reason: "stop" (end of text, or a stop string),
     "length" (max_tokens, or the context is full), or None while it goes on.
@@ -65,6 +66,7 @@ class GenerationResponse:
     ttft: float
     num_images: int
     image_tokens: int
+    image_tiles: int = 0
     image_seconds: float
     image_size: tuple[int, int] | None
     peak_memory: float
@@ -248,6 +250,7 @@ class _Clock:
             ttft=self._first - self._start,
             num_images=len(request.pictures),
             image_tokens=request.image_tokens,
+            image_tiles=sum(picture.pixels.shape[0] for picture in request.pictures),
             image_seconds=self.image_seconds,
             image_size=request.image_size,
             peak_memory=mx.get_peak_memory() / 1e9,
