@@ -530,3 +530,22 @@ def test_what_fits_is_told(words):
     with pytest.raises(PromptError, match=r"What fits: .*; or 1 of the 2 images\."):
         read([WIDE] * 2, resolution="dynamic", max_tokens=60)
     generate(model, processor, "?", image, resolution="dynamic", max_tiles=most)
+
+
+def test_a_model_that_was_trained_with_sub_images():
+    """MM1-Chat: an encoder of 672, 1344 as its own four parts, without a warning."""
+    config = small_config(
+        vision_config=replace(VISION, image_size=672, patch_size=14),
+        tiling_config=TilingConfig(type="sub_images", indicator="separators"),
+    )
+    processor = Processor(
+        number_tokenizer(90, 1, 2, 0), ImageSettings(size=672), config,
+        chat_template="plain",
+    )  # fmt: skip
+    own, asked = processor.ways(1), processor.ways(1, 1344)
+    assert own == asked and own[0].settings.size == 672
+    assert own[0].tiling is config.tiling_config
+    assert processor.ways(1, 672) == processor.ways(1, "native")
+    assert processor.ways(1, 448)[0].settings.size == 448
+    with pytest.warns(MM1Warning, match="dynamic tiles"):
+        assert processor.ways(1, "dynamic")[0].tiling.max_tiles == 9
