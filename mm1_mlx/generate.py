@@ -15,6 +15,7 @@ from typing import Any
 from mm1_mlx.cli.drafting import add_drafting, check_drafting, load_draft
 from mm1_mlx.cli.generation_plan import add_plan, check_folders, print_plan
 from mm1_mlx.cli.parser import Parser, json_object, number, some_text, whole_number
+from mm1_mlx.cli.resolution import add_resolution
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.verbs import make_callable
 from mm1_mlx.errors import PromptError, UsageError
@@ -169,6 +170,7 @@ def _add_images(parser: Parser) -> None:
         choices=("squash", "crop", "pad"),
         help="how a picture becomes a square (as the model was trained)",
     )
+    add_resolution(group)
     add(
         "--max-image-pixels",
         type=whole_number(1),
@@ -393,8 +395,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "system max_tokens temp top_p top_k min_p repetition_penalty "
         "repetition_context_size seed stop kv_bits kv_group_size quantized_kv_start "
-        "prefill_step_size allow_url chat_template_config lookup num_draft_tokens "
-        "check_memory"
+        "prefill_step_size resolution max_tiles allow_url chat_template_config lookup "
+        "num_draft_tokens check_memory"
     )
     chosen = {name: getattr(args, name) for name in names.split()}
     return {

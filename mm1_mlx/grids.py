@@ -7,7 +7,6 @@ models/llava_next), HyperCLOVAX-SEED-Vision (the same with a C-Abstractor per ti
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from math import ceil
 
@@ -74,12 +73,17 @@ def dynamic_grid(
     least, most: tiles. tile: the side in pixels.
     """
 
-    def rank(grid: tuple[int, int]) -> tuple[bool, Fraction]:
+    def rank(grid: tuple[int, int]) -> tuple[bool, int]:
         rows, columns = grid
         across, down = columns * tile, rows * tile
-        scale = min(Fraction(across, width), Fraction(down, height))
-        covered = width * height * scale * scale
-        return scale < 1, across * down - covered if scale >= 1 else -covered
+        narrow = across * height <= down * width  # the width decides
+        holds = across >= width if narrow else down >= height
+        # Areas times width * height are whole numbers: of the picture, of the canvas.
+        covered = (across * height if narrow else down * width) ** 2
+        return (
+            not holds,
+            across * down * width * height - covered if holds else -covered,
+        )
 
     return min(all_grids(least, most), key=rank)  # the first of equals
 

@@ -1,4 +1,4 @@
-"""python -m mm1_mlx.info: parts, parameters and memory of a model, or an adapter's."""
+"""python -m mm1_mlx.info: a model's parts and memory, an adapter, a picture's tiles."""
 
 if __name__ == "__main__":  # first: it takes Ctrl-C from here on
     from mm1_mlx.__main__ import enter
@@ -13,6 +13,7 @@ from typing import Any
 from mm1_mlx import memory
 from mm1_mlx.cli.parser import Parser, did_you_mean, whole_number
 from mm1_mlx.cli.run import run_door
+from mm1_mlx.cli.tiles import add_tiles, check_tiles, tell_tiles
 from mm1_mlx.config import DecoderConfig, MM1Config, VisionConfig
 from mm1_mlx.errors import CheckpointError, UsageError
 from mm1_mlx.presets import ENCODERS, MODELS, PRESETS
@@ -26,8 +27,8 @@ def parser() -> Parser:
     """The flags of this command."""
     p = Parser(
         prog="mm1_mlx info",
-        description="Parts, parameters and memory of a model, or what an adapter is; "
-        "no weights are loaded.",
+        description="Parts, parameters and memory of a model, what an adapter is, or "
+        "how a picture\nis cut into tiles; no weights are loaded.",
     )
     add = p.add_argument
     add("adapter", nargs="?", metavar="FOLDER", help="an adapter, such as lora writes")
@@ -45,6 +46,7 @@ def parser() -> Parser:
         help="images encoded at once for 'fits'; default: %(default)s",
     )
     add("--json", action="store_true", help="print one JSON object")
+    add_tiles(p)
     p.add_debug()
     return p
 
@@ -267,7 +269,12 @@ def _print_adapter(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the list of presets, or the table of one model or adapter."""
+    """Print the list of presets, the table of a model or adapter, or a picture's."""
+    check_tiles(args)
+    if args.image is not None:
+        name = args.model or "mm1-tiny"
+        tell_tiles(args, name, *find_config(name))
+        return
     if args.adapter is not None:
         _print_adapter(args)
         return

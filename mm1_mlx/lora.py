@@ -103,6 +103,9 @@ def run(args: argparse.Namespace) -> int:
         samples, valid = data.train(), data.split("valid")
         view = RunView(args, valid)  # before the model: something may be missing
         model, processor = load(args.model, **conversion_progress())
+        processor.resolution, processor.max_tiles = args.resolution, args.max_tiles
+        if model.config.reads_images:
+            processor.ways(1)  # refuses what the model cannot read
     if args.check:
         first = is_first_process()
         return _check(args, data, samples, processor) if first else 0

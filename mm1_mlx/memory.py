@@ -307,6 +307,9 @@ def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
     return columns % GROUP_SIZE == 0
 
 
+_BESIDE = ("tile_connector", "image_newline")  # 360VL's second one, LLaVA-NeXT's mark
+
+
 def count_parameters(config: MM1Config | VisionConfig | DecoderConfig) -> Parts:
     """Parameters of a model, an encoder or a decoder, without making an array."""
     names = ("vision", "connector", "decoder", "embeddings", "experts")
@@ -321,6 +324,7 @@ def count_parameters(config: MM1Config | VisionConfig | DecoderConfig) -> Parts:
             part, name = "decoder", full_name
         else:
             part, _, name = full_name.partition(".")
+            part = "connector" if part in _BESIDE else part
         total = active = prod(shape)
         quantizable = 0
         if part == "decoder":

@@ -364,6 +364,7 @@ def response(**values):
         "ttft": 0.054,
         "num_images": 1,
         "image_tokens": 16,
+        "image_tiles": 1,
         "image_size": (64, 48),
         "image_seconds": 0.014,
         "peak_memory": 0.04,
@@ -383,6 +384,8 @@ def test_statistics_by_hand():
         "Peak memory: 0.040 GB"
     )
     assert "Image" not in statistics(response(num_images=0, image_size=None))
+    cut = statistics(response(num_images=2, image_tiles=6)).splitlines()
+    assert cut[1] == "Image: 2 in 6 tiles (64x48), 16 tokens, encode 0.01 s"
     one = statistics(response(generation_tokens=1, generation_tps=float("nan")))
     assert one.splitlines()[3] == "Generation: 1 tokens"
     again = statistics(response(reused_tokens=30)).splitlines()

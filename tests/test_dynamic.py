@@ -1,5 +1,6 @@
 """Pictures cut to suit their shape (MM1.5) or into four (MM1): grids, pixels, text."""
 
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -60,16 +61,16 @@ def test_grids_by_hand(size, limits, grid):
 
 
 def by_definition(width, height, least, most, tile):
-    """Equation 1 over every pair of numbers; areas times width x height are whole."""
+    """Equation 1 over every pair of numbers, in fractions."""
     found = []
     for rows, columns in product(range(1, most + 1), repeat=2):
         if least <= rows * columns <= most:
             across, down = columns * tile, rows * tile
-            narrow = across * height <= down * width  # the width decides
-            covered = (across * height if narrow else down * width) ** 2
-            holds = across >= width if narrow else down >= height
-            loss = across * down * width * height - covered if holds else -covered
-            found.append((not holds, loss, rows * columns, rows, columns))
+            scale = min(Fraction(across, width), Fraction(down, height))
+            resized = width * scale, height * scale
+            area = resized[0] * resized[1]
+            loss = -area if scale < 1 else across * down - area
+            found.append((scale < 1, loss, rows * columns, rows, columns))
     return min(found)[3:]
 
 

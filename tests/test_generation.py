@@ -299,6 +299,7 @@ def test_fields_that_callers_rely_on():
     names = {field.name for field in fields(GenerationResponse)}
     assert names == {
         *("text", "token_id", "token_ids", "prompt_tokens", "prompt_tps"),
+        "image_tiles",
         *("generation_tokens", "generation_tps", "ttft", "num_images"),
         *("image_tokens", "image_seconds", "image_size", "peak_memory"),
         *("finish_reason", "reused_tokens", "drafted_tokens", "accepted_tokens"),

@@ -1,8 +1,11 @@
 """Large pictures in tiles: grids, pixels, tokens. Whole models: test_convert.py."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from PIL import Image
 from small import DENSE, VISION, random_array
 
@@ -10,8 +13,10 @@ from helpers import assert_close, assert_equal, need
 from mm1_mlx.config import ConnectorConfig, MM1Config, TilingConfig
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.grids import Layout, choose_grid, fitted_size, without_padding
+from mm1_mlx.inputs.images import resize
 from mm1_mlx.inputs.settings import ImageSettings
-from mm1_mlx.inputs.tiling import tiles
+from mm1_mlx.inputs.tiling import layout_of, tiles
+from mm1_mlx.memory import count_parameters
 from mm1_mlx.models.mm1 import MM1
 from mm1_mlx.models.tiles import arrange, tile_map
 
@@ -60,6 +65,42 @@ def test_tokens_without_padding_are_those_of_transformers(size):
     wanted = model.unpad_image(whole, (height, width))[0].numpy()
     down, across = without_padding(Layout(rows, columns, width, height), side)
     assert_equal(whole[0].numpy()[down, across], wanted)
+
+
+def many_sizes() -> list[tuple[int, int]]:
+    """From 1 to 4000 pixels, short sides as often as long ones; some are exact ties."""
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.uniform(0, np.log(4000), (400, 2))).astype(int)
+    ties = [(s, s) for s in (1, 168, 335, 336, 337, 672, 1008, 4000)]
+    return [*map(tuple, sizes.tolist()), *ties, (336, 672), (672, 336), (1008, 336)]
+
+
+NINE = [[r, c] for r in range(1, 10) for c in range(1, 10) if r * c <= 9]
+
+
+@pytest.mark.parametrize("grids", [GRIDS, NINE], ids=["llava-next", "up to nine"])
+@pytest.mark.parametrize("tile", [336, 384])
+def test_many_shapes_are_cut_and_counted_as_by_transformers(grids, tile):
+    """The grid, how many tiles, and how many tokens: HF's processor against ours."""
+    helper = need("transformers.image_processing_utils")
+    model = need("transformers.models.llava_next.modeling_llava_next")
+    reader = need("transformers.models.llava_next.processing_llava_next")
+    patch = tile // 24
+    config = tiled(
+        vision_config=replace(VISION, image_size=tile, patch_size=patch),
+        tiling_config=TilingConfig(type="anyres", grids=grids),
+    )
+    pinpoints = [[tile * rows, tile * columns] for rows, columns in grids]
+    unpadded = reader.LlavaNextProcessor._get_unpadded_features
+    for width, height in many_sizes():
+        layout = layout_of(width, height, tile, config.tiling_config)
+        wanted = helper.select_best_resolution((height, width), pinpoints)
+        assert (layout.rows * tile, layout.columns * tile) == tuple(wanted)
+        count = model.image_size_to_num_patches((height, width), pinpoints, tile)
+        assert layout.tiles == count
+        side = 24, 24, layout.rows, layout.columns
+        tokens = 24 * 24 + sum(unpadded(None, height, width, *side))
+        assert config.image_tokens(layout) == tokens, (width, height)
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -115,12 +156,39 @@ def test_a_fitted_overview_and_colour():
     assert left[2:6].tolist() == [[255.0] * 8] * 4 and left[0, 0] == 127
 
 
+PLAIN = {"image_mean": (0.0,) * 3, "image_std": (1 / 255,) * 3}  # pixels stay bytes
+
+
 def test_crops_are_cut_from_one_square():
+    """360VL: of 16 x 10 pixels that are padded to 16 x 16, each where it was."""
     config = TilingConfig(type="crops", grids=[[2, 2]])
-    settings = ImageSettings(size=8, resize_mode="pad", pad_color=(0, 0, 0))
-    found, layout = tiles(picture(30, 20), settings, config)
+    settings = ImageSettings(size=8, resize_mode="pad", pad_color=(1, 2, 3), **PLAIN)
+    image = picture(16, 10)
+    found, layout = tiles(image, settings, config)
     assert found.shape == (5, 8, 8, 3)
     assert (layout.rows, layout.columns) == (2, 2)
+    square = np.full((16, 16, 3), (1, 2, 3), np.uint8)
+    square[3:13] = np.asarray(image)
+    cut = [square[:8, :8], square[:8, 8:], square[8:, :8], square[8:, 8:]]
+    overview = resize(Image.fromarray(square), 8, 8)
+    assert_equal(np.rint(found).astype(np.uint8), np.stack([*cut, overview]))
+
+
+@pytest.mark.parametrize("size", [(30, 20), (5, 40), (64, 64)], ids=str)
+def test_crops_of_other_sizes(size):
+    """As 360VL's own code: pad, resize to the large square, cut; the overview from the
+    large square."""
+    config = TilingConfig(type="crops", grids=[[2, 2]])
+    settings = ImageSettings(size=8, resize_mode="pad", pad_color=(1, 2, 3), **PLAIN)
+    image = picture(*size)
+    side = max(size)
+    square = Image.new("RGB", (side, side), (1, 2, 3))
+    square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+    large = resize(square, 16, 16)
+    boxes = [(x, y, x + 8, y + 8) for y in (0, 8) for x in (0, 8)]
+    wanted = [*(large.crop(box) for box in boxes), resize(large, 8, 8)]
+    found, _ = tiles(image, settings, config)
+    assert_equal(np.rint(found).astype(np.uint8), np.stack(wanted))
 
 
 def test_fitted_sizes():
@@ -203,3 +271,16 @@ def test_pictures_together_are_each_alone():
 def test_configs_that_make_no_sense(change, message):
     with pytest.raises(ConfigError, match=message):
         TilingConfig(**({"type": "anyres", "grids": GRIDS} | change))
+
+
+@pytest.mark.parametrize("kind", ["anyres", "crops", "dynamic"])
+def test_the_parameters_of_models_of_tiles_are_counted(kind):
+    """LLaVA-NeXT's mark and 360VL's second connector belong to the connector."""
+    grids = {"anyres": GRIDS, "crops": [[2, 2]], "dynamic": []}[kind]
+    config = tiled(tiling_config=TilingConfig(type=kind, grids=grids))
+    flat = tree_flatten(MM1(config).parameters())
+    parts = count_parameters(config)
+    assert parts.all.total == sum(array.size for _, array in flat)
+    named = ("connector.", "tile_connector.", "image_newline")
+    own = sum(array.size for name, array in flat if name.startswith(named))
+    assert parts.connector.total == own

@@ -346,9 +346,10 @@ def test_rates_of_parts(data, tmp_path):
     assert any(mx.abs(pair).max() > 0 for pair in pairs)
 
 
-@pytest.mark.parametrize("kind", ["anyres", "crops"])
+@pytest.mark.parametrize("kind", ["anyres", "crops", "dynamic"])
 def test_models_of_tiles_are_tuned(data, tmp_path, kind):
-    """LLaVA 1.6 and 360VL: pictures of several sizes, and a mark that no layer has."""
+    """LLaVA 1.6, 360VL, MM1.5: pictures of several sizes, and a mark that no layer
+    has."""
     names = {"wide": (60, 16), "tall": (14, 50), "small": (9, 9)}
     lines = []
     for name, size in names.items():
@@ -356,8 +357,8 @@ def test_models_of_tiles_are_tuned(data, tmp_path, kind):
         line = {"question": "Which?", "answer": name, "image": f"{name}.png"}
         lines.append(json.dumps(line))
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
-    grids = [[2, 2]] if kind == "crops" else [[1, 2], [2, 1], [2, 2]]
-    tiling = TilingConfig(type=kind, grids=grids)
+    grids = {"crops": [[2, 2]], "anyres": [[1, 2], [2, 1], [2, 2]], "dynamic": []}
+    tiling = TilingConfig(type=kind, grids=grids[kind])
     model, processor = parts(data)
     config = replace(model.config, tiling_config=tiling)
     model = MM1(config)
@@ -380,6 +381,26 @@ def test_models_of_tiles_are_tuned(data, tmp_path, kind):
         report=lambda now: losses.append(now.metrics["text"]),
     )
     assert losses[-1] < 0.75 * losses[0]
+
+
+def test_the_resolution_of_a_run(data):
+    """A run's settings have it, and its samples; the caller's processor keeps its own.
+    A checkpoint of before has none, and none is written for the model's own."""
+    model, processor = parts(data)
+    samples = open_train(data)
+
+    def stage(**how) -> TuneStage:
+        settings = TuneSettings(steps=1, batch=2, **how)
+        return TuneStage(model, processor, samples, settings, seed=0)
+
+    shots = stage(resolution=24).host_step(0, 0, 1)[0][0][4]
+    assert shots.shape[1:] == (24, 24, 3)
+    usual = stage()
+    size = processor.image_settings.size
+    assert usual.host_step(0, 0, 1)[0][0][4].shape[1:] == (size, size, 3)
+    assert processor.resolution is None
+    assert "resolution" not in usual.settings.to_dict()
+    assert stage(resolution=24).settings.to_dict()["resolution"] == 24
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def print_plan(
     the plan, where it cannot fit; a warning where it may not.
     """
     from mm1_mlx.checkpoint.folder import read_config
-    from mm1_mlx.inference.pictures import pictures_of
+    from mm1_mlx.inference.pictures import largest_side, pictures_of
     from mm1_mlx.inference.settings import Settings
     from mm1_mlx.inputs.processor import Processor
     from mm1_mlx.processes import is_first
@@ -60,8 +60,13 @@ def print_plan(
     reading = Settings.of(settings).reading()
     inputs = processor(prompt, images=args.image, **reading)
     length = inputs.input_ids.shape[1]
-    tiles = [picture.pixels.shape[0] for picture in pictures_of(inputs, 0)]
-    plan = _plan(args, settings, folder, config, prompt=length, pictures=tiles)
+    found = pictures_of(inputs, 0)
+    vision = config.vision_config
+    seen = {
+        "pictures": [picture.pixels.shape[0] for picture in found],
+        "side": largest_side(found, vision.image_size) if vision else None,
+    }
+    plan = _plan(args, settings, folder, config, prompt=length, **seen)
     values = {"plan": {"model": name, **plan.to_dict()}}
     print(json.dumps(values) if args.json else plan.table(), flush=True)
     if args.check_memory:

@@ -22,6 +22,7 @@ _FIELDS = (
     "num_images",
     "image_size",
     "image_tokens",
+    "image_tiles",
     "image_seconds",
     "peak_memory",
 )
@@ -40,8 +41,10 @@ def statistics(response: "GenerationResponse") -> str:
     lines = ["=" * 10]
     if response.image_size is not None:
         width, height = response.image_size
+        tiles = response.image_tiles
+        cut = f" in {tiles} tiles" if tiles > response.num_images else ""
         lines.append(
-            f"Image: {response.num_images} ({width}x{height}), "
+            f"Image: {response.num_images}{cut} ({width}x{height}), "
             f"{response.image_tokens} tokens, encode {response.image_seconds:.2f} s"
         )
     if response.reused_tokens:

@@ -170,6 +170,8 @@ def settings(args: argparse.Namespace) -> Any:
         chunk=_number(args.vocabulary_chunk, 8192),
         router_losses=args.router_losses,
         recompute=args.grad_checkpoint == "on",
+        resolution=args.resolution,
+        max_tiles=args.max_tiles,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mm1_mlx.cli.mlx_lm_config import from_mlx_lm
 from mm1_mlx.cli.parser import Parser, number, some_text, whole_number
+from mm1_mlx.cli.resolution import add_resolution
 
 MOST_RANK = 65536  # no weight is that wide
 
@@ -46,6 +47,7 @@ def parser() -> Parser:
     _add_parts(p)
     _add_learning(p)
     _add_rows(p)
+    add_resolution(p.add_argument_group("pictures"))
     _add_memory(p)
     _add_watching(p)
     p.add_config(from_mlx_lm)

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from mm1_mlx.errors import PromptError
 from mm1_mlx.inference.memory_plan import GenerationPlan, plan_answers
-from mm1_mlx.inference.pictures import Picture, pictures_of
+from mm1_mlx.inference.pictures import Picture, largest_side, pictures_of
 from mm1_mlx.inference.reuse import Reuse, store_of
 from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inference.speculative import (
@@ -46,7 +46,8 @@ class GenerationResponse:
     slots included. prompt_tps: prompt tokens per second, without encoding the images.
     generation_tokens: tokens so far. generation_tps: tokens per second after the first
     one, NaN when there is only one. ttft: seconds from the call to the first token,
-    everything included. image_size: (width, height) that the encoder saw, or None.
+    everything included. image_size: (width, height) of the first tile that the encoder
+    saw, or None; image_tiles: how many there were, one for each image or more.
     image_seconds: encoder and connector. peak_memory: GB (10^9 bytes) that MLX used at
     most, in this process. finish_reason: "stop" (end of text, or a stop string),
     "length" (max_tokens, or the context is full), or None while it goes on.
@@ -65,6 +66,7 @@ class GenerationResponse:
     ttft: float
     num_images: int
     image_tokens: int
+    image_tiles: int = 0
     image_seconds: float
     image_size: tuple[int, int] | None
     peak_memory: float
@@ -182,12 +184,14 @@ def _check_memory(
 
     def plan() -> GenerationPlan:
         pictures = [p for request in requests for p in request.pictures]
+        vision = model.config.vision_config
         return plan_answers(
             model,
             settings,
             [request.input_ids for request in requests],
             [picture.pixels.shape[0] for picture in pictures],
             max(request.max_tokens for request in requests),
+            largest_side(pictures, vision.image_size) if vision else None,
         )
 
     found = plan()
@@ -246,6 +250,7 @@ class _Clock:
             ttft=self._first - self._start,
             num_images=len(request.pictures),
             image_tokens=request.image_tokens,
+            image_tiles=sum(picture.pixels.shape[0] for picture in request.pictures),
             image_seconds=self.image_seconds,
             image_size=request.image_size,
             peak_memory=mx.get_peak_memory() / 1e9,
@@ -288,6 +293,9 @@ def stream_generate(
         use_template=True: False takes the prompt's text without the chat template
         chat_template_config=None: variables for the template, {"name": value}
         prefill_step_size=2048: prompt tokens per step
+        resolution=None: how large pictures are read, "native", a number of pixels or
+            "dynamic", or a list, one for each picture; see Processor. None: the model's
+        max_tiles=None: of "dynamic"; None takes the model's
         max_pixels=None: a picture's pixels at most; None takes the processor's limit
         allow_url=False: whether pictures may be https addresses
         draft_model=None: a smaller model that guesses tokens, or its (model, processor)
@@ -410,7 +418,7 @@ def batch_generate(
     calls (reuse).
 
     prompts: a list of what stream_generate takes. images: a list with an entry for each
-    prompt: one image, a list of images, or None.
+    prompt: one image, a list of images, or None. So may resolution be, or one for all.
     """
     chosen, store = Settings.of(settings), store_of(model, reuse)
     refuse_for_batches(chosen)
@@ -421,8 +429,8 @@ def batch_generate(
     lists = images if images is not None else [None] * len(prompts)
     with as_one(model):
         requests = [
-            _read(model, processor, prompt, pictures, chosen, store)
-            for prompt, pictures in zip(prompts, lists, strict=True)
+            _read(model, processor, *row, store)
+            for row in zip(prompts, lists, chosen.each(len(prompts)), strict=True)
         ]
         _check_memory(model, requests, chosen, store)
         turn = Turn(model, store, requests, chosen)

@@ -14,7 +14,6 @@ it ends. So there is a warning, and it is tried.
 """
 
 import warnings
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from mm1_mlx.checkpoint.folder import weight_files
 from mm1_mlx.checkpoint.safetensors import ITEM_SIZES
 from mm1_mlx.config import DecoderConfig, MM1Config, VisionConfig
 from mm1_mlx.errors import MemoryPlanError, MM1Warning
+from mm1_mlx.inference.memory_advice import advice
 from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inference.steps import IMAGES_AT_ONCE, prefill_piece
 from mm1_mlx.memory import bytes_text, working_set
@@ -72,6 +72,9 @@ class Work:
     processes: int = 1
     packed: bool = False
     on_cpu: bool = False
+    images: int = 0
+    side: int | None = None
+    dynamic: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,49 +185,8 @@ class GenerationPlan:
         shown = [f"{name} {bytes_text(n)}" for name, n in parts.items() if n]
         return (
             f"{bytes_text(self.peak)} of memory, but there are "
-            f"{bytes_text(self.limit)}: {', '.join(shown)}. {self._advice()}"
+            f"{bytes_text(self.limit)}: {', '.join(shown)}. {advice(self)}"
         )
-
-    def _advice(self) -> str:
-        """Single changes that make it fit, or what helps together."""
-        work, ways = self.work, []
-        if self.changed(answer=1).fits:
-            most = bisect_right(
-                range(1, work.answer + 1), False,
-                key=lambda n: not self.changed(answer=n).fits,
-            )  # fmt: skip
-            ways.append(_both("max_tokens", most))
-        for bits in (8, 4):
-            smaller = self.changed(kv_bits=bits, quantized_kv_start=0)
-            if work.kv_bits is None and smaller.fits:
-                ways.append(_both("kv_bits", bits))
-                break
-        piece = min(work.piece, work.prompt)
-        while piece > 64 and not self.changed(piece=piece).fits:
-            piece //= 2
-        if piece < work.piece and self.changed(piece=piece).fits:
-            ways.append(_both("prefill_step_size", piece))
-        if work.pictures and self.changed(pictures=0).fits:
-            ways.append("fewer pictures")
-        if self.draft and replace(self, draft=0).fits:
-            ways.append("no draft model")
-        if not work.packed:
-            few = memory.weight_bytes(memory.count_parameters(self.config), 4)
-            if replace(self, weights=few).fits:
-                ways.append(
-                    f"4 bits ({bytes_text(few)} of weights): python -m mm1_mlx.quantize"
-                )
-        if ways:
-            return f"What would fit: {'; or '.join(ways)}."
-        return (
-            "No single change would do: take a smaller or more quantized model, and "
-            "lower max_tokens, kv_bits and prefill_step_size (flags of the same names)."
-        )
-
-
-def _both(setting: str, value: Any) -> str:
-    """A setting as Python and the command call it."""
-    return f"{setting}={value} (--{setting.replace('_', '-')} {value})"
 
 
 # --- The parts ---------------------------------------------------------------------
@@ -308,14 +270,18 @@ def _pictures(vision: VisionConfig | None, config: MM1Config, work: Work) -> int
     """Encoding: some pictures at a time, and the tokens of all of them."""
     if vision is None or not work.pictures:
         return 0
-    count = max(min(work.pictures, IMAGES_AT_ONCE), work.tiles)
+    count = min(work.pictures, IMAGES_AT_ONCE)
+    if (tiling := config.tiling_config) is not None and tiling.arranges:
+        count = max(count, work.tiles)
+    if work.side is not None:
+        vision = replace(vision, image_size=work.side)
     step = memory.image_bytes(vision, count) * work.number // 2
     if _stores_scores(vision.size_per_head, work):
         patches = vision.num_patches + 1
         scores = _scores(vision.num_attention_heads, count, patches, patches, 4)
         row = 8 * vision.hidden_size
         step = max(step, scores + count * patches * row * work.number)
-    tokens = work.pictures * config.tokens_per_image
+    tokens = work.pictures * config.image_tokens(grid=vision.grid)
     return step + tokens * config.text_config.hidden_size * work.number
 
 
@@ -374,15 +340,31 @@ def _work(settings: Settings, **found: Any) -> Work:
     )
 
 
+def _seen(
+    config: MM1Config, settings: Settings, pictures: Sequence[int], side: int | None
+) -> dict[str, Any]:
+    """What Work says of pictures."""
+    tiling, asked = config.tiling_config, settings.resolution
+    own = tiling is not None and tiling.type == "dynamic" and asked is None
+    return {
+        "images": len(pictures),
+        "pictures": sum(pictures),
+        "tiles": max(pictures, default=1),
+        "side": side,
+        "dynamic": own or asked == "dynamic",
+    }
+
+
 def _guesses(settings: Settings, draft: Any) -> int:
     return settings.num_draft_tokens if draft or settings.lookup else 0
 
 
 def plan_answers(
     model: MM1, settings: Settings, prompts: Sequence[Sequence[int]],
-    pictures: Sequence[int], max_tokens: int,
+    pictures: Sequence[int], max_tokens: int, side: int | None = None,
 ) -> GenerationPlan:  # fmt: skip
-    """The plan of a loaded model's answers. pictures: the tiles of each."""
+    """The plan of a loaded model's answers. pictures: the tiles of each; side: of the
+    largest tile, in pixels, where it is not the encoder's."""
     given = settings.draft_model
     draft = given[0] if isinstance(given, tuple) else given
     group = model.decoder.group
@@ -391,8 +373,7 @@ def plan_answers(
         prompt=max(map(len, prompts)),
         answer=max_tokens,
         rows=len(prompts),
-        pictures=sum(pictures),
-        tiles=max(pictures, default=1),
+        **_seen(model.config, settings, pictures, side),
         guesses=_guesses(settings, draft),
         number=model.decoder.norm.weight.dtype.size,  # type: ignore[union-attr]
         processes=1 if group is None else group.size(),
@@ -444,14 +425,15 @@ def plan_folder(
     *,
     prompt: int = 1,
     pictures: Sequence[int] = (),
+    side: int | None = None,
     draft: tuple[Path, MM1Config] | None = None,
     adapter: str | Path | None = None,
     processes: int = 1,
 ) -> GenerationPlan:
     """The plan of a model that is not loaded. prompt: its tokens, where known.
 
-    pictures: the tiles of each. draft: the folder of a draft model, and its config.
-    adapter: the folder of one.
+    pictures, side: as of plan_answers. draft: the folder of a draft model, and its
+    config. adapter: the folder of one.
     """
     weights, number = folder_weights(folder, processes)
     if draft is not None:
@@ -463,8 +445,7 @@ def plan_folder(
         settings,
         prompt=prompt,
         answer=max(1, min(settings.max_tokens, context - prompt)),
-        pictures=sum(pictures),
-        tiles=max(pictures, default=1),
+        **_seen(config, settings, pictures, side),
         guesses=_guesses(settings, draft),
         number=number,
         processes=processes,

@@ -37,19 +37,28 @@ class Picture:
 def pictures_of(inputs: Any, slots: int) -> list[Picture]:
     """The pictures of what a processor gave for one prompt with so many image slots."""
     pixels = inputs.pixel_values
-    if pixels is None or pixels.shape[0] == 0:
+    if pixels is None or len(pixels) == 0:
         return []
-    layouts = list(inputs.layouts) or [None] * pixels.shape[0]
+    layouts = list(inputs.layouts) or [None] * len(pixels)
     known = list(getattr(inputs, "image_tokens", ()))
     if len(known) != len(layouts):  # of another processor: they are all alike
         each = 0 if slots % len(layouts) else slots // len(layouts)
         known = [each] * len(layouts)
+    if isinstance(pixels, tuple):  # of several sizes: picture by picture
+        each = zip(pixels, layouts, known, strict=True)
+        return [Picture(*one) for one in each]
     found, start = [], 0
     for layout, tokens in zip(layouts, known, strict=True):
         stop = start + (1 if layout is None else layout.tiles)
         found.append(Picture(pixels[start:stop], layout, tokens))
         start = stop
     return found
+
+
+def largest_side(pictures: Sequence[Picture], usual: int) -> int | None:
+    """The side of the largest tile in pixels; None where that is the usual one."""
+    side = max((picture.pixels.shape[1] for picture in pictures), default=usual)
+    return None if side == usual else side
 
 
 def image_tokens(
@@ -86,13 +95,13 @@ def image_tokens(
 
 
 def _encode(model: MM1, pictures: list[Picture]) -> list[mx.array]:
-    """Of pictures of one size, or of one picture in tiles."""
+    """Of whole pictures of one size, or of one picture in tiles."""
     with mx.stream(generation_stream()):
         first = pictures[0]
-        if first.layout is not None:
-            return [encode_images(model, first.pixels, [first.layout])[0]]
         if len(pictures) == 1:
-            return [encode_images(model, first.pixels)[0]]
+            layouts = [] if first.layout is None else [first.layout]
+            found = encode_images(model, first.pixels, layouts)
+            return [found.reshape(-1, found.shape[-1])]
         features = encode_images(model, mx.concatenate([p.pixels for p in pictures]))
         parts = [mx.contiguous(each) for each in features]  # kept alone, or not
         mx.eval(parts)

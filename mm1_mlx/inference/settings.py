@@ -1,15 +1,18 @@
 """The settings of an answer, checked before anything runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mm1_mlx.config_tiling import MOST_TILES
 from mm1_mlx.errors import MM1Error
 from mm1_mlx.inference.sampling import (
     check_number,
     make_logits_processors,
     make_sampler,
 )
+from mm1_mlx.inputs.counting import resolutions
+from mm1_mlx.inputs.resolution import check_resolution
 from mm1_mlx.models.cache import QUANTIZED_BITS
 from mm1_mlx.models.mm1 import MM1
 
@@ -18,6 +21,7 @@ _WHOLE = {
     "max_tokens": (1,),
     "prefill_step_size": (1,),
     "quantized_kv_start": (0,),
+    "max_tiles": (1, MOST_TILES),
     "max_pixels": (1,),
     "seed": (0, 2**64 - 1),
     "num_draft_tokens": (1, 64),  # more are hardly ever right, and cost memory
@@ -47,6 +51,8 @@ class Settings:
     kv_group_size: int = 64
     quantized_kv_start: int = 0
     prefill_step_size: int = 2048
+    resolution: Any = None
+    max_tiles: int | None = None
     max_pixels: int | None = None
     allow_url: bool = False
     use_template: bool = True
@@ -76,6 +82,7 @@ class Settings:
                 f"chat_template_config is {names!r}, but must be a dict with the names "
                 f"and values of the template's variables."
             )
+        self._set("resolution", check_resolution(self.resolution))
         self._check_draft()
         self.decoding()  # checks the sampling settings
 
@@ -127,8 +134,9 @@ class Settings:
     def reading(self) -> dict[str, Any]:
         """The keyword arguments of the processor."""
         given: dict[str, Any] = {"system": self.system}
-        if self.max_pixels is not None:
-            given["max_pixels"] = self.max_pixels
+        for name in ("resolution", "max_tiles", "max_pixels"):
+            if (value := getattr(self, name)) is not None:
+                given[name] = value
         if self.allow_url:
             given["allow_url"] = True
         if not self.use_template:
@@ -136,6 +144,12 @@ class Settings:
         if self.chat_template_config:
             given["chat_template_config"] = self.chat_template_config
         return given
+
+    def each(self, rows: int) -> "list[Settings]":
+        """The settings of each of several prompts: a list of resolutions has an entry
+        for each."""
+        each = resolutions(self.resolution, rows, batch=True)
+        return [replace(self, resolution=one) for one in each]
 
     def decoding(self) -> dict[str, Any]:
         """The keyword arguments of Decoding."""

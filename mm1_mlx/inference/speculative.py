@@ -15,7 +15,7 @@ for that rounding, the other one may come.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -369,7 +369,8 @@ def make_drafter(
         return None
     how: Any = {"store": store, "prefill_step_size": settings.prefill_step_size}
     if slot in input_ids and draft.config.reads_images and its_processor is not None:
-        reading = settings.reading()
+        # In its own resolution: it may not have the model's.
+        reading = replace(settings, resolution=None, max_tiles=None).reading()
         if store is not None and isinstance(its_processor, Processor):
             reading["known"] = store.pixels
         inputs = its_processor(prompt, images=images, **reading)

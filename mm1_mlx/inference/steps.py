@@ -39,40 +39,52 @@ def generation_stream() -> Any:
 
 
 def encode_images(
-    model: MM1, pixel_values: mx.array, layouts: Sequence[Layout] = ()
+    model: MM1,
+    pixel_values: mx.array | Sequence[mx.array],
+    layouts: Sequence[Layout] = (),
 ) -> mx.array:
     """Image tokens, evaluated, a few pictures at a time. (N, H, W, 3) -> (N, Q, D).
 
-    layouts: the tiles of each picture, for a model that reads tiles; then N counts
-    tiles, and the result is (1, T, D).
+    layouts: the tiles of each picture, for a model that puts them together; then N
+    counts tiles, and the result is (1, T, D). So it is for arrays that differ in size.
     """
-    if layouts:
-        return _encode_tiles(model, pixel_values, layouts)
+    tiling = model.config.tiling_config
     with mx.stream(generation_stream()):
-        parts = []
-        for start in range(0, pixel_values.shape[0], IMAGES_AT_ONCE):
-            batch = mx.array(pixel_values[start : start + IMAGES_AT_ONCE])
-            parts.append(model.encode_images(batch))
-            mx.eval(parts[-1])
-        features = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        if isinstance(pixel_values, tuple):
+            each = [encode_images(model, one) for one in pixel_values]
+            parts = [x.reshape(1, -1, x.shape[-1]) for x in each]
+        elif layouts and tiling is not None and tiling.arranges:
+            parts = _encode_tiles(model, pixel_values, layouts)  # type: ignore[arg-type]
+        else:
+            return _encode_apart(model, pixel_values)  # type: ignore[arg-type]
+        features = mx.concatenate(parts, axis=1)
         mx.eval(features)
+    return features
+
+
+def _encode_apart(model: MM1, pixel_values: mx.array) -> mx.array:
+    """Pictures, or tiles that are pictures to the model. (N, H, W, 3) -> (N, Q, D)."""
+    parts = []
+    for start in range(0, pixel_values.shape[0], IMAGES_AT_ONCE):
+        batch = mx.array(pixel_values[start : start + IMAGES_AT_ONCE])
+        parts.append(model.encode_images(batch))
+        mx.eval(parts[-1])
+    features = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+    mx.eval(features)
     return features
 
 
 def _encode_tiles(
     model: MM1, pixel_values: mx.array, layouts: Sequence[Layout]
-) -> mx.array:
-    """Picture by picture: each has many tiles."""
+) -> list[mx.array]:
+    """Picture by picture: each has many tiles. (1, T, D) each."""
     start, parts = 0, []
-    with mx.stream(generation_stream()):
-        for layout in layouts:
-            tiles = mx.array(pixel_values[start : start + layout.tiles])
-            start += layout.tiles
-            parts.append(model.encode_images(tiles, [layout]))
-            mx.eval(parts[-1])
-        features = mx.concatenate(parts, axis=1)
-        mx.eval(features)
-    return features
+    for layout in layouts:
+        tiles = mx.array(pixel_values[start : start + layout.tiles])
+        start += layout.tiles
+        parts.append(model.encode_images(tiles, [layout]))
+        mx.eval(parts[-1])
+    return parts
 
 
 def prefill_piece(config: DecoderConfig, rows: int, step: int) -> int:

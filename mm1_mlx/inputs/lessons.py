@@ -14,6 +14,7 @@ import numpy as np
 
 from mm1_mlx.errors import PromptError
 from mm1_mlx.grids import Layout
+from mm1_mlx.inputs.counting import Slot, layouts_of
 from mm1_mlx.inputs.processor import Processor
 from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
@@ -30,8 +31,8 @@ class Lesson:
     """One conversation, ready to be learned.
 
     ids, learned: an entry per token. pixel_values: (N, H, W, 3) float32, all pictures'
-    tiles in order, or None. layouts: of each picture in tiles. image_tokens: of each
-    picture.
+    tiles in order, or None. layouts: of each picture, where some are in tiles.
+    image_tokens: of each picture.
     """
 
     ids: list[int]
@@ -54,9 +55,11 @@ def make_lesson(
     conversation without an answer, ImageError for a picture that cannot be read.
     """
     flat, sources = _flat(processor, messages, images)
-    read = [processor.read_picture(source) for source in sources]
-    counts = [count for _, count, _ in read]
-    ids, learned = _encode(processor, flat, counts, chat_template_config)
+    ways = processor.ways(len(sources))
+    pairs = zip(sources, ways, strict=True)
+    read = [processor.read_picture(source, way) for source, way in pairs]
+    slots = processor.slots(ways, [layout for _, _, layout in read])
+    ids, learned = _encode(processor, flat, slots, chat_template_config)
     if not any(learned):
         raise PromptError(
             f"None of the conversation's {len(ids)} tokens would be learned: the "
@@ -67,8 +70,8 @@ def make_lesson(
         ids,
         learned,
         np.concatenate(shots) if shots else None,
-        tuple(layout for _, _, layout in read if layout is not None),
-        tuple(counts),
+        layouts_of(slots),
+        tuple(slot.tokens for slot in slots),
     )
 
 
@@ -84,8 +87,11 @@ def lesson_length(
     Arguments and errors as of `make_lesson`.
     """
     flat, sources = _flat(processor, messages, images)
-    counts = [processor.picture_tokens(source) for source in sources]
-    return len(_encode(processor, flat, counts, chat_template_config)[0])
+    ways = processor.ways(len(sources))
+    pairs = zip(sources, ways, strict=True)
+    layouts = [processor.picture_layout(source, way) for source, way in pairs]
+    slots = processor.slots(ways, layouts)
+    return len(_encode(processor, flat, slots, chat_template_config)[0])
 
 
 def _flat(
@@ -149,10 +155,10 @@ def _pieces(
 def _encode(
     processor: Processor,
     flat: list[dict],
-    counts: list[int],
+    slots: list[Slot],
     chat_template_config: Mapping[str, Any] | None,
 ) -> tuple[list[int], list[bool]]:
-    """Ids, and which are learned. counts: tokens of each picture."""
+    """Ids, and which are learned. slots: of each picture."""
     variables = {
         **processor.tokenizer.template_tokens(),
         **(chat_template_config or {}),
@@ -160,7 +166,7 @@ def _encode(
     pieces = _pieces(flat, processor.chat_template, variables)
     ids: list[int] = []
     learned: list[bool] = []
-    left, place = list(counts), "start"
+    left, place = list(slots), "start"
     ends = set(processor.eos_token_ids)
     for text, is_answer in pieces:
         new = processor.encode_piece(text, left, place=place)
@@ -174,7 +180,7 @@ def _encode(
     if ends and not any(i in ends and flag for i, flag in _tail(ids, learned)):
         ids.append(processor.eos_token_ids[0])  # or the model would never stop
         learned.append(True)
-    processor.check_ids(ids, counts)
+    processor.check_ids(ids, [slot.tokens for slot in slots])
     return ids, learned
 
 

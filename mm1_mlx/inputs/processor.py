@@ -6,6 +6,7 @@ runs: counts of images and slots, length, ids. A prompt is never cut.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ import numpy as np
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.grids import Layout
+from mm1_mlx.inputs.counting import (
+    Slot,
+    check_ids,
+    layouts_of,
+    per_prompt,
+    resolutions,
+    too_long,
+)
 from mm1_mlx.inputs.images import MAX_PIXELS, image_size, load_image, pixels
 from mm1_mlx.inputs.known import read_once
 from mm1_mlx.inputs.prompts import (
@@ -28,10 +37,11 @@ from mm1_mlx.inputs.prompts import (
     render_chat,
     with_image_slots,
 )
+from mm1_mlx.inputs.resolution import Way, ways_of
 from mm1_mlx.inputs.settings import ImageSettings
 from mm1_mlx.inputs.shelf import Shelf
-from mm1_mlx.inputs.shots import shot, tiled_shots, together
-from mm1_mlx.inputs.tiling import layout_of, tiles
+from mm1_mlx.inputs.shots import shots_of, together
+from mm1_mlx.inputs.tiling import expansion, tiles, whole
 from mm1_mlx.inputs.tokenizer import (
     Detokenizer,
     Tokenizer,
@@ -48,18 +58,19 @@ class Inputs:
     """What the model reads.
 
     input_ids: (B, L) int32; an image is config.image_token_id, once for each of its
-    tokens.
+    tokens, with text between its tiles where the model's tiling has some.
     pixel_values: (N, H, W, 3) float32 in reading order (row by row), None without
-    images. left_padding: (B,) int32, how many ids in front of each row are padding;
+    images; where images are read in several sizes, a tuple of such, one for each image.
+    left_padding: (B,) int32, how many ids in front of each row are padding;
     a model that is called with a padded batch must be given it (model(input_ids,
     pixel_values, left_padding=left_padding)), or it reads the padding as text.
     images_per_row: how many of the images each row has. layouts: the tiles of each
-    image, where the model reads tiles (N counts those); else empty.
+    image, where some are read in tiles (N counts those); else empty.
     image_tokens: how many each image takes, in reading order.
     """
 
     input_ids: mx.array
-    pixel_values: mx.array | None
+    pixel_values: Any  # mx.array | tuple[mx.array, ...] | None
     left_padding: mx.array
     images_per_row: tuple[int, ...]
     image_tokens: tuple[int, ...]
@@ -82,7 +93,11 @@ class Processor:
 
     chat_template: the name of a built-in template or Jinja text; by default the
     tokenizer's own, and without one prompts are taken as they are ("plain").
+    resolution, max_tiles: what a call takes that is given no resolution.
     """
+
+    resolution: Any = None
+    max_tiles: int | None = None
 
     def __init__(
         self,
@@ -99,6 +114,7 @@ class Processor:
         self.eos_token_ids = config.eos_token_ids or tokenizer.eos_token_ids
         self.pad_token_id = self._find_pad()
         self.tokens_per_image = self._find_tokens_per_image()
+        self._pieces: dict[str, list[int]] = {}
         # The vocabulary's own <image> is used only if the model means it.
         own = tokenizer.token_to_id(IMAGE_TOKEN)
         self._native_slot = (
@@ -172,6 +188,8 @@ class Processor:
         system: str | None = None,
         use_template: bool = True,
         max_tokens: int = 0,
+        resolution: Any = None,
+        max_tiles: int | None = None,
         max_pixels: int = MAX_PIXELS,
         allow_url: bool = False,
         chat_template_config: Mapping[str, Any] | None = None,
@@ -185,6 +203,11 @@ class Processor:
         entry for each prompt. An image is whatever load_image takes. system: a system
         message for text prompts. use_template: False takes text as it is, with the
         vocabulary's marks in it. max_tokens: room to keep for the answer.
+        resolution: how large pictures are read: None as the model's config says,
+        "native" at the encoder's own size, a number of pixels (336, 448, 560, 672;
+        above that, as 1344, in four parts with an overview), or "dynamic" in tiles that
+        suit the picture, at most max_tiles; or a list, one for each image (for a batch
+        one entry for each prompt).
         chat_template_config: names and values of a Jinja template's own variables.
         known: where pictures that were read are kept: a file with the same bytes is
         not decoded again.
@@ -195,15 +218,16 @@ class Processor:
         if batch and not prompt:
             raise PromptError("The batch has no prompts: give at least one.")
         prompts = list(prompt) if batch else [prompt]
-        given = _images_per_prompt(images, len(prompts), batch)
+        given = per_prompt(images, len(prompts), batch)
+        asked = resolutions(resolution, len(prompts), batch)
 
-        def read(source: Any) -> tuple[mx.array | np.ndarray, Layout | None]:
-            how = f"{self.image_settings} {self.config.tiling_config}"
+        def read(source: Any, way: Way) -> tuple[mx.array | np.ndarray, Layout]:
             limits = {"max_pixels": max_pixels, "allow_url": allow_url}
-            return read_once(source, self._shots, known, how, **limits)
+            make = partial(shots_of, settings=way.settings, config=way.tiling)
+            return read_once(source, make, known, str(way), **limits)
 
-        texts, sources = [], []
-        for one, its_images in zip(prompts, given, strict=True):
+        texts, sources, ways = [], [], []
+        for one, its_images, wanted in zip(prompts, given, asked, strict=True):
             if use_template:
                 text, its_images = self._text(
                     one, its_images, system, chat_template_config or {}
@@ -213,39 +237,44 @@ class Processor:
             self._check_reads(its_images)
             texts.append(text)
             sources.append(its_images)
-        return self._inputs(texts, sources, read, max_tokens)
+            ways.append(self.ways(len(its_images), wanted, max_tiles))
+        return self._inputs(texts, sources, ways, read, max_tokens)
 
     def _inputs(
         self,
         texts: list[str],
         sources: list[list],
-        read: Callable[[Any], tuple[mx.array | np.ndarray, Layout | None]],
+        ways: list[list[Way]],
+        read: Callable[[Any, Way], tuple[mx.array | np.ndarray, Layout]],
         max_tokens: int,
     ) -> Inputs:
-        """Ids and pixels of each row; without tiles, ids are checked before pictures
-        are read."""
-        tiled: list = []
-        counts = [[self.tokens_per_image] * len(row) for row in sources]
-        if self.config.tiling_config is not None:  # as many as its tiles have
-            tiled = [[read(source) for source in row] for row in sources]
-            counts = [[self._count(layout) for _, layout in row] for row in tiled]
-        rows = []
-        for text, its_counts in zip(texts, counts, strict=True):
-            rows.append(self._ids(text, its_counts))
-            self._check_length(rows[-1], its_counts, max_tokens)
-        if self.config.tiling_config is not None:
-            loaded = [parts for row in tiled for parts, _ in row]
-        else:
-            every = [source for row in sources for source in row]
-            loaded = [read(source)[0] for source in every]
+        """Ids and pixels of each row; where none is cut into tiles, ids are checked
+        before pictures are read."""
+        pairs = [
+            list(zip(*row, strict=True)) for row in zip(sources, ways, strict=True)
+        ]
+        seen: list = []
+        lying = [[whole(0, 0)] * len(row) for row in sources]
+        if any(way.tiling for row in ways for way in row):
+            seen = [[read(*pair) for pair in row] for row in pairs]
+            lying = [[layout for _, layout in row] for row in seen]
+        rows, slots = [], []
+        for text, its_ways, layouts in zip(texts, ways, lying, strict=True):
+            slots.append(self.slots(its_ways, layouts))
+            rows.append(self._ids(text, slots[-1]))
+            self.check_length(rows[-1], slots[-1], max_tokens)
+        if not seen:
+            seen = [[read(*pair) for pair in row] for row in pairs]
+        loaded = [parts for row in seen for parts, _ in row]
         ids, padding = self._pad(rows)
+        every = [slot for row in slots for slot in row]
         return Inputs(
             input_ids=mx.array(ids),
             pixel_values=together(loaded) if loaded else None,
             left_padding=mx.array(padding),
             images_per_row=tuple(len(row) for row in sources),
-            image_tokens=tuple(count for row in counts for count in row),
-            layouts=tuple(layout for row in tiled for _, layout in row),
+            image_tokens=tuple(slot.tokens for slot in every),
+            layouts=layouts_of(every),
         )
 
     def _check_reads(self, images: list) -> None:
@@ -261,35 +290,69 @@ class Processor:
         assert self.image_settings is not None, "the model reads text only"
         return self.image_settings
 
-    def read_picture(self, source: Any) -> tuple[np.ndarray, int, Layout | None]:
+    # --- pictures --------------------------------------------------------------------
+
+    def ways(
+        self, count: int, resolution: Any = None, max_tiles: int | None = None
+    ) -> list[Way]:
+        """How each of a prompt's `count` pictures is read; arguments as of a call."""
+        if not count:
+            return []
+        if resolution is None:
+            resolution = self.resolution
+            max_tiles = self.max_tiles if max_tiles is None else max_tiles
+        return ways_of(resolution, max_tiles, count, self.config, self._settings)
+
+    def read_picture(
+        self, source: Any, way: Way | None = None
+    ) -> tuple[np.ndarray, int, Layout]:
         """Pixels (n, H, W, 3) of a picture and its tiles, how many tokens they become,
-        and how the tiles lie (None where the model reads whole pictures)."""
-        picture = load_image(source)
-        if self.config.tiling_config is None:
-            return pixels(picture, self._settings)[None], self.tokens_per_image, None
-        shots, layout = tiles(picture, self._settings, self.config.tiling_config)
-        return shots, self._count(layout), layout
+        and how the tiles lie. On the host, as training reads pictures."""
+        picture, way = load_image(source), way or self.ways(1)[0]
+        if way.tiling is None:
+            shots, layout = pixels(picture, way.settings)[None], whole(*picture.size)
+        else:
+            shots, layout = tiles(picture, way.settings, way.tiling)
+        return shots, self._count(way, layout), layout
 
-    def picture_tokens(self, source: Any) -> int:
-        """How many tokens a picture becomes; only its header is read, and only where
-        the model reads tiles."""
-        tiling = self.config.tiling_config
-        if tiling is None:
-            return self.tokens_per_image
-        size = self._settings.size
-        return self._count(layout_of(*image_size(source), size, tiling))
+    def picture_layout(self, source: Any, way: Way) -> Layout:
+        """How a picture's tiles lie; only its header is read, and only where it may be
+        cut (else width and height are 0)."""
+        if way.tiling is None:
+            return whole(0, 0)
+        return way.layout(*image_size(source))
 
-    def _shots(self, image: Any) -> tuple[mx.array | np.ndarray, Layout | None]:
-        """A picture's pixels (n, H, W, 3), and how its tiles lie, if it has some."""
-        if self.config.tiling_config is None:
-            return shot(image, self._settings), None
-        return tiled_shots(image, self._settings, self.config.tiling_config)
+    def slots(self, ways: Sequence[Way], layouts: Sequence[Layout]) -> list[Slot]:
+        """What stands in the ids for each of a prompt's pictures."""
+        pairs = enumerate(zip(ways, layouts, strict=True))
+        return [self._slot(number, *pair) for number, pair in pairs]
 
-    def _count(self, layout: Layout) -> int:
-        """Tokens of a picture in tiles."""
+    def _slot(self, number: int, way: Way, layout: Layout) -> Slot:
+        image: Any = self.config.image_token_id
+        count, ids = self._count(way, layout), []
+        pieces: list[str | None] = [None]
+        if way.tiling is not None:
+            pieces = expansion(layout, number, way.tiling)
+        runs = pieces.count(None)
+        for piece in pieces:
+            ids += [image] * (count // runs) if piece is None else self._between(piece)
+        return Slot(ids, count, way, layout)
+
+    def _between(self, piece: str) -> list[int]:
+        """Ids of a piece of text between tiles, in which nothing is a mark."""
+        if not self.tokenizer.reads_text:  # without words there are no words
+            return []
+        if piece not in self._pieces:
+            text = guard(piece, self.tokenizer.marks)
+            self._pieces[piece] = self.tokenizer.encode(text, place="mark")
+        return self._pieces[piece]
+
+    def _count(self, way: Way, layout: Layout) -> int:
+        """Image tokens of a picture."""
         assert self.config.vision_config is not None
-        grid = self._settings.size // self.config.vision_config.patch_size
-        return self.config.image_tokens(layout, grid)
+        grid = way.settings.size // self.config.vision_config.patch_size
+        cut = way.tiling is not None
+        return self.config.image_tokens(layout if cut else None, grid)
 
     def _text(
         self,
@@ -338,18 +401,33 @@ class Processor:
             )
         return text, images
 
-    def _ids(self, text: str, counts: list[int]) -> list[int]:
-        """The ids of a text, each slot as many times the image id as counts says."""
-        ids = self.encode_piece(text, list(counts))
-        self.check_ids(ids, counts)
+    def _ids(self, text: str, slots: list[Slot]) -> list[int]:
+        """The ids of a text, with those of its slots."""
+        ids = self.encode_piece(text, list(slots))
+        self.check_ids(ids, [slot.tokens for slot in slots])
         return ids
 
+    def check_length(self, ids: list[int], slots: list[Slot], max_tokens: int) -> None:
+        """PromptError where ids and an answer of max_tokens exceed the context."""
+        limit = self.config.text_config.max_position_embeddings
+        if len(ids) + max_tokens <= limit:
+            return
+
+        def reread(number: int, way: Way) -> Slot:
+            lying = slots[number].layout
+            return self._slot(number, way, way.layout(lying.width, lying.height))
+
+        native = self.ways(1, "native")[0] if slots else None
+        if native is not None and native.tiling is not None:
+            native = None
+        raise too_long(len(ids), slots, max_tokens, limit, native, reread)
+
     def encode_piece(
-        self, text: str, counts: list[int], *, place: str = "start"
+        self, text: str, slots: list[Slot], *, place: str = "start"
     ) -> list[int]:
         """Ids of a piece of a text with image slots.
 
-        counts: tokens of the images that are left; those of its slots are taken out.
+        slots: of the images that are left; those of the piece are taken out.
         place: where the piece stands, as Tokenizer.encode knows it; "start" puts the
         begin-of-text id in front, where the model wants one.
         """
@@ -358,13 +436,13 @@ class Processor:
         ids: list[int] = []
         if self._native_slot:
             for i in encode(text, add_special=first, place=place):
-                ids += [image] * (counts.pop(0) if counts else 1) if i == image else [i]
+                ids += slots.pop(0).ids if i == image and slots else [i]
             return ids
         start, *rest = text.split(IMAGE_TOKEN)
         if first or start:
             ids = encode(start, add_special=first, place=place)
         for piece in rest:
-            ids += [image] * counts.pop(0)
+            ids += slots.pop(0).ids
             ids += encode(piece, place="mark") if piece else []
         return ids
 
@@ -373,53 +451,7 @@ class Processor:
 
         counts: tokens of the pictures.
         """
-        image = self.config.image_token_id
-        found = ids.count(image)  # type: ignore[arg-type]
-        if found < sum(counts):
-            raise PromptError(
-                f"The prompt has {found} image ids, but {plural(len(counts), 'image')} "
-                f"of {_listing(counts)} tokens were expected: the chat template leaves "
-                f"out a message with an image. Take another template."
-            )
-        if counts and found != sum(counts):
-            raise PromptError(
-                f"The prompt has {found} image ids, but {plural(len(counts), 'image')} "
-                f"of {_listing(counts)} tokens were expected: the text holds the "
-                f"vocabulary's own mark with the id {image}. Take it out."
-            )
-        if not counts and found and self.config.reads_images:
-            raise PromptError(
-                f"The prompt has {found} image ids, but no image: the text holds the "
-                f"vocabulary's own mark with the id {image}. Take it out."
-            )
-        vocab = self.config.text_config.vocab_size
-        if beyond := [i for i in ids if i >= vocab and i != image]:
-            raise PromptError(
-                f"The tokenizer gives the id {beyond[0]}, but the model knows only "
-                f"{vocab}: the tokenizer files are not this model's."
-            )
-        if not ids:
-            raise PromptError("The prompt is empty: write a question or a text.")
-
-    def _check_length(self, ids: list[int], counts: list[int], max_tokens: int) -> None:
-        limit = self.config.text_config.max_position_embeddings
-        total = len(ids) + max_tokens
-        if total <= limit:
-            return
-        image_tokens = sum(counts)
-        answer = f" + {max_tokens} for the answer" if max_tokens else ""
-        raise PromptError(
-            f"The prompt is too long: {len(ids) - image_tokens} text tokens + "
-            f"{image_tokens} image tokens ({plural(len(counts), 'image')} of "
-            f"{_listing(counts, self.tokens_per_image)}){answer} = {total}, but the "
-            f"model's context is "
-            f"{limit}. Shorten the text"
-            + (
-                ", give fewer images, or ask for a shorter answer."
-                if max_tokens
-                else " or give fewer images."
-            )
-        )
+        check_ids(ids, counts, self.config)
 
     def _pad(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Rows as one array (B, L), shorter ones padded on the left, and how much."""
@@ -455,30 +487,3 @@ def _raw_text(prompt: Any, num_images: int, system: str | None) -> str:
             "it into the prompt, or use the template."
         )
     return with_image_slots(prompt, num_images)
-
-
-def _listing(counts: list[int], usual: int = 0) -> str:
-    """ "576", or "1824 and 2340" where pictures differ."""
-    return " and ".join(map(str, dict.fromkeys(counts))) or str(usual)
-
-
-def _images_per_prompt(images: Any, count: int, batch: bool) -> list[list]:
-    """The list of images of each prompt."""
-    if images is None:
-        return [[] for _ in range(count)]
-    if not batch:
-        return [list(images) if isinstance(images, (list, tuple)) else [images]]
-    if not isinstance(images, (list, tuple)) or len(images) != count:
-        found = len(images) if isinstance(images, Sequence) else 1
-        raise PromptError(
-            f"The batch has {plural(count, 'prompt')} but images= has "
-            f"{plural(found, 'entry', 'entries')}. "
-            f"Give a list with one entry (an image, a list, or None) for each prompt."
-        )
-    return [_listed(entry) for entry in images]
-
-
-def _listed(entry: Any) -> list:
-    if entry is None:
-        return []
-    return list(entry) if isinstance(entry, (list, tuple)) else [entry]

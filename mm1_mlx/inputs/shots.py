@@ -16,7 +16,7 @@ from mm1_mlx.config import TilingConfig
 from mm1_mlx.grids import Layout, fitted_size
 from mm1_mlx.inputs import images
 from mm1_mlx.inputs.settings import ImageSettings
-from mm1_mlx.inputs.tiling import layout_of, tiles
+from mm1_mlx.inputs.tiling import layout_of, tiles, whole
 from mm1_mlx.kernels.metal import chosen
 from mm1_mlx.kernels.photo import (
     Axis,
@@ -41,6 +41,15 @@ def shot(image: Image.Image, settings: ImageSettings) -> mx.array | np.ndarray:
     return made
 
 
+def shots_of(
+    image: Image.Image, settings: ImageSettings, config: TilingConfig | None
+) -> tuple[mx.array | np.ndarray, Layout]:
+    """Whole or in tiles, as config says. (n, H, W, 3) float32, and how they lie."""
+    if config is None:
+        return shot(image, settings), whole(*image.size)
+    return tiled_shots(image, settings, config)
+
+
 def tiled_shots(
     image: Image.Image, settings: ImageSettings, config: TilingConfig
 ) -> tuple[mx.array | np.ndarray, Layout]:
@@ -62,9 +71,15 @@ def tiled_shots(
     return _apart(image, settings, config, layout), layout
 
 
-def together(shots: Sequence[mx.array | np.ndarray]) -> mx.array:
-    """All tiles of all pictures, on their way: they may be read in another thread."""
+def together(shots: Sequence[mx.array | np.ndarray]) -> mx.array | tuple:
+    """All tiles of all pictures, on their way: they may be read in another thread.
+
+    (N, H, W, 3), or where pictures differ in size a tuple of such, one for each.
+    """
     found = [mx.array(each) for each in shots]
+    if len({each.shape[1:] for each in found}) > 1:
+        mx.async_eval(found)
+        return tuple(found)
     joined = found[0] if len(found) == 1 else mx.concatenate(found)
     mx.async_eval(joined)
     return joined

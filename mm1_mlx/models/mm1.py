@@ -51,7 +51,8 @@ class MM1(nn.Module):
 
     Shapes:
         input_ids: (B, L), config.image_token_id once per image token
-        pixel_values: (N, H, W, 3), all pictures of the batch in reading order, or None
+        pixel_values: (N, H, W, 3), all pictures of the batch in reading order, or None;
+            a list of such where they differ in height and width
         left_padding: (B,) ids in front of each row that are padding, or None for none
         returns: (B, L, V) float32
     """
@@ -77,6 +78,8 @@ class MM1(nn.Module):
         width = config.text_config.hidden_size
         if tiling is None or vision is None or config.connector_config is None:
             return
+        if not tiling.arranges:  # each tile is a picture: nothing is learned for it
+            return
         if tiling.type == "anyres":
             self.image_newline = mx.random.normal((width,)) * width**-0.5
         elif tiling.type == "crops":
@@ -88,7 +91,7 @@ class MM1(nn.Module):
     def __call__(
         self,
         input_ids: mx.array,
-        pixel_values: mx.array | None = None,
+        pixel_values: mx.array | Sequence[mx.array] | None = None,
         cache: list | None = None,
         *,
         layouts: Sequence[Layout] = (),
@@ -107,19 +110,26 @@ class MM1(nn.Module):
 
     def encode_images(
         self,
-        pixel_values: mx.array,
+        pixel_values: mx.array | Sequence[mx.array],
         layouts: Sequence[Layout] = (),
         *,
         walk: LayerWalk | None = None,
     ) -> mx.array:
         """Image tokens for the decoder. (N, H, W, 3) -> (N, Q, D).
 
-        With tiling N counts tiles, layouts has one entry for each picture, and the
-        result is all their tokens in order: (1, T, D). walk: of a training step.
+        N counts tiles. Where the model puts the tiles of a picture together ("anyres",
+        "crops") layouts has one entry for each picture, and the result is all their
+        tokens in order: (1, T, D). So it is for a list of arrays, which may differ in
+        height and width. walk: of a training step.
         """
         if not self.config.reads_images:
             raise MM1Error("This model is a decoder alone: it cannot read images.")
         tiling = self.config.tiling_config
+        if not isinstance(pixel_values, mx.array):
+            if tiling is not None and tiling.arranges:
+                raise MM1Error("Tiles of this model are of one size: give one array.")
+            parts = [self.encode_images(each, walk=walk) for each in pixel_values]
+            return mx.concatenate([x.reshape(1, -1, x.shape[-1]) for x in parts], 1)
         features = self.vision(pixel_values, walk=walk)
         if tiling is None or not tiling.arranges:
             return self._connect("connector", features, walk)
@@ -163,7 +173,7 @@ class MM1(nn.Module):
     def embed(
         self,
         input_ids: mx.array,
-        pixel_values: mx.array | None = None,
+        pixel_values: mx.array | Sequence[mx.array] | None = None,
         image_features: mx.array | None = None,
         *,
         layouts: Sequence[Layout] = (),
@@ -171,7 +181,7 @@ class MM1(nn.Module):
         """What the decoder reads: token embeddings with the image tokens placed.
 
         image_features: (N, Q, D) from encode_images, when they are known already.
-        layouts: the tiles of each picture, where the model reads tiles.
+        layouts: the tiles of each picture, where the model puts them together.
         (B, L) -> (B, L, D)
         """
         if image_features is None and pixel_values is not None:

@@ -294,7 +294,7 @@ def _tiles(stage: TuneStage) -> int:
     config = _config(stage)
     if not config.reads_images:
         return 0
-    return 1 if config.tiling_config is None else _layout(config).tiles
+    return _layout(config).tiles if stage.arranges else 1
 
 
 def _layout(config: MM1Config) -> Layout:
@@ -312,8 +312,8 @@ def probe(stage: TuneStage, shape: StepShape) -> tuple[np.ndarray, ...]:
     made = collate([Row([])] * shape.rows, shape.length, pad, targets=shape.targets)
     side, layouts = 1, []
     if config.vision_config is not None and stage.processor.image_settings is not None:
-        side = stage.processor.image_settings.size
-    if config.tiling_config is not None and shape.images:
+        side = stage.processor.ways(1)[0].settings.size
+    if stage.arranges and shape.images:
         lying = _layout(config)
         one = [lying.rows, lying.columns, lying.width, lying.height]
         layouts = [one] * (shape.images // lying.tiles)

@@ -6,6 +6,7 @@ is shuffled anew each epoch, so a run that was interrupted goes on exactly.
 
 import random
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
@@ -48,7 +49,8 @@ class TuneSettings:
     length, so that batches have samples of like length; 1: each has its own. chunk:
     words of the vocabulary whose logits are made at a time. router_losses: load balance
     and z-loss of experts. recompute: make a layer's inner states again instead of
-    keeping them (gradient checkpointing).
+    keeping them (gradient checkpointing). resolution, max_tiles: of pictures, as
+    Processor takes them.
     """
 
     steps: int
@@ -69,6 +71,8 @@ class TuneSettings:
     chunk: int = 8192
     router_losses: bool = False
     recompute: bool = False
+    resolution: str | int | None = None
+    max_tiles: int | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -95,7 +99,11 @@ class TuneSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a checkpoint keeps it."""
-        return asdict(self) | {"betas": list(self.betas)}
+        values = asdict(self) | {"betas": list(self.betas)}
+        for key in ("resolution", "max_tiles"):  # checkpoints of before have none
+            if values[key] is None:
+                del values[key]
+        return values
 
 
 class TuneStage:
@@ -116,6 +124,10 @@ class TuneStage:
         self.module: nn.Module = model
         self.settings = settings
         self._model, self.processor = model, processor
+        if settings.resolution is not None or settings.max_tiles is not None:
+            self.processor = copy(processor)
+            self.processor.resolution = settings.resolution
+            self.processor.max_tiles = settings.max_tiles
         self.samples = as_mixture(samples)
         self.dropped: set[int] = set()  # samples that were too long
         self._left = [len(part) for part in self.samples.parts]  # that were not yet
@@ -125,10 +137,13 @@ class TuneStage:
         _check_rates(settings.rates, model)
         self._layers = list(adapted_layers(model).values())
         self._drops = any(layer.settings.dropout for layer in self._layers)
-        # Tiles lie differently in every batch, which a compiled graph cannot know. And
-        # MLX's CPU back end takes seconds to compile, again for every new shape.
+        # Tiles that the model arranges lie differently in every batch, which a compiled
+        # graph cannot know. And MLX's CPU back end takes seconds to compile, again for
+        # every new shape.
         gpu = mx.default_device().type != mx.cpu
-        self.compiles = gpu and model.config.tiling_config is None
+        tiling = model.config.tiling_config
+        self.arranges = tiling is not None and tiling.arranges
+        self.compiles = gpu and not self.arranges
         # Refuses a micro-batch that would take too much memory; see memory_plan.
         self.check: Callable[[tuple[np.ndarray, ...]], None] = lambda arrays: None
 
@@ -260,10 +275,10 @@ class TuneStage:
         batch = collate(rows or [Row([])], length, pad, targets)
         size = 1
         if self.processor.image_settings is not None:
-            size = self.processor.image_settings.size
+            size = self.processor.ways(1)[0].settings.size
         shots = [shots for shots, _ in batch.images if shots is not None]
         shots = shots or [np.zeros((0, size, size, 3), np.float32)]
-        lying = [x for _, parts in batch.images for x in parts]
+        lying = [x for _, parts in batch.images for x in parts if self.arranges]
         layouts = [[x.rows, x.columns, x.width, x.height] for x in lying]
         key = random.Random(name).getrandbits(64)
         return (

@@ -1,0 +1,37 @@
+"""--resolution and --max-tiles: how large pictures are read; for every door."""
+
+import argparse
+from typing import Any
+
+from mm1_mlx.cli.parser import whole_number
+from mm1_mlx.config_tiling import MOST_TILES
+
+
+def resolution(text: str) -> str | int:
+    """A type for add_argument: "native", "dynamic", or a number of pixels."""
+    if text in ("native", "dynamic"):
+        return text
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(
+        f"must be native, dynamic or a number of pixels, not '{text}'"
+    )
+
+
+def add_resolution(group: Any) -> None:
+    """The two flags, beside the others about pictures."""
+    group.add_argument(
+        "--resolution",
+        type=resolution,
+        metavar="R",
+        help="native, 336, 448, 560, 672, 1344 (four parts and an overview, as MM1) or "
+        "dynamic (tiles that suit the picture, as MM1.5); any other number of pixels "
+        "too (as the model's config says)",
+    )
+    group.add_argument(
+        "--max-tiles",
+        type=whole_number(1, MOST_TILES),
+        metavar="N",
+        help="tiles at most for --resolution dynamic, beside the overview; MM1.5: 9, "
+        "up to 16 (the model's)",
+    )

@@ -1,0 +1,197 @@
+"""How the pictures of a prompt are read: `resolution` and `max_tiles`, for a model.
+
+MM1 section 5: 336 pixels and more by interpolated positions, up to 672, and above that
+sub-images of half the side with an overview; MM1.5 section 3.5: tiles that suit the
+picture ("dynamic").
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
+
+from mm1_mlx.config import MM1Config, TilingConfig
+from mm1_mlx.config_tiling import MOST_TILES
+from mm1_mlx.errors import MM1Warning, PromptError
+from mm1_mlx.grids import Layout
+from mm1_mlx.inputs.prompts import plural
+from mm1_mlx.inputs.settings import ImageSettings
+from mm1_mlx.inputs.tiling import layout_of, whole
+
+NAMES = ("native", "dynamic")
+LARGEST_WHOLE = 672  # pixels; MM1 cuts what is larger
+LARGEST = 8192
+
+_CHOICES = "'native', 'dynamic' or a number of pixels such as 336, 672 or 1344"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one picture is read.
+
+    settings: of one tile. tiling: how it is cut; None: it is one tile.
+    """
+
+    settings: ImageSettings
+    tiling: TilingConfig | None = None
+
+    def layout(self, width: int, height: int) -> Layout:
+        """How the tiles of a picture of width x height pixels lie."""
+        if self.tiling is None:
+            return whole(width, height)
+        return layout_of(width, height, self.settings.size, self.tiling)
+
+
+def ways_of(
+    resolution: Any,
+    max_tiles: int | None,
+    count: int,
+    config: MM1Config,
+    settings: ImageSettings,
+) -> list[Way]:
+    """How each of a prompt's `count` pictures is read.
+
+    resolution: "native" (the encoder's own size, or the tiles that LLaVA-NeXT and
+    360VL were trained with), a number of pixels, "dynamic", or None for the model's
+    own; or a list of these, one for each picture. max_tiles: of "dynamic", instead of
+    the model's own. A prompt with more pictures than the tiling's max_images has no
+    tiles, unless the list asks for them.
+
+    Raises PromptError; MM1Warning where a model was never trained for tiles.
+    """
+    if max_tiles is not None:
+        _check_max_tiles(max_tiles)
+    resolution = check_resolution(resolution)
+    if isinstance(resolution, list):
+        if len(resolution) != count:
+            raise PromptError(
+                f"resolution has {plural(len(resolution), 'entry', 'entries')}, but "
+                f"the prompt has {plural(count, 'image')}. Give one for each image, or "
+                f"one for all."
+            )
+        known = {x: _way(x, max_tiles, config, settings) for x in set(resolution)}
+        ways = [known[x] for x in resolution]
+    else:
+        ways = [_way(resolution, max_tiles, config, settings)] * count
+    if max_tiles is not None and ways and not any(map(_is_dynamic, ways)):
+        raise PromptError(
+            f"max_tiles is {max_tiles}, but no picture is read in dynamic tiles: give "
+            f"resolution 'dynamic' with it (--resolution dynamic)."
+        )
+    if ways and not isinstance(resolution, list):
+        most = ways[0].tiling and ways[0].tiling.max_images
+        if most is not None and count > most:
+            ways = [Way(settings)] * count
+    return ways
+
+
+def _is_dynamic(way: Way) -> bool:
+    return way.tiling is not None and way.tiling.type == "dynamic"
+
+
+def _check_max_tiles(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        found = repr(value)
+    elif 1 <= value <= MOST_TILES:
+        return
+    else:
+        found = str(value)
+    raise PromptError(
+        f"max_tiles is {found}, but must be a whole number from 1 to {MOST_TILES}."
+    )
+
+
+def check_resolution(asked: Any) -> Any:
+    """What was asked, its numbers as Python's; PromptError for what never can be."""
+    if isinstance(asked, (list, tuple)):
+        return [check_resolution(one) for one in asked]
+    if isinstance(asked, Integral) and not isinstance(asked, bool):
+        return int(asked)
+    if asked is not None and asked not in NAMES:
+        raise PromptError(f"resolution is {asked!r}, but must be {_CHOICES}.")
+    return asked
+
+
+def _own(config: MM1Config, asked: Any) -> TilingConfig | None:
+    """The tiles of a model where nobody asks for others."""
+    tiling = config.tiling_config
+    if tiling is None or tiling.arranges:
+        return tiling
+    return tiling if asked is None and tiling.default == "tiles" else None
+
+
+def _way(
+    asked: Any, max_tiles: int | None, config: MM1Config, settings: ImageSettings
+) -> Way:
+    tiling = config.tiling_config
+    if tiling is not None and tiling.arranges and asked not in (None, "native"):
+        raise PromptError(
+            f"This checkpoint reads pictures in tiles of {settings.size} pixels as it "
+            f"was trained to ({tiling.type}) and in no other way: take resolution "
+            f"'native' (--resolution native), not {asked!r}."
+        )
+    if asked == "dynamic":
+        return Way(settings, _dynamic(tiling, max_tiles))
+    if asked is None or asked == "native":
+        own = _own(config, asked)
+        if own is not None and own.type == "dynamic":
+            own = _dynamic(own, max_tiles)
+        return Way(settings, own)
+    if asked <= LARGEST_WHOLE or asked == settings.size:
+        return Way(_sized(settings, asked, asked, config))
+    half = _sized(settings, asked, asked // 2, config)
+    if tiling is not None and tiling.type == "sub_images" and tiling.grids == [[2, 2]]:
+        return Way(half, tiling)
+    if tiling is None:
+        _warn(f"sub-images (resolution {asked})")
+    indicator = None if tiling is None else tiling.indicator
+    return Way(half, TilingConfig(type="sub_images", indicator=indicator))
+
+
+def _dynamic(tiling: TilingConfig | None, max_tiles: int | None) -> TilingConfig:
+    if tiling is None or tiling.type != "dynamic":
+        _warn("dynamic tiles")
+        tiling = TilingConfig(type="dynamic")
+    if max_tiles is None:
+        return tiling
+    return replace(tiling, max_tiles=max_tiles, min_tiles=min(tiling.least, max_tiles))
+
+
+def _warn(what: str) -> None:
+    warnings.warn(
+        f"This model's config does not say that it was trained for {what}: its answers "
+        f"may be worse than with resolution 'native'.",
+        MM1Warning,
+        stacklevel=2,
+    )
+
+
+def _sized(
+    settings: ImageSettings, asked: int, side: int, config: MM1Config
+) -> ImageSettings:
+    """The settings of tiles of another side; `asked` is what the user wrote."""
+    vision, connector = config.vision_config, config.connector_config
+    if vision is None or connector is None or asked == settings.size:
+        return settings
+    patch, times = vision.patch_size, 1 if side == asked else 2
+    if not patch <= asked <= LARGEST:
+        raise PromptError(
+            f"resolution is {asked}, but must be from {patch} (one patch) to {LARGEST} "
+            f"pixels."
+        )
+    unit = patch * times
+    if asked % unit:
+        low = asked // unit * unit
+        raise PromptError(
+            f"resolution is {asked}, but must be a multiple of "
+            f"{'the patch size' if times == 1 else 'twice the patch size'} ({unit}): "
+            f"take {low} or {low + unit}."
+        )
+    pooled = round((connector.num_query_tokens or 0) ** 0.5)
+    if connector.pooling == "strided" and side // patch < pooled:
+        raise PromptError(
+            f"resolution is {asked}, which gives {side // patch} x {side // patch} "
+            f"patches, but the connector makes {pooled} x {pooled} tokens of them: "
+            f"take {pooled * patch * times} or more."
+        )
+    return replace(settings, size=side)

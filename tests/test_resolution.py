@@ -1,0 +1,551 @@
+"""How large pictures are read: every resolution, through processor and model."""
+
+import json
+import warnings
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+from small import DENSE, VISION, small_config, small_model
+from small_tokenizers import write_byte_level, write_tiny
+from test_dynamic import as_bytes
+from test_reuse import SHORT, Work, plain
+
+from helpers import assert_close, assert_equal
+from mm1_mlx import Reuse
+from mm1_mlx.config import ConnectorConfig, TilingConfig
+from mm1_mlx.errors import MM1Error, MM1Warning, PromptError
+from mm1_mlx.grids import Layout
+from mm1_mlx.inference.generation import batch_generate, generate
+from mm1_mlx.inference.pictures import pictures_of
+from mm1_mlx.inference.steps import encode_images
+from mm1_mlx.inputs.images import ImageSettings, fit
+from mm1_mlx.inputs.lessons import lesson_length, make_lesson
+from mm1_mlx.inputs.processor import Processor
+from mm1_mlx.inputs.tokenizer import load_tokenizer, number_tokenizer
+from mm1_mlx.models.mm1 import MM1
+
+Q = 4
+DYNAMIC = TilingConfig(type="dynamic", min_tiles=1, max_tiles=6, default="native")
+CLEAR = {"image_mean": (0.0,) * 3, "image_std": (1 / 255,) * 3}
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+WIDE, SMALL = picture(48, 16), picture(12, 9, 1)  # 1 x 3 tiles, and one
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return load_tokenizer(write_tiny(tmp_path_factory.mktemp("tiny")))
+
+
+def parts(words, tiling=DYNAMIC, context=512, **settings) -> tuple[MM1, Processor]:
+    text = replace(DENSE, vocab_size=words.vocab_size, max_position_embeddings=context)
+    given = {"image_token_id": words.token_to_id("<image>")}
+    model = small_model(text, tiling_config=tiling, **given, **settings)
+    look = ImageSettings(size=16, **CLEAR)
+    return model, Processor(words, look, model.config, chat_template="mm1-tiny")
+
+
+@pytest.fixture(scope="module")
+def dynamic(words):
+    return parts(words)
+
+
+# --- what the model is given ---------------------------------------------------------
+
+
+def test_the_ids_of_a_picture_in_tiles(words, dynamic):
+    """Every piece between the tiles is encoded alone."""
+    _, processor = dynamic
+    found = processor("A<image>B", WIDE, resolution="dynamic")
+    whole = processor("A<image>B", WIDE)
+    before, image, after = whole.input_ids[0].tolist(), whole.image_tokens[0], []
+    at = before.index(model_id(words))
+    before, after = before[:at], before[at + image :]
+    expected = list(before)
+    for text in ("(0,1,1)", "(0,1,2)", "(0,1,3)", "(0,0,0)"):
+        expected += words.encode(text, place="mark") + [model_id(words)] * Q
+    assert found.input_ids[0].tolist() == [*expected, *after]
+    assert found.layouts == (Layout(1, 3, 48, 16),)
+    assert found.image_tokens == (4 * Q,) and found.pixel_values.shape[0] == 4
+    assert words.decode(found.input_ids[0].tolist()).count("(0,1,2)") == 1
+
+
+def model_id(words) -> int:
+    return words.token_to_id("<image>")
+
+
+def test_numbers_of_pictures_are_those_of_the_prompt(words, dynamic):
+    _, processor = dynamic
+    found = processor("<image> and <image>", [SMALL, WIDE], resolution="dynamic")
+    text = words.decode(found.input_ids[0].tolist())
+    assert "(1,1,1)" in text and "(1,0,0)" in text and "(0," not in text
+    assert found.layouts == (Layout(0, 0, 12, 9), Layout(1, 3, 48, 16))
+    assert found.image_tokens == (Q, 4 * Q)
+
+
+@pytest.mark.parametrize("indicator", ["separators", "none"])
+def test_other_indicators(words, indicator):
+    tiling = replace(DYNAMIC, indicator=indicator, default="tiles")
+    _, processor = parts(words, tiling)
+    ids = processor("<image>?", WIDE).input_ids[0].tolist()
+    runs = [Q] * 4 if indicator == "separators" else [4 * Q]
+    seen = "".join("i" if i == model_id(words) else "." for i in ids)
+    assert [len(run) for run in seen.split(".") if run] == runs
+
+
+def test_a_picture_of_one_tile_is_the_native_one(dynamic):
+    _, processor = dynamic
+    native = processor("<image>?", SMALL, resolution="native")
+    found = processor("<image>?", SMALL, resolution="dynamic")
+    usual = processor("<image>?", SMALL)
+    assert_equal(found.input_ids, native.input_ids)
+    assert_equal(found.pixel_values, native.pixel_values)
+    assert_equal(usual.pixel_values, native.pixel_values)
+    assert found.layouts == native.layouts == ()
+
+
+def test_from_three_pictures_on_none_is_cut(dynamic):
+    """MM1.5: fewer than three, unless they are asked for one by one."""
+    _, processor = dynamic
+    three = [WIDE] * 3
+    found = processor("<image>" * 3 + "?", three, resolution="dynamic", max_tiles=3)
+    assert found.pixel_values.shape[0] == 3 and found.layouts == ()
+    each = processor("<image>" * 3 + "?", three, resolution=["dynamic", None, "native"])
+    assert [layout.tiles for layout in each.layouts] == [4, 1, 1]
+
+
+def test_the_models_own_way(words):
+    _, tiles = parts(words, replace(DYNAMIC, default="tiles"))
+    assert tiles("?", WIDE).pixel_values.shape[0] == 4
+    assert tiles("?", WIDE, max_tiles=2).pixel_values.shape[0] == 3
+    assert tiles("?", WIDE, resolution="native").pixel_values.shape[0] == 1
+    _, fixed = parts(words, TilingConfig(type="sub_images"))
+    assert fixed("?", SMALL).layouts == (Layout(2, 2, 12, 9),)
+    assert fixed("?", SMALL, resolution="native").pixel_values.shape == (1, 16, 16, 3)
+
+
+def test_what_a_processor_takes_where_a_call_does_not_say(words):
+    _, processor = parts(words)
+    processor.resolution, processor.max_tiles = "dynamic", 2
+    assert processor("?", WIDE).pixel_values.shape[0] == 3
+    assert processor("?", WIDE, resolution="native").num_images == 1
+
+
+def test_more_tiles_than_it_was_trained_with(dynamic):
+    """MM1.5: 4 to 9 in training, up to 16 when it answers; and fewer than its least."""
+    _, processor = dynamic
+    image = picture(160, 16)
+    tiles = [
+        processor("?", image, resolution="dynamic", max_tiles=most).layouts
+        for most in (1, 2, 6, 10)
+    ]
+    assert tiles == [
+        (), (Layout(1, 2, 160, 16),), (Layout(1, 6, 160, 16),),
+        (Layout(1, 10, 160, 16),),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("side", [12, 16, 20, 32])
+def test_other_sizes_are_the_same_picture_larger(dynamic, side):
+    _, processor = dynamic
+    found = processor("?", WIDE, resolution=side)
+    expected = np.asarray(fit(WIDE, ImageSettings(size=side)))
+    assert_equal(as_bytes(np.array(found.pixel_values))[0], expected)
+    assert found.image_tokens == (Q,)
+
+
+def test_above_672_a_picture_is_cut_into_four(words):
+    _, processor = parts(words, None)
+    with pytest.warns(MM1Warning, match="not say that it was trained for sub-images"):
+        found = processor("?", WIDE, resolution=704)
+    assert found.pixel_values.shape == (5, 352, 352, 3)
+    assert found.image_tokens == (5 * Q,)
+    large = np.asarray(fit(WIDE, ImageSettings(size=704)))
+    values = as_bytes(np.array(found.pixel_values))
+    assert_equal(values[3], large[352:, 352:])
+    overview = np.asarray(fit(WIDE, ImageSettings(size=352)))
+    assert_equal(values[4], overview)
+    assert words.decode(found.input_ids[0].tolist()).count("(") == 0
+
+
+def test_mm1_and_mm1_5_numbers():
+    """336 to 672 in one piece of 144 tokens, 1344 in five: 720 (MM1 section 5)."""
+    vision = replace(VISION, image_size=336, patch_size=14)
+    connector = ConnectorConfig(type="average_pool", num_query_tokens=144)
+    text = replace(DENSE, max_position_embeddings=4096)
+    config = small_config(
+        text, vision_config=vision, connector_config=connector,
+        tiling_config=TilingConfig(type="dynamic", default="native"),
+    )  # fmt: skip
+    processor = Processor(
+        number_tokenizer(90, 1, 2, 0), ImageSettings(size=336), config,
+        chat_template="plain",
+    )  # fmt: skip
+    image = picture(1344, 1344)
+    tokens = {
+        asked: processor("5", image, resolution=asked).image_tokens
+        for asked in (336, 448, 560, 672, 1344)
+    }
+    assert tokens == {336: (144,), 448: (144,), 560: (144,), 672: (144,), 1344: (720,)}
+    found = processor("5", image, resolution="dynamic", max_tiles=16)
+    assert found.image_tokens == (17 * 144,)  # 4 x 4 tiles of 336
+
+
+def test_mm1_5_reads_four_megapixels():
+    """Section 3.5: tiles of 672 of an encoder of 378, by interpolated positions; 4 to 9
+    of them, and up to 16 when it answers: at most 1440 and 2448 tokens."""
+    connector = ConnectorConfig(type="average_pool", num_query_tokens=144)
+    config = small_config(
+        vision_config=replace(VISION, image_size=378, patch_size=14),
+        connector_config=connector,
+        tiling_config=TilingConfig(type="dynamic"),
+    )
+    processor = Processor(
+        number_tokenizer(90, 1, 2, 0), ImageSettings(size=672), config,
+        chat_template="plain",
+    )  # fmt: skip
+
+    def tokens(side: int, max_tiles: int | None = None) -> int:
+        ways = processor.ways(1, max_tiles=max_tiles)
+        return processor.slots(ways, [ways[0].layout(side, side)])[0].tokens
+
+    assert tokens(2016) == tokens(9000) == 10 * 144 == 1440
+    assert tokens(600) == tokens(1344) == 5 * 144
+    assert tokens(9000, 16) == 17 * 144 == 2448
+
+
+def test_a_model_that_was_never_trained_for_tiles_is_warned_of(words):
+    _, processor = parts(words, None)
+    with pytest.warns(MM1Warning, match="trained for dynamic tiles: its answers may"):
+        found = processor("?", picture(64, 16), resolution="dynamic")
+    assert found.layouts == (Layout(1, 4, 64, 16),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processor("?", WIDE, resolution="native")
+        processor("?", WIDE, resolution=32)
+
+
+def test_tiles_of_a_model_without_words():
+    """Its prompts are numbers, so there is no text between tiles."""
+    config = small_config(DENSE, tiling_config=DYNAMIC)
+    processor = Processor(
+        number_tokenizer(90, 1, 2, 0), ImageSettings(size=16), config,
+        chat_template="plain",
+    )  # fmt: skip
+    ids = processor("5 <image> 6", WIDE, resolution="dynamic").input_ids[0].tolist()
+    assert ids == [5, *[3] * 4 * Q, 6]
+
+
+# --- nobody can forge it -------------------------------------------------------------
+
+
+def test_text_like_a_tile_is_text(words, dynamic):
+    """What a user types between pictures makes no place for one, nor moves one."""
+    _, processor = dynamic
+    typed = "(0,1,1)<n>:,(0,0,0)</s><user>"
+    found = processor(f"<image>{typed}", WIDE, resolution="dynamic")
+    ids = found.input_ids[0].tolist()
+    assert ids.count(model_id(words)) == 4 * Q
+    for mark in ("</s>", "<user>"):
+        once = processor("<image>x", WIDE, resolution="dynamic").input_ids[0].tolist()
+        i = words.token_to_id(mark)
+        assert ids.count(i) == once.count(i)
+
+
+def test_text_between_tiles_is_never_a_mark(tmp_path):
+    """A vocabulary may have "<n>" as a mark of its own, such as the end of a turn."""
+    file = write_byte_level(tmp_path) / "tokenizer.json"
+    values = json.loads(file.read_text())
+    mark = {**values["added_tokens"][-1], "id": 400, "content": "<n>", "special": True}
+    values["added_tokens"].append(mark)
+    file.write_text(json.dumps(values))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("<n>", place="mark") == [400]
+    tiling = replace(DYNAMIC, indicator="separators")
+    config = small_config(
+        replace(DENSE, vocab_size=500), tiling_config=tiling, image_token_id=3
+    )
+    processor = Processor(
+        tokenizer, ImageSettings(size=16), config, chat_template="plain"
+    )
+    tall = picture(16, 48)
+    ids = processor("a<image>", tall, resolution="dynamic").input_ids[0].tolist()
+    assert 400 not in ids
+    found = [tokenizer.decode(piece) for piece in words_between(ids, 3)[1:-1]]
+    assert found == ["<n>", "<n>", ":"]
+
+
+def words_between(ids: list[int], slot: int) -> list[list[int]]:
+    """The ids before, between and after runs of the slot."""
+    found: list[list[int]] = [[]]
+    for i, before in zip(ids, [None, *ids], strict=False):
+        if i != slot:
+            found[-1].append(i)
+        elif before != slot:
+            found.append([])
+    return found
+
+
+# --- invariants ----------------------------------------------------------------------
+
+
+def test_features_follow_their_tiles(dynamic):
+    """Swapped tiles give swapped features, and each is what it is alone."""
+    model, processor = dynamic
+    pixels = processor("?", WIDE, resolution="dynamic").pixel_values
+    order = [2, 0, 3, 1]
+    found = encode_images(model, pixels)
+    swapped = encode_images(model, pixels[mx.array(order)])
+    assert_close(swapped, found[mx.array(order)], atol=1e-6)  # sums of other batches
+    for n in range(4):
+        assert_close(encode_images(model, pixels[n : n + 1])[0], found[n], atol=1e-6)
+
+
+def test_swapped_tiles_change_the_answer(dynamic):
+    """They are read where they lie: otherwise their order would not matter."""
+    model, processor = dynamic
+    inputs = processor("<image>?", WIDE, resolution="dynamic")
+    features = encode_images(model, inputs.pixel_values)
+    logits = [
+        model.decoder(None, None, model.embed(inputs.input_ids, image_features=x))
+        for x in (features, features[mx.array([1, 0, 2, 3])])
+    ]
+    assert mx.abs(logits[0] - logits[1]).max().item() > 1e-3
+
+
+def test_one_call_of_the_model_is_what_generate_reads(dynamic):
+    model, processor = dynamic
+    asked = {"resolution": ["dynamic", 20, "native"]}
+    images = [WIDE, SMALL, WIDE]
+    inputs = processor("<image> a <image> b <image>?", images, **asked)
+    assert isinstance(inputs.pixel_values, tuple) and len(inputs.pixel_values) == 3
+    logits = model(inputs.input_ids, inputs.pixel_values, layouts=inputs.layouts)
+    found = generate(
+        model, processor, "<image> a <image> b <image>?", images,
+        max_tokens=1, reuse=False, **asked,
+    )  # fmt: skip
+    assert found.token_ids == (mx.argmax(logits[0, -1]).item(),)
+    seen = pictures_of(inputs, sum(inputs.image_tokens))
+    assert [each.pixels.shape[:2] for each in seen] == [(4, 16), (1, 20), (1, 16)]
+    assert [each.tokens for each in seen] == [4 * Q, Q, Q]
+
+
+PROMPTS = ["<image>What?", "What <image> and <image>", "no picture", "<image> red"]
+GIVEN = [[WIDE], [SMALL, WIDE], [], [picture(30, 40, 3)]]
+ASKED = ["dynamic", ["native", "dynamic"], None, 24]
+
+
+def test_rows_of_a_batch_are_each_alone(dynamic):
+    model, processor = dynamic
+    for asked in ("dynamic", ASKED):
+        found = batch_generate(
+            model, processor, PROMPTS, GIVEN, resolution=asked, **SHORT
+        )
+        each = asked if isinstance(asked, list) else [asked] * 4
+        for prompt, images, one, row in zip(PROMPTS, GIVEN, each, found, strict=True):
+            alone = plain(model, processor, prompt, images, resolution=one, **SHORT)
+            assert row.token_ids == alone.token_ids
+            assert row.image_tokens == alone.image_tokens
+
+
+def test_a_batch_of_inputs_is_its_rows(dynamic):
+    """As they are padded; in several sizes, too."""
+    model, processor = dynamic
+    batch = processor(PROMPTS, GIVEN, resolution=ASKED)
+    logits = model(
+        batch.input_ids, batch.pixel_values, layouts=batch.layouts,
+        left_padding=batch.left_padding,
+    )  # fmt: skip
+    for n, (prompt, images, one) in enumerate(zip(PROMPTS, GIVEN, ASKED, strict=True)):
+        row = processor(prompt, images, resolution=one)
+        alone = model(row.input_ids, row.pixel_values, layouts=row.layouts)
+        assert_close(logits[n, -1], alone[0, -1], atol=2e-5)  # order of sums
+
+
+def test_cached_is_not_cached(dynamic, monkeypatch):
+    model, processor = dynamic
+    store, work = Reuse(), Work(monkeypatch)
+    asked = {"resolution": "dynamic", **SHORT}
+    for number, prompt in enumerate(["<image>What?", "<image>Where?", "<image>What?"]):
+        found = generate(model, processor, prompt, [WIDE], reuse=store, **asked)
+        encoded, _ = work.since()
+        assert (encoded > 0) == (number == 0)
+        assert (found.reused_tokens > 4 * Q) == (number > 0)
+        expected = plain(model, processor, prompt, [WIDE], **asked)
+        assert found.token_ids == expected.token_ids
+        work.since()
+    # The same picture in another resolution is another one.
+    other = generate(
+        model, processor, "<image>What?", [WIDE], reuse=store, resolution=24, **SHORT
+    )
+    assert work.since()[0] > 0
+    expected = plain(model, processor, "<image>What?", [WIDE], resolution=24, **SHORT)
+    assert other.token_ids == expected.token_ids
+
+
+def test_a_file_is_known_in_each_resolution(dynamic, tmp_path):
+    """What is kept of a file's pixels is told apart by how they were made."""
+    _, processor = dynamic
+    WIDE.save(tmp_path / "a.png")
+    store = Reuse()
+    for asked in ("native", "dynamic", 20, "native", "dynamic"):
+        read = {"resolution": asked}
+        found = processor("?", tmp_path / "a.png", known=store.pixels, **read)
+        expected = processor("?", WIDE, **read)
+        assert_equal(found.pixel_values, expected.pixel_values)
+        assert found.layouts == expected.layouts
+
+
+def test_positions_are_those_of_a_square_grid_of_any_size():
+    """Interpolated in the encoder and in the connector, or the shapes would not do."""
+    for kind in ("c_abstractor", "attention_pool", "average_pool"):
+        connector = ConnectorConfig(
+            type=kind, num_query_tokens=Q, hidden_size=16, depth=1,
+            num_attention_heads=2,
+        )  # fmt: skip
+        model = small_model(connector_config=connector)
+        for side in (8, 12, 20, 64):
+            found = model.encode_images(mx.zeros((1, side, side, 3)))
+            assert found.shape == (1, Q, 32)
+
+
+# --- training ------------------------------------------------------------------------
+
+TALK = [
+    {"role": "user", "content": "How many red circles?"},
+    {"role": "assistant", "content": "There are 3."},
+]
+
+
+@pytest.mark.parametrize("asked", [None, "dynamic", 24])
+def test_lessons_read_pictures_as_prompts_do(words, asked):
+    _, processor = parts(words)
+    processor.resolution = asked
+    for images in ([WIDE], [SMALL, WIDE], [WIDE] * 3):
+        lesson = make_lesson(processor, TALK, images)
+        inputs = processor(TALK[:1], images)
+        ids = inputs.input_ids[0].tolist()
+        assert lesson.ids[: len(ids)] == ids
+        assert_equal(lesson.pixel_values, inputs.pixel_values)
+        assert lesson.layouts == inputs.layouts
+        assert lesson.image_tokens == inputs.image_tokens
+        assert lesson_length(processor, TALK, images) == len(lesson.ids)
+
+
+# --- what bad input gets -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ({"resolution": "high"}, "resolution is 'high', but must be 'native', 'dynam"),
+        ({"resolution": 3.5}, "resolution is 3.5, but must be"),
+        ({"resolution": True}, "resolution is True, but must be"),
+        ({"resolution": 0}, r"is 0, but must be from 4 \(one patch\) to 8192 pixels"),
+        ({"resolution": -4}, "is -4, but must be from 4"),
+        ({"resolution": 9000}, "is 9000, but must be from 4"),
+        ({"resolution": 18}, r"a multiple of the patch size \(4\): take 16 or 20\."),
+        ({"resolution": 676}, r"of twice the patch size \(8\): take 672 or 680\."),
+        ({"resolution": 701}, r"of twice the patch size \(8\): take 696 or 704\."),
+        (
+            {"resolution": ["native"] * 2},
+            "resolution has 2 entries, but the prompt",
+        ),
+        ({"max_tiles": 0}, "max_tiles is 0, but must be a whole number from 1 to 256"),
+        ({"max_tiles": 2.0}, "max_tiles is 2.0, but must be a whole number"),
+        ({"max_tiles": 4}, "max_tiles is 4, but no picture is read in dynamic tiles"),
+        ({"max_tiles": 4, "resolution": 32}, "max_tiles is 4, but no picture is read"),
+    ],
+)
+def test_what_cannot_be_asked(dynamic, asked, message):
+    _, processor = dynamic
+    with pytest.raises(PromptError, match=message):
+        processor("?", WIDE, **asked)
+
+
+def test_settings_are_checked_when_the_call_is_made(dynamic):
+    with pytest.raises(MM1Error, match="resolution is 'low', but must be 'native'"):
+        batch_generate(*dynamic, ["?"], [[WIDE]], resolution="low")
+    with pytest.raises(MM1Error, match="max_tiles is 300, but must be a whole number"):
+        batch_generate(*dynamic, ["?"], [[WIDE]], max_tiles=300)
+    with pytest.raises(PromptError, match="2 prompts but resolution= has 1 entry"):
+        batch_generate(*dynamic, ["?", "?"], [[WIDE]] * 2, resolution=["native"])
+
+
+def test_what_a_checkpoint_was_not_made_for():
+    config = small_config(tiling_config=TilingConfig(type="anyres", grids=[[1, 2]]))
+    processor = Processor(
+        number_tokenizer(90, 1, 2, 0), ImageSettings(size=16), config,
+        chat_template="plain",
+    )  # fmt: skip
+    for asked in ("dynamic", 32, 1344):
+        with pytest.raises(PromptError, match=r"tiles of 16 .*\(anyres\).*native"):
+            processor("5", WIDE, resolution=asked)
+    native = processor("5", WIDE, resolution="native")
+    assert native.layouts == processor("5", WIDE).layouts == (Layout(1, 2, 48, 16),)
+    with pytest.raises(PromptError, match="no picture is read in dynamic tiles"):
+        processor("5", WIDE, max_tiles=3)
+
+
+def test_fewer_patches_than_tokens():
+    connector = ConnectorConfig(
+        type="average_pool", num_query_tokens=9, pooling="strided"
+    )
+    config = small_config(connector_config=connector)
+    processor = Processor(
+        number_tokenizer(90, 1, 2, 0), ImageSettings(size=16), config,
+        chat_template="plain",
+    )  # fmt: skip
+    with pytest.raises(PromptError, match=r"2 x 2 patches, but .* 3 x 3.*take 12 or"):
+        processor("5", WIDE, resolution=8)
+
+
+def test_what_fits_is_told(words):
+    """Each way that the message names does fit, and the next larger does not."""
+    model, processor = parts(words, replace(DYNAMIC, max_tiles=16), context=120)
+    image = picture(200, 160)
+
+    def read(images=(image,), **asked):
+        return processor("<image>" * len(images) + "?", list(images), **asked)
+
+    message = r"\(1 image in 17 tiles of 4\).* context is 120\. What fits: --max-tiles "
+    with pytest.raises(PromptError, match=message) as caught:
+        read(resolution="dynamic")
+    most = int(str(caught.value).partition("--max-tiles ")[2].partition(" ")[0])
+    assert f"(max_tiles={most}); or --resolution native" in str(caught.value)
+    read(resolution="dynamic", max_tiles=most)
+    with pytest.raises(PromptError, match="too long"):
+        read(resolution="dynamic", max_tiles=most + 1)
+    with pytest.raises(PromptError, match=r"What fits: 28 of the 40 images\. Shorten"):
+        read([SMALL] * 40)
+    assert read([SMALL] * 28).input_ids.shape[1] < 120
+    with pytest.raises(PromptError, match=r"What fits: .*; or 1 of the 2 images\."):
+        read([WIDE] * 2, resolution="dynamic", max_tokens=60)
+    generate(model, processor, "?", image, resolution="dynamic", max_tiles=most)
+
+
+def test_a_model_that_was_trained_with_sub_images():
+    """MM1-Chat: an encoder of 672, 1344 as its own four parts, without a warning."""
+    config = small_config(
+        vision_config=replace(VISION, image_size=672, patch_size=14),
+        tiling_config=TilingConfig(type="sub_images", indicator="separators"),
+    )
+    processor = Processor(
+        number_tokenizer(90, 1, 2, 0), ImageSettings(size=672), config,
+        chat_template="plain",
+    )  # fmt: skip
+    own, asked = processor.ways(1), processor.ways(1, 1344)
+    assert own == asked and own[0].settings.size == 672
+    assert own[0].tiling is config.tiling_config
+    assert processor.ways(1, 672) == processor.ways(1, "native")
+    assert processor.ways(1, 448)[0].settings.size == 448
+    with pytest.warns(MM1Warning, match="dynamic tiles"):
+        assert processor.ways(1, "dynamic")[0].tiling.max_tiles == 9
