@@ -12,6 +12,16 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from mm1_mlx.cli.boxes import (
+    add_boxes,
+    as_objects,
+    check_boxes,
+    draw,
+    fetched,
+    fill_prompt,
+    regions_of,
+    wants_objects,
+)
 from mm1_mlx.cli.drafting import add_drafting, check_drafting, load_draft
 from mm1_mlx.cli.generation_plan import add_plan, check_folders, print_plan
 from mm1_mlx.cli.parser import Parser, json_object, number, some_text, whole_number
@@ -81,6 +91,7 @@ def parser() -> Parser:
     _add_length(parser)
     _add_sampling(parser)
     _add_images(parser)
+    add_boxes(parser)
     _add_cache(parser)
     add_drafting(parser)
     _add_output(parser)
@@ -261,13 +272,14 @@ def run(args: argparse.Namespace) -> int | None:
     """Load, answer, print."""
     from mm1_mlx.inference.generation import stream_generate
     from mm1_mlx.inference.wired import wired_limit
-    from mm1_mlx.processes import is_first, meet, world
+    from mm1_mlx.processes import is_first, meet, together, world
 
     if world().size() > 1 and args.prompt == "-":
         raise UsageError("-p - cannot be read by several processes: give the text")
     if args.prefix_cache_size is not None and args.prefix_cache is None:
         raise UsageError("--prefix-cache-size goes with --prefix-cache FOLDER")
     check_drafting(args, world().size())
+    check_boxes(args)
     prompt = read_prompt(args.prompt)
     settings = _settings(args)
     if args.plan:
@@ -276,13 +288,22 @@ def run(args: argparse.Namespace) -> int | None:
     reuse = _reuse(args)
     model, processor = _load(args, settings)
     settings["draft_model"] = load_draft(args, model, processor)
+    with together():
+        images = fetched(_images(args.image), args)
+        prompt = fill_prompt(prompt, args, processor, images)
     with wired_limit():
         pieces = stream_generate(
-            model, processor, prompt, _images(args.image), reuse=reuse, **settings
+            model, processor, prompt, images, reuse=reuse, **settings
         )
         if is_first():
-            _tell(_print_answer(pieces, args), args)
+            whole = _print_answer(pieces, args)
+            regions = regions_of(whole, args, processor)
+            more: dict[str, Any] = {}
+            if args.json and wants_objects(args, processor):
+                more["boxes"] = as_objects(regions, images)
+            _tell(whole, args, **more)
             _tell_problem(reuse)
+            draw(regions, images, args)
         else:
             list(pieces)
         meet()
@@ -352,12 +373,12 @@ def _images(given: list[str]) -> list[Any]:
     return images
 
 
-def _tell(whole: Any, args: argparse.Namespace) -> None:
+def _tell(whole: Any, args: argparse.Namespace, **more: Any) -> None:
     """What stands behind the answer."""
     from mm1_mlx.cli.statistics import as_json, statistics
 
     if args.json:
-        print(as_json(whole, model=args.model or DEFAULT_MODEL), flush=True)
+        print(as_json(whole, model=args.model or DEFAULT_MODEL, **more), flush=True)
     if not args.quiet:
         print(statistics(whole), file=sys.stderr, flush=True)
 

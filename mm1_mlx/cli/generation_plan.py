@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mm1_mlx.cli.boxes import fill_prompt
+
 
 def add_plan(group: Any) -> None:
     """--plan and --no-memory-check, beside the other flags about memory."""
@@ -57,6 +59,7 @@ def print_plan(
     config = read_config(folder)
     processor = Processor.from_folder(folder, config)
     prepare(processor, args)
+    prompt = fill_prompt(prompt, args, processor, args.image)
     reading = Settings.of(settings).reading()
     inputs = processor(prompt, images=args.image, **reading)
     length = inputs.input_ids.shape[1]
