@@ -24,10 +24,11 @@ class BoxFormat(Strict):
     """A style of boxes and points, and what their numbers are parts of.
 
     style: "mm1", "ferret", "llava" or "qwen", see STYLES. scale: the numbers count
-    parts of so many to a side: whole numbers from 0 to scale - 1, for "llava" decimals
-    as fine as that. frame: the sides are those of the picture ("image"), or of the
-    square that the model reads ("padded": with borders, unless another resize mode
-    cuts or squashes it). Scale and frame have a default for each style.
+    parts of so many to a side: whole numbers from 0 to scale - 1, rounded down, for
+    "llava" decimals as fine as that. frame: the sides are those of the picture
+    ("image"), or of the square that the model reads ("padded": with borders, unless
+    another resize mode cuts or squashes it). Scale and frame have a default for each
+    style.
     """
 
     _name = "box_config"

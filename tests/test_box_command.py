@@ -108,12 +108,12 @@ def test_boxes_are_in_the_object_in_pixels(says, tmp_path, capsys):
     assert box == {
         "label": "a star",
         "kind": "box",
-        "pixels": [200, 100, 400, 200],
+        "pixels": [200.2, 100.1, 400, 200],
         "image": 1,
         "span": [7, 26],
         "guessed": False,
     }
-    assert (point["kind"], point["pixels"]) == ("point", [0, 0])
+    assert (point["kind"], point["pixels"]) == ("point", [0.2, 0.1])
 
 
 def test_pixels_come_into_the_prompt_as_the_model_writes_them(says, tmp_path):

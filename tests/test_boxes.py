@@ -1,13 +1,19 @@
 """Boxes and points: read out of texts, written into prompts, to pixels and back."""
 
+import json
 import random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from small import small_config
 
+from examples.mm1_tiny.boxes import box_text
+from examples.mm1_tiny.scenes import TRAINING_PAIRS, arrange
+from mm1_mlx.config import MM1Config
 from mm1_mlx.config_boxes import STYLES, BoxFormat
+from mm1_mlx.convert.sources import llava, llava_next
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.inputs.boxes import (
     Region,
@@ -57,32 +63,82 @@ def test_a_format_that_makes_no_sense_is_refused(values, pattern):
         BoxFormat.from_dict(values)
 
 
+def test_a_model_folder_says_how_it_writes_boxes_or_not():
+    config = small_config()
+    assert config.box_config is None
+    values = config.to_dict()
+    del values["box_config"]  # as older folders are
+    assert MM1Config.from_dict(values) == config
+    config = small_config(box_config={"style": "mm1", "scale": 100, "frame": "padded"})
+    assert config.box_config == TINY
+    assert MM1Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("aspect, form", [("pad", LLAVA), (None, None)])
+def test_llava_writes_parts_of_the_padded_square(aspect, form):
+    """Known of LLaVA 1.5, which pads; the first version knew no boxes."""
+    hub = {
+        "model_type": "llava_llama",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 90,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "image_aspect_ratio": aspect,
+    }
+    assert llava.config(hub).box_config == form
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    assert llava.config({"text_config": text}).box_config == LLAVA
+    assert llava_next.config({"text_config": text}).box_config is None
+
+
+def test_it_reads_what_mm1_tiny_is_taught():
+    """Its data writes the boxes of drawn things; here they are pixels again."""
+    rng = random.Random(0)
+    for _ in range(50):
+        scene = arrange(rng.sample(TRAINING_PAIRS, 2), rng)
+        side = 1000
+        size = round(scene.width * side), round(scene.height * side)
+        for thing in scene.things:
+            (region,) = parse(box_text(scene, thing), TINY)
+            expected = np.clip(np.array(thing.box()) * side, 0, [*size, *size])
+            # Half of a hundredth, and what rounding the size moves it.
+            assert np.allclose(region.to_pixels(*size), expected, atol=6)
+
+
 # --- reading: what is found, by hand ---
 
+# Of a thousand parts each is read as its middle: "100" is 0.1005 of the side.
+FOUR = (0.1005, 0.2005, 0.3005, 0.4005)
+TWO = (0.5005, 0.2505)
+TENTHS = (0.1, 0.2, 0.3, 0.4)
 READ = [
-    (MM1, "<100,200,300,400>", (0.1, 0.2, 0.3, 0.4)),
-    (MM1, "< 100 , 200 , 300 , 400 >", (0.1, 0.2, 0.3, 0.4)),
-    (MM1, "<100 200 300 400>", (0.1, 0.2, 0.3, 0.4)),
-    (MM1, "<300,400,100,200>", (0.1, 0.2, 0.3, 0.4)),  # corners in order
-    (MM1, "<0,0,1000,1040>", (0.0, 0.0, 1.0, 1.0)),  # a little outside: clipped
-    (MM1, "<-20,0,500,500>", (0.0, 0.0, 0.5, 0.5)),
-    (MM1, "<100,200,100,200>", (0.1, 0.2, 0.1, 0.2)),  # no area: as it is written
-    (MM1, "<500,250>", (0.5, 0.25)),
-    (MM1, "[0.1, 0.2, 0.3, 0.4]", (0.1, 0.2, 0.3, 0.4)),  # another style's writing
-    (TINY, "<10,20,30,99>", (0.1, 0.2, 0.3, 0.99)),
-    (FERRET, "[100, 200, 300, 400]", (0.1, 0.2, 0.3, 0.4)),
-    (FERRET, "[500, 250]", (0.5, 0.25)),
+    (MM1, "<100,200,300,400>", FOUR),
+    (MM1, "< 100 , 200 , 300 , 400 >", FOUR),
+    (MM1, "<100 200 300 400>", FOUR),
+    (MM1, "<300,400,100,200>", FOUR),  # corners in order
+    (MM1, "<0,0,999,1040>", (0.0005, 0.0005, 0.9995, 1.0)),  # a bit outside: clipped
+    (MM1, "<-20,0,500,500>", (0.0, 0.0005, 0.5005, 0.5005)),
+    (MM1, "<100,200,100,200>", (0.1005, 0.2005) * 2),  # no area: as it is written
+    (MM1, "<500,250>", TWO),
+    (MM1, "[0.1, 0.2, 0.3, 0.4]", TENTHS),  # another style's writing
+    (TINY, "<10,20,30,99>", (0.105, 0.205, 0.305, 0.995)),
+    (FERRET, "[100, 200, 300, 400]", FOUR),
+    (FERRET, "[500, 250]", TWO),
     (LLAVA, "[0.12, 0.30, 0.45, 0.60]", (0.12, 0.3, 0.45, 0.6)),
     (LLAVA, "[.5, 0, 1, 1.0]", (0.5, 0.0, 1.0, 1.0)),
-    (QWEN, "<box>(100,200),(300,400)</box>", (0.1, 0.2, 0.3, 0.4)),
-    (QWEN, "<|box_start|>(100,200),(300,400)<|box_end|>", (0.1, 0.2, 0.3, 0.4)),
-    (QWEN, "<box>[[100, 200, 300, 400]]</box>", (0.1, 0.2, 0.3, 0.4)),
-    (QWEN, "<point>(500,250)</point>", (0.5, 0.25)),
-    (None, "<100,200,300,400>", (0.1, 0.2, 0.3, 0.4)),
-    (None, "[100, 200, 300, 400]", (0.1, 0.2, 0.3, 0.4)),
-    (None, "[0.1, 0.2, 0.3, 0.4]", (0.1, 0.2, 0.3, 0.4)),
-    (None, "(100,200),(300,400)", (0.1, 0.2, 0.3, 0.4)),
-    (None, "<500,250>", (0.5, 0.25)),
+    (QWEN, "<box>(100,200),(300,400)</box>", FOUR),
+    (QWEN, "<|box_start|>(100,200),(300,400)<|box_end|>", FOUR),
+    (QWEN, "<box>[[100, 200, 300, 400]]</box>", FOUR),
+    (QWEN, "<point>(500,250)</point>", TWO),
+    (None, "<100,200,300,400>", FOUR),
+    (None, "[100, 200, 300, 400]", FOUR),
+    (None, "[0.1, 0.2, 0.3, 0.4]", TENTHS),
+    (None, "(100,200),(300,400)", FOUR),
+    (None, "<500,250>", TWO),
 ]
 
 
@@ -209,12 +265,9 @@ def test_pixels_to_text_and_back_is_exact_to_the_rounding(form):
         padded = region.frame == "padded"
         sides = [max(width, height)] * 2 if padded else [width, height]
         back = region.to_pixels(width, height)
-        most = form.scale if form is LLAVA else form.scale - 1
         for i, (value, found) in enumerate(zip(pixels, back, strict=True)):
             unit = sides[i % 2] / form.scale
-            # The last whole number stands for all up to the edge.
-            edge = unit if most < form.scale else 0
-            assert abs(value - found) <= 0.5 * unit + 0.5 * edge + 1e-6
+            assert abs(value - found) <= 0.5 * unit + 1e-6
 
 
 WRITTEN = [
@@ -232,8 +285,9 @@ def test_a_box_is_written_as_the_model_writes_it(form, text):
     assert from_pixels((30, 130, 10, 20), 100, 100, form) == text  # ordered, clipped
 
 
-def test_half_a_part_is_rounded_up():
-    assert from_pixels((5, 15), 1000, 1000, TINY) == "<1,2>"
+def test_whole_numbers_are_rounded_down_and_decimals_to_the_nearest():
+    assert from_pixels((9, 19.9), 1000, 1000, TINY) == "<0,1>"
+    assert from_pixels((4, 5), 1000, 1000, LLAVA) == "[0.00, 0.01]"
 
 
 WRONG = [
@@ -263,9 +317,9 @@ def test_a_box_in_what_is_cut_off_is_refused():
 def test_boxes_of_reads_in_the_format_of_the_model():
     (region,) = boxes_of("a star <50,50,99,99>", processor(TINY))
     assert (region.label, region.frame, region.guessed) == ("a star", "padded", False)
-    assert region.to_pixels(200, 100) == pytest.approx((100, 50, 198, 100))
+    assert region.to_pixels(200, 100) == pytest.approx((101, 51, 199, 100))
     (region,) = boxes_of("a star <50,50,99,99>", processor(TINY, "squash"))
-    assert region.to_pixels(200, 100) == pytest.approx((100, 50, 198, 99))
+    assert region.to_pixels(200, 100) == pytest.approx((101, 50.5, 199, 99.5))
     (region,) = boxes_of("a star [0.5, 0.5, 1, 1]", processor(None, "crop"))
     assert region.guessed and region.frame == "cropped"
     (region,) = boxes_of("[500, 500, 600, 600]", processor(), boxes=FERRET, pictures=3)

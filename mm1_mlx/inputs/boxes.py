@@ -1,7 +1,7 @@
 """Boxes and points: out of answers, into prompts, and to pixels and back.
 
-A model writes them as text, in a format of its own (mm1_mlx.config_boxes). Here they are
-parts of a side, 0 to 1, of a frame: the picture, or the square that the model reads.
+A model writes them as text, in a format of its own (mm1_mlx.config_boxes). Here they
+are parts of a side, 0 to 1, of a frame: the picture, or the square the model reads.
 """
 
 import math
@@ -193,7 +193,10 @@ def _style_of(
 
 
 def _parts(match: re.Match, boxes: BoxFormat) -> tuple[float, ...] | None:
-    """The numbers as parts of a side, in order; None where they cannot be."""
+    """The numbers as parts of a side, in order; None where they cannot be.
+
+    A whole number stands for the strip of the side behind it, so for its middle.
+    """
     words = [word for word in match.group(1, 2, 4, 5) if word is not None]
     values = [float(word) for word in words]
     assert boxes.scale is not None
@@ -201,7 +204,7 @@ def _parts(match: re.Match, boxes: BoxFormat) -> tuple[float, ...] | None:
         max(values) <= 1 and any("." in w for w in words)
     )
     if not parts:
-        values = [value / boxes.scale for value in values]
+        values = [(value + 0.5) / boxes.scale for value in values]
     if not all(1 - _BEYOND <= value <= _BEYOND for value in values):
         return None
     values = [min(max(value, 0.0), 1.0) for value in values]
@@ -293,15 +296,15 @@ def _inside(pixels: Sequence[float], width: int, height: int) -> list[float]:
 
 
 def _spell(parts: Sequence[float], boxes: BoxFormat) -> str:
-    """Parts of the frame's sides in a model's format, rounded half up."""
+    """Parts of the frame's sides in a model's format."""
     scale = boxes.scale
     assert scale is not None
-    most = scale if boxes.style == "llava" else scale - 1
-    counts = [min(math.floor(part * scale + 0.5), most) for part in parts]
     if boxes.style == "llava":
-        digits = max(len(str(scale - 1)), 1)
-        return "[" + ", ".join(f"{count / scale:.{digits}f}" for count in counts) + "]"
-    words = [str(count) for count in counts]
+        digits = len(str(scale - 1))
+        counts = [math.floor(part * scale + 0.5) / scale for part in parts]
+        return "[" + ", ".join(f"{count:.{digits}f}" for count in counts) + "]"
+    # Rounded down, as the training data of Ferret and Qwen-VL is.
+    words = [str(min(math.floor(part * scale), scale - 1)) for part in parts]
     if boxes.style == "mm1":
         return "<" + ",".join(words) + ">"
     if boxes.style == "ferret":
