@@ -10,12 +10,16 @@ from mm1_mlx.cli.boxes import fill_prompt
 
 
 def add_plan(group: Any) -> None:
-    """--plan and --no-memory-check, beside the other flags about memory."""
+    """--plan, beside the other flags about memory."""
     group.add_argument(
         "--plan",
         action="store_true",
         help="tell what memory the answer would take, and end",
     )
+
+
+def add_memory_check(group: Any) -> None:
+    """--no-memory-check."""
     group.add_argument(
         "--no-memory-check",
         dest="check_memory",
