@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mm1_mlx.config import MM1Config
-from mm1_mlx.errors import ConfigError, PromptError
+from mm1_mlx.errors import ConfigError, ContextError, PromptError
 from mm1_mlx.grids import Layout
 from mm1_mlx.inputs.images import MAX_PIXELS, image_size, load_image, pixels
 from mm1_mlx.inputs.known import read_once
@@ -408,7 +408,7 @@ class Processor:
             return
         image_tokens = sum(counts)
         answer = f" + {max_tokens} for the answer" if max_tokens else ""
-        raise PromptError(
+        raise ContextError(
             f"The prompt is too long: {len(ids) - image_tokens} text tokens + "
             f"{image_tokens} image tokens ({plural(len(counts), 'image')} of "
             f"{_listing(counts, self.tokens_per_image)}){answer} = {total}, but the "
