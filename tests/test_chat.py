@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import json
 import os
 import pty
@@ -13,11 +14,14 @@ import subprocess
 import sys
 import termios
 import time
+import warnings
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from helpers import ROOT, assert_fails, clean_environment, need_tiny, run_cli
+from mm1_mlx.chat import main
 from mm1_mlx.cli import chat_paths
 from mm1_mlx.cli.chat_commands import COMMANDS
 
@@ -25,22 +29,35 @@ SHAPES = ROOT / "examples" / "shapes.png"
 STAR, CIRCLE = "What colour is the star?", "What colour is the circle?"
 
 
-def chat(*lines: object, flags: tuple = (), **settings):
-    """A chat through a pipe, one line after the other."""
+@pytest.fixture
+def chat(monkeypatch, capsys):
+    """A chat in this process, its lines as through a pipe."""
     need_tiny()
-    text = "".join(f"{line}\n" for line in lines)
-    return run_cli("mm1_mlx.chat", *flags, input=text, **settings)
+
+    def talk(*lines: object, flags: tuple = ()):
+        text = "".join(f"{line}\n" for line in lines)
+        stdin = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        with warnings.catch_warnings():
+            code = main([str(flag) for flag in flags])
+        out, error = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=error)
+
+    return talk
 
 
 # --- through a pipe ---
 
 
 def test_each_line_is_a_turn_and_only_answers_are_printed():
-    done = chat(f"/image {SHAPES}", STAR, "", CIRCLE)
+    need_tiny()
+    lines = f"/image {SHAPES}\n{STAR}\n\n{CIRCLE}\n"
+    done = run_cli("mm1_mlx.chat", input=lines)
     assert (done.returncode, done.stdout, done.stderr) == (0, "yellow\nred\n", "")
 
 
-def test_statistics_tell_what_was_used_again():
+def test_statistics_tell_what_was_used_again(chat):
     done = chat(f"/image {SHAPES}", STAR, "/stats on", CIRCLE, "/stats off", STAR)
     assert done.stdout == "yellow\nred\nyellow\n"
     (reused,) = re.findall(r"^Reused: (\d+) of \d+ prompt", done.stderr, re.MULTILINE)
@@ -52,10 +69,11 @@ def test_statistics_tell_what_was_used_again():
     assert flag.stderr.count("Peak memory") == 2
 
 
-def test_what_fails_is_one_line_and_the_chat_goes_on():
+def test_what_fails_is_one_line_and_the_chat_goes_on(chat):
     done = chat(
         f"/image {SHAPES}", "/image absent.png", "/imge x", "/stats maybe",
-        "/load x.json", "/save", "/undo", "/retry", "/drop none", "/draw x.png", "/", STAR,
+        "/load x.json", "/save", "/undo", "/retry", "/drop none", "/draw x.png", "/",
+        STAR,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "yellow\n")
     errors = done.stderr.splitlines()
@@ -76,7 +94,7 @@ def test_what_fails_is_one_line_and_the_chat_goes_on():
         assert line.startswith("error: ") and re.search(pattern, line), line
 
 
-def test_a_conversation_is_saved_and_loaded(tmp_path):
+def test_a_conversation_is_saved_and_loaded(chat, tmp_path):
     place = tmp_path / "talk.json"
     save = (f"/save {tmp_path / 'talk'}", f"/save {tmp_path / 'talk.md'}")
     assert chat(f"/image {SHAPES}", STAR, *save).returncode == 0
@@ -115,7 +133,7 @@ def test_a_file_that_is_no_conversation(text, pattern, tmp_path):
     assert_fails(run_cli("chat", *flags, input=f"{STAR}\n"), pattern)
 
 
-def test_turns_are_taken_back_asked_again_and_forgotten():
+def test_turns_are_taken_back_asked_again_and_forgotten(chat):
     done = chat(f"/image {SHAPES}", STAR, "/undo", "/image", CIRCLE, "/retry")
     assert done.stdout == "yellow\nred\nred\n"
     assert f"1. {SHAPES} (for the next question)" in done.stderr
@@ -124,7 +142,7 @@ def test_turns_are_taken_back_asked_again_and_forgotten():
     assert "no question to take back" in done.stderr
 
 
-def test_an_input_of_several_lines():
+def test_an_input_of_several_lines(chat):
     done = chat(
         f"/image {SHAPES}", '"""What colour', 'is the star?"""', "What colour\\",
         "is the circle?", STAR, "/save /", '"""', STAR,
@@ -133,7 +151,7 @@ def test_an_input_of_several_lines():
     assert done.stdout.splitlines()[2:] == ["yellow", "yellow"]
 
 
-def test_a_full_context_says_what_to_do_and_goes_on_when_asked(tmp_path):
+def test_a_full_context_says_what_to_do_and_goes_on_when_asked(chat, tmp_path):
     """In a model whose context holds two turns."""
     shutil.copytree(need_tiny(), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -185,7 +203,7 @@ def test_wrong_flags_end_it_in_one_line(flags, pattern, code):
     assert not done.stdout and done.stderr.count("\n") == 1
 
 
-def test_flags_of_generate_hold_for_every_turn():
+def test_flags_of_generate_hold_for_every_turn(chat):
     shorter = chat(f"/image {SHAPES}", "Describe the picture.", flags=("-m", "2"))
     assert 0 < len(shorter.stdout) < 20
     flags = ("--kv-bits", "8", "--lookup", "2", "--stats")
@@ -251,10 +269,10 @@ def test_the_paths_of_a_command(pictures):
     ]
 
 
-def test_dropped_pictures_are_shown(pictures):
+def test_dropped_pictures_are_shown(chat, pictures):
     place = pictures / "a b.png"
     shutil.copy(SHAPES, place)
-    done = chat(f"{str(place).replace(' ', chr(92) + ' ')} ", STAR, cwd=pictures)
+    done = chat(f"{str(place).replace(' ', chr(92) + ' ')} ", STAR)
     assert (done.returncode, done.stdout) == (0, "yellow\n"), done.stderr
     done = chat(f"{STAR} '{place}' ", "/image", "/tmp/absent/x.png")
     assert done.stdout == "yellow\n"
