@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mm1_mlx.adapters.switch import Adapters, drop_adapter, use_adapter
     from mm1_mlx.config import MM1Config
     from mm1_mlx.errors import MM1Error
+    from mm1_mlx.inference.conversation import Conversation
     from mm1_mlx.inference.generation import (
         GenerationResponse,
         batch_generate,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MM1",
     "Adapters",
+    "Conversation",
     "GenerationResponse",
     "MM1Config",
     "MM1Error",
@@ -82,6 +84,7 @@ __all__ = [
 _HOMES = {
     "MM1": "mm1_mlx.models.mm1",
     "Adapters": "mm1_mlx.adapters.switch",
+    "Conversation": "mm1_mlx.inference.conversation",
     "MM1Config": "mm1_mlx.config",
     "MM1Error": "mm1_mlx.errors",
     "GenerationResponse": "mm1_mlx.inference.generation",

@@ -95,13 +95,13 @@ def run(args: argparse.Namespace) -> int:
     if world().size() > 1:
         raise UsageError("a chat runs in one process: use generate with mlx.launch")
     check_memory(args)
+    history = None if args.no_history else cache_folder() / "chat_history"
+    lines = Lines(history, [f"/{name}" for name in COMMANDS])
     settings = settings_of(args)
     reuse = folder_reuse(args)
     model, processor = load_model(args, settings)
     settings["draft_model"] = load_draft(args, model, processor)
     talk = Conversation(model, processor, reuse=reuse, **settings)
-    history = None if args.no_history else cache_folder() / "chat_history"
-    lines = Lines(history, [f"/{name}" for name in COMMANDS])
     session = Session(talk, processor, lines, args)
     session.start()
     if lines.interactive and not args.quiet:

@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int | None:
             regions = regions_of(whole, args, processor)
             more: dict[str, Any] = {}
             if args.json and wants_objects(args, processor):
-                more["boxes"] = as_objects(regions, images)
+                more["boxes"] = as_objects(regions, images, args)
             _tell(whole, args, **more)
             tell_problem(reuse)
             draw(regions, images, args)

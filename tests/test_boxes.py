@@ -14,7 +14,8 @@ from examples.mm1_tiny.scenes import TRAINING_PAIRS, arrange
 from mm1_mlx.config import MM1Config
 from mm1_mlx.config_boxes import STYLES, BoxFormat
 from mm1_mlx.convert.sources import llava, llava_next
-from mm1_mlx.errors import ConfigError, PromptError
+from mm1_mlx.errors import ConfigError, ImageError, PromptError
+from mm1_mlx.inputs import images
 from mm1_mlx.inputs.boxes import (
     Region,
     boxes_of,
@@ -366,6 +367,23 @@ def test_a_prompt_that_does_not_fit_its_boxes(
     pictures = [Image.new("RGB", (50, 50))] * images
     with pytest.raises(PromptError, match=pattern):
         with_boxes(prompt, processor(form), pictures, boxes, points)
+
+
+def test_a_model_that_reads_text_only_has_no_boxes():
+    reader = SimpleNamespace(config=processor(MM1).config, image_settings=None)
+    image = Image.new("RGB", (50, 50))
+    with pytest.raises(PromptError, match="This model reads text only"):
+        with_boxes("<box>", reader, [image], [(0, 0, 9, 9)])
+    assert boxes_of("<1,2>", reader)[0].place == (0.0015, 0.0025)
+
+
+def test_a_picture_over_the_usual_limit_if_that_is_allowed(monkeypatch, tmp_path):
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    Image.new("RGB", (50, 50)).save(tmp_path / "a.png")
+    ask = ("<box>", processor(MM1), [tmp_path / "a.png"], [(0, 0, 25, 25)])
+    with pytest.raises(ImageError, match="50x50, 2,500 pixels, but at most 1,000"):
+        with_boxes(*ask)
+    assert with_boxes(*ask, max_pixels=2500) == "<0,0,500,500>"
 
 
 # --- drawing ---

@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from PIL import Image
 
 from helpers import ROOT, assert_fails, clean_environment, need_tiny, run_cli
 from mm1_mlx.chat import main
-from mm1_mlx.cli import chat_paths
+from mm1_mlx.cli import chat_paths, chat_session
 from mm1_mlx.cli.chat_commands import COMMANDS
 
 SHAPES = ROOT / "examples" / "shapes.png"
@@ -180,6 +181,55 @@ def test_lines_that_are_not_text():
     )
     assert (done.returncode, done.stdout) == (1, b"yellow\n")
     assert done.stderr == b"error: A line on stdin is not UTF-8 text (byte 5).\n"
+
+
+@pytest.mark.parametrize("redirection, code", [("<&-", 1), ("< /dev/null", 0)])
+def test_a_chat_without_input(redirection, code):
+    need_tiny()
+    done = subprocess.run(
+        f"{sys.executable} -m mm1_mlx.chat {redirection}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    if code:
+        assert_fails(done, "read from stdin, but stdin is closed")
+
+
+def test_a_reader_that_leaves_ends_it_quietly():
+    need_tiny()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mm1_mlx.chat", "--image", str(SHAPES)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(),
+        text=True,
+        bufsize=1,
+    )
+    process.stdin.write(f"{STAR}\n")
+    assert process.stdout.readline() == "yellow\n"
+    process.stdout.close()
+    process.stdin.write(f"{STAR}\n")
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 141
+
+
+def test_ctrl_c_before_the_first_token_and_twice_ends_at_once():
+    """And in between it waits for the token that comes."""
+    before = signal.getsignal(signal.SIGINT)
+    with chat_session._stoppable(True) as stop:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        stop.may_wait = True
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 WRONG_START = [
@@ -387,7 +437,7 @@ def test_the_history_outlives_the_session(terminal):
     second = terminal("--image", str(SHAPES), "--quiet")
     second.wait_for(r"> ")
     second.type("\x10\n")  # Ctrl-P: the line before
-    assert "yellow" in second.wait_for(r"yellow\n")
+    assert "yellow" in second.wait_for(r"yellow\n> ")
     assert second.end() == 0
 
 

@@ -109,8 +109,15 @@ def fill_prompt(
         return prompt
     from mm1_mlx.inputs.boxes import with_boxes
 
-    form = format_of(args, processor)
-    return with_boxes(prompt, processor, images, args.box, args.point, form=form)
+    return with_boxes(
+        prompt,
+        processor,
+        images,
+        args.box,
+        args.point,
+        form=format_of(args, processor),
+        max_pixels=args.max_image_pixels,
+    )
 
 
 def fetched(images: Sequence[Any], args: argparse.Namespace) -> list[Any]:
@@ -137,11 +144,14 @@ def regions_of(whole: Any, args: argparse.Namespace, processor: Any) -> list[Any
     return boxes_of(whole, processor, boxes=format_of(args, processor))
 
 
-def as_objects(regions: Sequence[Any], images: Sequence[Any]) -> list[dict[str, Any]]:
+def as_objects(
+    regions: Sequence[Any], images: Sequence[Any], args: argparse.Namespace
+) -> list[dict[str, Any]]:
     """For --json: label, kind, place in pixels, and the picture, from 1."""
-    from mm1_mlx.inputs.images import image_size
+    from mm1_mlx.inputs.boxes import size_of
 
-    sizes = {r.picture: image_size(images[r.picture]) for r in regions}
+    limit = args.max_image_pixels
+    sizes = {r.picture: size_of(images[r.picture], limit) for r in regions}
     return [
         {
             "label": region.label,

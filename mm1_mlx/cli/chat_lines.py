@@ -24,7 +24,9 @@ class Lines:
     """
 
     def __init__(self, history: Path | None = None, words: Sequence[str] = ()):
-        self.interactive = sys.stdin is not None and sys.stdin.isatty()
+        if sys.stdin is None:
+            raise PromptError("The chat is read from stdin, but stdin is closed.")
+        self.interactive = sys.stdin.isatty()
         self._edits = self.interactive and sys.stdout.isatty()
         self._history = None
         if self._edits:
@@ -89,8 +91,6 @@ class Lines:
 
 
 def _piped() -> str | None:
-    if sys.stdin is None:
-        raise PromptError("The chat is read from stdin, but stdin is closed.")
     line = sys.stdin.buffer.readline()
     if not line:
         return None

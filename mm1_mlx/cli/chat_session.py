@@ -51,25 +51,30 @@ class Session:
 
     def run(self) -> int:
         """Take inputs until they end; 1 where one failed that came through a pipe."""
-        while True:
+        goes_on = True
+        while goes_on:
             try:
-                line = self._lines.read(self._prompt())
-                if line is None:
-                    break
-                if not self.take(line):
-                    return self._code()
+                line = self._read()
+                goes_on = line is not None and self.take(line)
             except KeyboardInterrupt:
                 if not self._lines.interactive:
                     raise
                 print(file=sys.stderr, flush=True)
+            except (BrokenPipeError, _Unreadable):
+                raise
             except Exception as error:
                 self._tell_error(error)
-        if self._lines.interactive:
-            print(file=sys.stderr, flush=True)
-        return self._code()
-
-    def _code(self) -> int:
         return int(self._failed and not self._lines.interactive)
+
+    def _read(self) -> str | None:
+        """The next input, None at the end; _Unreadable where there will be none."""
+        try:
+            line = self._lines.read(self._prompt())
+        except OSError as error:  # the terminal is gone
+            raise _Unreadable(explain(error)) from error
+        if line is None and self._lines.interactive:
+            print(file=sys.stderr, flush=True)
+        return line
 
     def _prompt(self) -> str:
         waiting = len(self._talk.waiting)
@@ -299,6 +304,10 @@ def _is_command(text: str) -> bool:
     """Whether an input is a known command, and no file of that name."""
     known = text.startswith("/") and _name_and_argument(text)[0] in COMMANDS
     return known and not is_path(text)
+
+
+class _Unreadable(PromptError):
+    """Nothing can be read any more."""
 
 
 class _Stop:

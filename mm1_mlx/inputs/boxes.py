@@ -12,7 +12,7 @@ from typing import Any
 
 from mm1_mlx.config_boxes import STYLES, BoxFormat
 from mm1_mlx.errors import PromptError
-from mm1_mlx.inputs.images import image_size
+from mm1_mlx.inputs.images import image_size, load_image
 from mm1_mlx.inputs.phrases import label_before, picture_before
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN, plural
 
@@ -322,6 +322,7 @@ def with_boxes(
     points: Sequence[Sequence[float]] = (),
     *,
     form: BoxFormat | None = None,
+    max_pixels: int | None = None,
 ) -> str:
     """A prompt with boxes and points in the places of its <box> and <point>.
 
@@ -330,8 +331,8 @@ def with_boxes(
     images: those of the prompt. boxes, points: in pixels, in the order of their places.
     A place belongs to the picture whose <image> stands last before it; where pictures
     have no places they come first, so to the last one. form: how the model writes
-    boxes, where its folder does not say. PromptError where counts differ, or nobody
-    knows how this model writes them.
+    boxes, where its folder does not say. max_pixels: of a picture, as in load_image.
+    PromptError where counts differ, or nobody knows how this model writes them.
     """
     for slot, given in ((BOX_SLOT, boxes), (POINT_SLOT, points)):
         _check_slots(prompt, slot, len(given))
@@ -345,8 +346,10 @@ def with_boxes(
         )
     if not images:
         raise PromptError("The prompt has boxes or points, but no picture was given.")
+    if processor.image_settings is None:
+        raise PromptError("This model reads text only: there is no picture for a box.")
     mode = processor.image_settings.resize_mode
-    sizes = [image_size(image) for image in images]
+    sizes = [size_of(image, max_pixels) for image in images]
     left = {BOX_SLOT: list(boxes), POINT_SLOT: list(points)}
     out, picture = [], 0 if IMAGE_TOKEN in prompt else len(sizes)
     for piece in re.split(f"({IMAGE_TOKEN}|{BOX_SLOT}|{POINT_SLOT})", prompt):
@@ -357,6 +360,13 @@ def with_boxes(
             piece = from_pixels(left[piece].pop(0), *size, form, resize_mode=mode)
         out.append(piece)
     return "".join(out)
+
+
+def size_of(image: Any, max_pixels: int | None = None) -> Size:
+    """Width and height of a picture, of one over the usual limit if that is allowed."""
+    if max_pixels is None:
+        return image_size(image)
+    return load_image(image, max_pixels=max_pixels).size
 
 
 def _check_slots(prompt: str, slot: str, count: int) -> None:
