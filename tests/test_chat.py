@@ -264,44 +264,54 @@ def test_flags_of_generate_hold_for_every_turn(chat):
 # --- files that are dropped into a terminal ---
 
 
+SHOT = "Shot 9.41\u202fAM.png"  # a space that macOS puts into names
+
+
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     """Pictures with names that terminals quote."""
-    for name in ("a.png", "my cat.png", "it's (1).png", "no_suffix"):
+    for name in ("a.png", "my cat.png", "it's (1).png", "no_suffix", SHOT):
         Image.new("RGB", (9, 9)).save(tmp_path / name, format="PNG")
     (tmp_path / "notes.txt").write_text("x")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+A, CAT, ITS = "{}/a.png", "{}/my cat.png", "{}/it's (1).png"
 DROPPED = [  # {} is the folder
-    ("{}/a.png ", ["{}/a.png "], ""),
-    ("{}/my\\ cat.png ", ["{}/my\\ cat.png "], ""),
-    ("'{}/my cat.png'", ["'{}/my cat.png'"], ""),
-    ('"{}/my cat.png" ', ['"{}/my cat.png" '], ""),
-    ("{}/my cat.png", ["{}/my cat.png"], ""),
-    ("{}/it\\'s\\ \\(1\\).png", ["{}/it\\'s\\ \\(1\\).png"], ""),
-    ("file://{}/my%20cat.png", ["file://{}/my%20cat.png"], ""),
+    ("{}/a.png ", [A], ""),
+    ("{}/my\\ cat.png ", [CAT], ""),
+    ("'{}/my cat.png'", [CAT], ""),
+    ('"{}/my cat.png" ', [CAT], ""),
+    ("{}/my cat.png", [CAT], ""),
+    ("{}/it\\'s\\ \\(1\\).png", [ITS], ""),
+    ("'{}/it'\\''s (1).png'", [ITS], ""),  # as Linux terminals quote it
+    ("{}/Shot\\ 9.41\u202fAM.png What?", ["{}/" + SHOT], "What?"),
+    ("file://{}/my%20cat.png", [CAT], ""),
     ("{}/no_suffix", ["{}/no_suffix"], ""),
     ("a.png", ["a.png"], ""),
     ("{}/absent.png", ["{}/absent.png"], ""),  # an error about it, not a question
-    ("{}/a.png '{}/my cat.png' ", ["{}/a.png", "'{}/my cat.png'"], ""),
-    ("{}/a.png What is this?", ["{}/a.png"], "What is this?"),
-    ("What's this? {}/my\\ cat.png ", ["{}/my\\ cat.png"], "What's this?"),
-    ("a.png Same? 'my cat.png' a.png", ["a.png", "'my cat.png'", "a.png"], "Same?"),
+    ("{}/a.png '{}/my cat.png' ", [A, CAT], ""),
+    ("{}/a.png What is this?", [A], "What is this?"),
+    ("{}/my cat.png What is this?", [CAT], "What is this?"),
+    ("What's this? {}/my\\ cat.png ", [CAT], "What's this?"),
+    ("It's Bob's: '{}/my cat.png'", [CAT], "It's Bob's:"),
+    ("a.png Same? 'my cat.png' a.png", ["a.png", "my cat.png", "a.png"], "Same?"),
     ("What is a.png here?", [], "What is a.png here?"),
     ("Is it /absent.png", [], "Is it /absent.png"),
     ("notes.txt", [], "notes.txt"),
     ("What is this?", [], "What is this?"),
-    ("/image a.png", ["a.png"], "/image"),  # commands are looked for before
+    ("What \t is\nthis?", [], "What \t is\nthis?"),
     ("", [], ""),
     ("'", [], "'"),
     ("\\", [], "\\"),
     ("\0.png", [], "\0.png"),
+    ("~nobody/a.png", ["~nobody/a.png"], ""),
+    ("x " * 9999, [], ("x " * 9999).strip()),
 ]
 
 
-@pytest.mark.parametrize("line, paths, rest", DROPPED, ids=[d[0] for d in DROPPED])
+@pytest.mark.parametrize("line, paths, rest", DROPPED, ids=[d[0][:40] for d in DROPPED])
 def test_pictures_in_a_line(line, paths, rest, pictures):
     def filled(text: str) -> str:
         return text.replace("{}", str(pictures))
@@ -314,9 +324,10 @@ def test_the_paths_of_a_command(pictures):
     assert chat_paths.paths_in("my cat.png") == ["my cat.png"]
     assert chat_paths.paths_in("a.png 'my cat.png' no.png") == [
         "a.png",
-        "'my cat.png'",
+        "my cat.png",
         "no.png",
     ]
+    assert chat_paths.paths_in("isn't.png x.png") == ["isn't.png", "x.png"]
 
 
 def test_dropped_pictures_are_shown(chat, pictures):
