@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mm1_mlx.adapters.switch import Adapters, drop_adapter, use_adapter
     from mm1_mlx.config import MM1Config
     from mm1_mlx.errors import MM1Error
+    from mm1_mlx.inference.conversation import Conversation
     from mm1_mlx.inference.generation import (
         GenerationResponse,
         batch_generate,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
         stream_generate,
     )
     from mm1_mlx.inference.reuse import Reuse
+    from mm1_mlx.inputs.boxes import Region, boxes_of, with_boxes
+    from mm1_mlx.inputs.drawing import draw_boxes
     from mm1_mlx.inputs.processor import Processor
     from mm1_mlx.loading import damage_report, load, load_adapters, quantize, save
     from mm1_mlx.models.mm1 import MM1
@@ -53,14 +56,18 @@ if TYPE_CHECKING:
 __all__ = [
     "MM1",
     "Adapters",
+    "Conversation",
     "GenerationResponse",
     "MM1Config",
     "MM1Error",
     "Processor",
+    "Region",
     "Reuse",
     "__version__",
     "batch_generate",
+    "boxes_of",
     "damage_report",
+    "draw_boxes",
     "drop_adapter",
     "generate",
     "load",
@@ -69,6 +76,7 @@ __all__ = [
     "save",
     "stream_generate",
     "use_adapter",
+    "with_boxes",
 ]
 
 # Where each public name lives. A verb that is also a door (`generate`) is here as the
@@ -76,14 +84,18 @@ __all__ = [
 _HOMES = {
     "MM1": "mm1_mlx.models.mm1",
     "Adapters": "mm1_mlx.adapters.switch",
+    "Conversation": "mm1_mlx.inference.conversation",
     "MM1Config": "mm1_mlx.config",
     "MM1Error": "mm1_mlx.errors",
     "GenerationResponse": "mm1_mlx.inference.generation",
     "Processor": "mm1_mlx.inputs.processor",
+    "Region": "mm1_mlx.inputs.boxes",
     "Reuse": "mm1_mlx.inference.reuse",
     "batch_generate": "mm1_mlx.inference.generation",
     "generate": "mm1_mlx.inference.generation",
+    "boxes_of": "mm1_mlx.inputs.boxes",
     "damage_report": "mm1_mlx.loading",
+    "draw_boxes": "mm1_mlx.inputs.drawing",
     "drop_adapter": "mm1_mlx.adapters.switch",
     "load": "mm1_mlx.loading",
     "load_adapters": "mm1_mlx.loading",
@@ -91,6 +103,7 @@ _HOMES = {
     "save": "mm1_mlx.loading",
     "stream_generate": "mm1_mlx.inference.generation",
     "use_adapter": "mm1_mlx.adapters.switch",
+    "with_boxes": "mm1_mlx.inputs.boxes",
 }
 
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Self
 
+from mm1_mlx.config_boxes import BoxFormat
 from mm1_mlx.config_checks import (
     LARGEST,
     Strict,
@@ -358,6 +359,7 @@ class MM1Config(Strict):
     pad_token_id: int | None = None
     model_type: str = "mm1"
     quantization: dict | None = None  # written by `quantize`
+    box_config: BoxFormat | None = None  # None: how it writes boxes is not known
     extra: dict = field(default_factory=dict)  # provenance; never read by the model
 
     @classmethod

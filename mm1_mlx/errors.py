@@ -21,6 +21,17 @@ class PromptError(MM1Error):
     """A prompt is empty, too long, or does not fit its images."""
 
 
+class ContextError(PromptError):
+    """A prompt has more tokens than the model's context.
+
+    images: how many were given; images_that_fit: beside the text.
+    """
+
+    def __init__(self, message: str, images: int = 0, images_that_fit: int = 0):
+        super().__init__(message)
+        self.images, self.images_that_fit = images, images_that_fit
+
+
 class ImageError(MM1Error):
     """A picture cannot be found, read or used."""
 

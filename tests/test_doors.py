@@ -185,6 +185,20 @@ def test_a_prompt_from_a_closed_stdin():
     assert_fails(done, "stdin is closed")
 
 
+def test_a_closed_stdin_keeps_no_model_from_answering():
+    """The first file that is opened would be number 0, which MLX cannot read."""
+    need_tiny()
+    done = subprocess.run(
+        f"{sys.executable} -m mm1_mlx.generate -p hi --quiet <&-",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_warnings_of_pillow_are_not_shown(tmp_path):
     code = (
         "import sys, warnings\n"

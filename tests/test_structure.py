@@ -12,7 +12,7 @@ from helpers import ROOT, assert_close, assert_equal, need, needs
 ORDER = [
     ["_version", "errors"],
     ["config_checks", "grids"],
-    ["config_tiling"],
+    ["config_tiling", "config_boxes"],
     ["config"],
     ["presets"],  # the sizes, as configs
     ["kernels", "memory", "processes"],
@@ -39,6 +39,7 @@ LEAVES = {
     "presets",
     "config_checks",
     "config_tiling",
+    "config_boxes",
     "grids",
     "memory",
     "processes",

@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 
 from mm1_mlx.config import ConnectorConfig, DecoderConfig, MM1Config, VisionConfig
+from mm1_mlx.config_boxes import BoxFormat
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.inputs.settings import ImageSettings
 from mm1_mlx.presets import ENCODERS
@@ -61,6 +62,10 @@ ORIGINAL: Table = [
 ]
 
 RULES: Table = [*HF, *HF_IN_MEMORY, *ORIGINAL]
+
+# Its training data writes [0.12, 0.30, 0.45, 0.60], parts of the padded square (issue
+# 606 of its repository).
+_BOXES = BoxFormat(style="llava")
 
 # Class defaults of LlavaConfig.
 _DEFAULTS = {
@@ -152,6 +157,7 @@ def _hf(hub_config: dict) -> MM1Config:
         bos_token_id=text.get("bos_token_id", 1),
         eos_token_id=text.get("eos_token_id", 2),
         pad_token_id=f.get("pad_token_id"),
+        box_config=_BOXES,
     )
 
 
@@ -172,6 +178,8 @@ def _original(hub_config: dict, tower: dict | None) -> MM1Config:
         bos_token_id=f["bos_token_id"],
         eos_token_id=f["eos_token_id"],
         pad_token_id=f.get("pad_token_id"),
+        # The first version, which does not pad, never saw boxes.
+        box_config=_BOXES if hub_config.get("image_aspect_ratio") == "pad" else None,
     )
 
 

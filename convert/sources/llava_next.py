@@ -81,6 +81,7 @@ def _hf(hub_config: dict) -> MM1Config:
         tiling_config=TilingConfig(
             type="anyres", grids=grids(pinpoints, tile, height_first=True)
         ),
+        box_config=None,  # not published
         bos_token_id=ids.get("bos_token_id", 1),
         eos_token_id=ids.get("eos_token_id", 2),
     )
@@ -109,6 +110,7 @@ def _original(hub_config: dict, tower: dict | None) -> MM1Config:
         tiling_config=TilingConfig(
             type="anyres", grids=grids(pinpoints, tile, height_first=False)
         ),
+        box_config=None,
     )
 
 

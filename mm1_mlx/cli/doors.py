@@ -5,6 +5,7 @@ from importlib import import_module
 # name: (module with main(argv) -> exit code, what it does)
 DOORS = {
     "generate": ("mm1_mlx.generate", "answer a prompt about images"),
+    "chat": ("mm1_mlx.chat", "talk with a model about pictures"),
     "info": ("mm1_mlx.info", "parts, parameters and memory of a model"),
     "convert": (
         "mm1_mlx.convert.__main__",

@@ -6,14 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mm1_mlx.cli.boxes import fill_prompt
+
 
 def add_plan(group: Any) -> None:
-    """--plan and --no-memory-check, beside the other flags about memory."""
+    """--plan, beside the other flags about memory."""
     group.add_argument(
         "--plan",
         action="store_true",
         help="tell what memory the answer would take, and end",
     )
+
+
+def add_memory_check(group: Any) -> None:
+    """--no-memory-check."""
     group.add_argument(
         "--no-memory-check",
         dest="check_memory",
@@ -57,6 +63,7 @@ def print_plan(
     config = read_config(folder)
     processor = Processor.from_folder(folder, config)
     prepare(processor, args)
+    prompt = fill_prompt(prompt, args, processor, args.image)
     reading = Settings.of(settings).reading()
     inputs = processor(prompt, images=args.image, **reading)
     length = inputs.input_ids.shape[1]

@@ -31,6 +31,7 @@ def run_door(
     refuses are one line `error: ...` on stderr and 1; `--debug` adds the traceback.
     Ctrl-C gives 130; what was printed stays.
     """
+    _hold_standard_files()
     _never_fail_to_print()
     args = parser.parse_args(argv)
     if not getattr(args, "debug", False):  # damaged EXIF and such; the answer is whole
@@ -107,6 +108,14 @@ def _leave_together(error: Exception) -> None:
         from mm1_mlx.processes import meet
 
         meet()
+
+
+def _hold_standard_files() -> None:
+    """Let what is closed (`<&-`) be open and empty: else the next file that is opened
+    has its number, and MLX takes the file 0 for one that could not be opened."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
 
 
 def _never_fail_to_print() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import ContextError, PromptError
 from mm1_mlx.inference.memory_plan import GenerationPlan, plan_answers
 from mm1_mlx.inference.pictures import Picture, largest_side, pictures_of
 from mm1_mlx.inference.reuse import Reuse, store_of
@@ -115,7 +115,7 @@ def _read(
     (ids,) = rows
     context = model.config.text_config.max_position_embeddings
     if len(ids) >= context:
-        raise PromptError(
+        raise ContextError(
             f"The prompt has {len(ids)} tokens, but the model's context has {context} "
             f"and the answer needs room too. Shorten the prompt or use fewer images."
         )

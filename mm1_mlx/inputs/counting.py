@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mm1_mlx.config import MM1Config
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import ContextError, PromptError
 from mm1_mlx.grids import Layout
 from mm1_mlx.inputs.prompts import plural
 from mm1_mlx.inputs.resolution import Way
@@ -119,7 +119,7 @@ def too_long(
     context: int,
     native: Way | None,
     reread: Reread,
-) -> PromptError:
+) -> ContextError:
     """The error of a prompt of `length` tokens, and what would fit.
 
     native: how a picture is read whole, or None where the model reads tiles only.
@@ -130,7 +130,7 @@ def too_long(
     room = context - max(max_tokens, 1)  # an answer has a token at least
     ways = _what_fits(length, slots, room, native, reread)
     advice = f"What fits: {'; or '.join(ways)}. " if ways else ""
-    return PromptError(
+    return ContextError(
         f"The prompt is too long: {length - image_tokens} text tokens + {image_tokens} "
         f"image tokens ({_pictures(slots)}){answer} = {total}, but the model's context "
         f"is {context}. {advice}Shorten the text"

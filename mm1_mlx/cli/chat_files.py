@@ -1,0 +1,61 @@
+"""Conversations as files: JSON to go on with, Markdown to read."""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mm1_mlx.errors import MM1Error, PromptError
+
+
+def read_messages(place: Path) -> list[Any]:
+    """The messages of a file that /save wrote, or of a list of messages in JSON."""
+    try:
+        values = json.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PromptError(f"No conversation {place}. Check the path.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise PromptError(
+            f"{place} is not a conversation that /save wrote as JSON: {error}."
+        ) from error
+    messages = values.get("messages") if isinstance(values, dict) else values
+    if not isinstance(messages, list):
+        raise PromptError(
+            f"{place} has no list of messages: it is not a conversation that /save "
+            f"wrote as JSON."
+        )
+    return messages
+
+
+def write_text(place: Path, text: str) -> None:
+    """Write a file whole, or leave what was there. MM1Error."""
+    draft = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, place)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise MM1Error(f"{place} cannot be written: {error.strerror}.") from error
+
+
+def as_markdown(messages: Sequence[dict[str, Any]], model: str) -> str:
+    """A conversation to read, with its pictures."""
+    blocks = [f"# A conversation with {model}"]
+    for message in messages:
+        content = message["content"]
+        parts = [{"text": content}] if isinstance(content, str) else content
+        said = [
+            f"![]({_link(part['image'])})" if "image" in part else part["text"].strip()
+            for part in parts
+        ]
+        name = message["role"].capitalize()
+        blocks += [f"**{name}:**", *(text for text in said if text)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _link(name: str) -> str:
+    return name if "://" in name else quote(name)

@@ -1,0 +1,485 @@
+"""The chat as users type it: through pipes, and in a terminal (a pseudo terminal)."""
+
+import errno
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import termios
+import time
+import warnings
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from helpers import ROOT, assert_fails, clean_environment, need_tiny, run_cli
+from mm1_mlx.chat import main
+from mm1_mlx.cli import chat_paths, chat_session
+from mm1_mlx.cli.chat_commands import COMMANDS
+
+SHAPES = ROOT / "examples" / "shapes.png"
+STAR, CIRCLE = "What colour is the star?", "What colour is the circle?"
+
+
+@pytest.fixture
+def chat(monkeypatch, capsys):
+    """A chat in this process, its lines as through a pipe."""
+    need_tiny()
+
+    def talk(*lines: object, flags: tuple = ()):
+        text = "".join(f"{line}\n" for line in lines)
+        stdin = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        with warnings.catch_warnings():
+            code = main([str(flag) for flag in flags])
+        out, error = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=error)
+
+    return talk
+
+
+# --- through a pipe ---
+
+
+def test_each_line_is_a_turn_and_only_answers_are_printed():
+    need_tiny()
+    lines = f"/image {SHAPES}\n{STAR}\n\n{CIRCLE}\n"
+    done = run_cli("mm1_mlx.chat", input=lines)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "yellow\nred\n", "")
+
+
+def test_statistics_tell_what_was_used_again(chat):
+    done = chat(f"/image {SHAPES}", STAR, "/stats on", CIRCLE, "/stats off", STAR)
+    assert done.stdout == "yellow\nred\nyellow\n"
+    (reused,) = re.findall(r"^Reused: (\d+) of \d+ prompt", done.stderr, re.MULTILINE)
+    assert int(reused) > 64  # the picture
+    assert re.search(r"^Context: \d+ of \d+ tokens$", done.stderr, re.MULTILINE)
+    assert done.stderr.count("Peak memory") == 1
+    assert chat(STAR, "/stats").stderr.count("Peak memory") == 1
+    flag = chat(f"/image {SHAPES}", STAR, CIRCLE, flags=("--stats",))
+    assert flag.stderr.count("Peak memory") == 2
+
+
+def test_what_fails_is_one_line_and_the_chat_goes_on(chat):
+    done = chat(
+        f"/image {SHAPES}", "/image absent.png", "/imge x", "/stats maybe",
+        "/load x.json", "/save", "/undo", "/retry", "/drop none", "/draw x.png", "/",
+        STAR,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "yellow\n")
+    errors = done.stderr.splitlines()
+    patterns = [
+        r"No image file absent\.png",
+        r"unknown command '/imge'; did you mean '/image'\?",
+        r"/stats takes on or off, not 'maybe'",
+        r"No conversation x\.json",
+        r"/save needs the name of a file",
+        r"There is no question to take back",
+        r"There is no question to ask again",
+        r"/drop takes how many turns, not 'none'",
+        r"/draw FILE goes with an answer that has boxes",
+        r"unknown command '/'",
+    ]
+    assert len(errors) == len(patterns)
+    for line, pattern in zip(errors, patterns, strict=True):
+        assert line.startswith("error: ") and re.search(pattern, line), line
+
+
+def test_a_conversation_is_saved_and_loaded(chat, tmp_path):
+    place = tmp_path / "talk.json"
+    save = (f"/save {tmp_path / 'talk'}", f"/save {tmp_path / 'talk.md'}")
+    assert chat(f"/image {SHAPES}", STAR, *save).returncode == 0
+    values = json.loads(place.read_text())
+    assert values["model"] == "mm1-tiny" and len(values["messages"]) == 2
+    markdown = (tmp_path / "talk.md").read_text()
+    assert f"![]({SHAPES})\n\n{STAR}\n\n**Assistant:**\n\nyellow" in markdown
+    loaded = chat(f"/load {place}", CIRCLE, "/image", f"/save {place}")
+    assert (loaded.returncode, loaded.stdout) == (0, "red\n")
+    assert f"1. {SHAPES}\n" in loaded.stderr
+    assert len(json.loads(place.read_text())["messages"]) == 4
+    again = chat("/undo", CIRCLE, flags=("--load", place))
+    assert (again.returncode, again.stdout) == (0, "red\n")
+    other = chat(STAR, f"/save {place}")
+    assert "talk.json is there already: give another name" in other.stderr
+    assert len(json.loads(place.read_text())["messages"]) == 4
+    assert "There is no turn yet to save" in chat(f"/save {place}").stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["talk.json", "talk.md"]
+
+
+@pytest.mark.parametrize(
+    "text, pattern",
+    [
+        ("{", r"is not a conversation that /save wrote as JSON"),
+        ("{}", r"has no list of messages"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x"}]}',
+            r"Message 1 .* 'user",
+        ),
+    ],
+)
+def test_a_file_that_is_no_conversation(text, pattern, tmp_path):
+    need_tiny()
+    (tmp_path / "x.json").write_text(text)
+    flags = ("--load", tmp_path / "x.json")
+    assert_fails(run_cli("chat", *flags, input=f"{STAR}\n"), pattern)
+
+
+def test_turns_are_taken_back_asked_again_and_forgotten(chat):
+    done = chat(f"/image {SHAPES}", STAR, "/undo", "/image", CIRCLE, "/retry")
+    assert done.stdout == "yellow\nred\nred\n"
+    assert f"1. {SHAPES} (for the next question)" in done.stderr
+    done = chat(f"/image {SHAPES}", STAR, "/clear", "/image", "/undo")
+    assert "no pictures: /image PATH" in done.stderr
+    assert "no question to take back" in done.stderr
+
+
+def test_an_input_of_several_lines(chat):
+    done = chat(
+        f"/image {SHAPES}", '"""What colour', 'is the star?"""', "What colour\\",
+        "is the circle?", STAR, "/save /", '"""', STAR,
+    )  # fmt: skip
+    assert done.stdout.count("\n") == 4  # the last one is open at the end
+    assert done.stdout.splitlines()[2:] == ["yellow", "yellow"]
+
+
+def test_a_full_context_says_what_to_do_and_goes_on_when_asked(chat, tmp_path):
+    """In a model whose context holds two turns."""
+    shutil.copytree(need_tiny(), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 130
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    picture = f"/image {SHAPES}"
+    done = chat(
+        picture, STAR, picture, STAR, "/drop", "/retry",
+        flags=("--model", tmp_path / "model", "-m", "5"),
+    )  # fmt: skip
+    assert done.stdout == "yellow\nyellow\n"
+    (error,) = done.stderr.splitlines()
+    assert re.search(r"^error: The prompt .* \d+ .* context .*130", error)
+    assert error.endswith(
+        "/clear starts anew, /drop forgets the oldest turn, then /retry asks again."
+    )
+
+
+def test_lines_that_are_not_text():
+    need_tiny()
+    done = subprocess.run(
+        [sys.executable, "-m", "mm1_mlx.chat", "--image", str(SHAPES)],
+        input=b"what \xff?\nWhat colour is the star?\n",
+        capture_output=True,
+        env=clean_environment(),
+    )
+    assert (done.returncode, done.stdout) == (1, b"yellow\n")
+    assert done.stderr == b"error: A line on stdin is not UTF-8 text (byte 5).\n"
+
+
+@pytest.mark.parametrize("redirection, code", [("<&-", 1), ("< /dev/null", 0)])
+def test_a_chat_without_input(redirection, code):
+    need_tiny()
+    done = subprocess.run(
+        f"{sys.executable} -m mm1_mlx.chat {redirection}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    if code:
+        assert_fails(done, "read from stdin, but stdin is closed")
+
+
+def test_a_reader_that_leaves_ends_it_quietly():
+    need_tiny()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mm1_mlx.chat", "--image", str(SHAPES)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(),
+        text=True,
+        bufsize=1,
+    )
+    process.stdin.write(f"{STAR}\n")
+    assert process.stdout.readline() == "yellow\n"
+    process.stdout.close()
+    process.stdin.write(f"{STAR}\n")
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 141
+
+
+def test_ctrl_c_before_the_first_token_and_twice_ends_at_once():
+    """And in between it waits for the token that comes."""
+    before = signal.getsignal(signal.SIGINT)
+    with chat_session._stoppable(True) as stop:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        stop.may_wait = True
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+WRONG_START = [
+    (("--image", "absent.png"), r"No image file absent\.png", 1),
+    (("--load", "absent.json"), r"No conversation absent\.json", 1),
+    (("--system", "Be brief."), r"no place for a system message", 1),
+    (("--model", "mm1-tinny"), r"mm1-tinny.*mm1-tiny", 1),
+    (("--prompt", "x"), r"unknown flag '--prompt'", 2),
+    (("--max-tokens", "0"), r"whole number of 1 or more", 2),
+    (("--prefix-cache-size", "1"), r"goes with --prefix-cache FOLDER", 2),
+]
+
+
+@pytest.mark.parametrize(
+    "flags, pattern, code", WRONG_START, ids=[" ".join(f) for f, _, _ in WRONG_START]
+)
+def test_wrong_flags_end_it_in_one_line(flags, pattern, code):
+    need_tiny()
+    done = run_cli("chat", *flags, input=f"{STAR}\n")
+    assert_fails(done, pattern, code=code)
+    assert not done.stdout and done.stderr.count("\n") == 1
+
+
+def test_flags_of_generate_hold_for_every_turn(chat):
+    shorter = chat(f"/image {SHAPES}", "Describe the picture.", flags=("-m", "2"))
+    assert 0 < len(shorter.stdout) < 20
+    flags = ("--kv-bits", "8", "--lookup", "2", "--stats")
+    done = chat(f"/image {SHAPES}", STAR, CIRCLE, flags=flags)
+    assert done.stdout == "yellow\nred\n" and done.stderr.count("Draft: ") == 2
+
+
+# --- files that are dropped into a terminal ---
+
+
+SHOT = "Shot 9.41\u202fAM.png"  # a space that macOS puts into names
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Pictures with names that terminals quote."""
+    for name in ("a.png", "my cat.png", "it's (1).png", "no_suffix", SHOT):
+        Image.new("RGB", (9, 9)).save(tmp_path / name, format="PNG")
+    (tmp_path / "notes.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+A, CAT, ITS = "{}/a.png", "{}/my cat.png", "{}/it's (1).png"
+DROPPED = [  # {} is the folder
+    ("{}/a.png ", [A], ""),
+    ("{}/my\\ cat.png ", [CAT], ""),
+    ("'{}/my cat.png'", [CAT], ""),
+    ('"{}/my cat.png" ', [CAT], ""),
+    ("{}/my cat.png", [CAT], ""),
+    ("{}/it\\'s\\ \\(1\\).png", [ITS], ""),
+    ("'{}/it'\\''s (1).png'", [ITS], ""),  # as Linux terminals quote it
+    ("{}/Shot\\ 9.41\u202fAM.png What?", ["{}/" + SHOT], "What?"),
+    ("file://{}/my%20cat.png", [CAT], ""),
+    ("{}/no_suffix", ["{}/no_suffix"], ""),
+    ("a.png", ["a.png"], ""),
+    ("{}/absent.png", ["{}/absent.png"], ""),  # an error about it, not a question
+    ("{}/a.png '{}/my cat.png' ", [A, CAT], ""),
+    ("{}/a.png What is this?", [A], "What is this?"),
+    ("{}/my cat.png What is this?", [CAT], "What is this?"),
+    ("What's this? {}/my\\ cat.png ", [CAT], "What's this?"),
+    ("It's Bob's: '{}/my cat.png'", [CAT], "It's Bob's:"),
+    ("a.png Same? 'my cat.png' a.png", ["a.png", "my cat.png", "a.png"], "Same?"),
+    ("What is a.png here?", [], "What is a.png here?"),
+    ("Is it /absent.png", [], "Is it /absent.png"),
+    ("notes.txt", [], "notes.txt"),
+    ("What is this?", [], "What is this?"),
+    ("What \t is\nthis?", [], "What \t is\nthis?"),
+    ("", [], ""),
+    ("'", [], "'"),
+    ("\\", [], "\\"),
+    ("\0.png", [], "\0.png"),
+    ("~nobody/a.png", ["~nobody/a.png"], ""),
+    ("x " * 9999, [], ("x " * 9999).strip()),
+]
+
+
+@pytest.mark.parametrize("line, paths, rest", DROPPED, ids=[d[0][:40] for d in DROPPED])
+def test_pictures_in_a_line(line, paths, rest, pictures):
+    def filled(text: str) -> str:
+        return text.replace("{}", str(pictures))
+
+    found = chat_paths.split_paths(filled(line))
+    assert found == ([filled(path) for path in paths], rest)
+
+
+def test_the_paths_of_a_command(pictures):
+    assert chat_paths.paths_in("my cat.png") == ["my cat.png"]
+    assert chat_paths.paths_in("a.png 'my cat.png' no.png") == [
+        "a.png",
+        "my cat.png",
+        "no.png",
+    ]
+    assert chat_paths.paths_in("isn't.png x.png") == ["isn't.png", "x.png"]
+
+
+def test_dropped_pictures_are_shown(chat, pictures):
+    place = pictures / "a b.png"
+    shutil.copy(SHAPES, place)
+    done = chat(f"{str(place).replace(' ', chr(92) + ' ')} ", STAR)
+    assert (done.returncode, done.stdout) == (0, "yellow\n"), done.stderr
+    done = chat(f"{STAR} '{place}' ", "/image", "/tmp/absent/x.png")
+    assert done.stdout == "yellow\n"
+    assert f"1. {place}\n" in done.stderr and "No image file" in done.stderr
+
+
+# --- in a terminal ---
+
+
+class Terminal:
+    """A chat in a pseudo terminal: what it shows, and keys that are pressed."""
+
+    def __init__(self, tmp_path, *flags: str):
+        self.outer, inner = pty.openpty()
+        self.shown = ""
+        env = clean_environment(MM1_MLX_CACHE=str(tmp_path), TERM="dumb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mm1_mlx.chat", *flags],
+            stdin=inner,
+            stdout=inner,
+            stderr=inner,
+            env=env,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # for Ctrl-C
+        )
+        os.close(inner)
+
+    def wait_for(self, pattern: str) -> str:
+        """What is shown up to a pattern, from what was waited for before."""
+        until = time.monotonic() + 120
+        while not (match := re.search(pattern, self.shown)):
+            assert time.monotonic() < until, f"no {pattern!r} in {self.shown!r}"
+            if not self._read():
+                raise AssertionError(f"it ended: {self.shown!r}")
+        before, self.shown = self.shown[: match.end()], self.shown[match.end() :]
+        return before
+
+    def _read(self) -> bool:
+        if not select.select([self.outer], [], [], 1)[0]:
+            return True
+        try:
+            data = os.read(self.outer, 4096)
+        except OSError as error:
+            if error.errno != errno.EIO:  # Linux's way to say that it was closed
+                raise
+            data = b""
+        self.shown += data.decode(errors="replace").replace("\r\n", "\n")
+        return bool(data)
+
+    def type(self, keys: str) -> None:
+        os.write(self.outer, keys.encode())
+
+    def ask(self, line: str) -> str:
+        """Type a line, and give what is shown until the next prompt."""
+        self.type(f"{line}\n")
+        self.wait_for(re.escape(line) + r"\n")
+        return self.wait_for(r"(?:^|\n)(?:\(\d pictures?\) )?> ")
+
+    def end(self) -> int:
+        self.type("\x04")
+        until = time.monotonic() + 60
+        while self.process.poll() is None and time.monotonic() < until:
+            self._read()
+        code = self.process.wait(1)
+        os.close(self.outer)
+        return code
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    need_tiny()
+    opened = []
+
+    def make(*flags: str) -> Terminal:
+        opened.append(Terminal(tmp_path, *flags))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+def test_a_talk_in_a_terminal(terminal, tmp_path):
+    t = terminal()
+    greeting = t.wait_for(r"\n> ")
+    assert "note: mm1-tiny" in greeting and "/help shows the commands" in greeting
+    help_text = t.ask("/help")
+    assert all(f"/{name}" in help_text for name in COMMANDS)
+    assert "picture: shapes.png, " in t.ask(f"'{SHAPES}' ")
+    assert "yellow\n" in t.ask(STAR)
+    assert "red\n" in t.ask(CIRCLE)
+    assert "Reused: " in t.ask("/stats")
+    assert "error: No image file absent.png" in t.ask("/image absent.png")
+    t.type('"""What colour\n')
+    t.wait_for(r"\.\.\. ")
+    t.type('is the star?"""\n')
+    assert t.wait_for(r"\n> ")
+    assert t.end() == 0
+    history = tmp_path / "chat_history"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    assert STAR in history.read_text()
+    assert "Traceback" not in t.shown
+
+
+def test_the_history_outlives_the_session(terminal):
+    first = terminal("--image", str(SHAPES))
+    first.wait_for(r"> ")
+    first.ask(STAR)
+    assert first.end() == 0
+    second = terminal("--image", str(SHAPES), "--quiet")
+    second.wait_for(r"> ")
+    second.type("\x10\n")  # Ctrl-P: the line before
+    assert "yellow" in second.wait_for(r"yellow\n> ")
+    assert second.end() == 0
+
+
+def test_no_history_leaves_nothing(terminal, tmp_path):
+    t = terminal("--no-history", "--quiet")
+    assert t.wait_for(r"> ") == "> "
+    t.ask("/help")
+    assert t.end() == 0
+    assert not (tmp_path / "chat_history").exists()
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_chat(terminal):
+    # So hot that the end token is as unlikely as any other: answers are long.
+    t = terminal("--image", str(SHAPES), "--temp", "100", "-m", "900")
+    t.wait_for(r"> ")
+    for _ in range(5):  # an answer may still be short
+        t.type("Describe the picture.\n")
+        t.wait_for(r"picture\.\n")
+        while len(t.shown) < 5:
+            t._read()
+        t.type("\x03")
+        if "(stopped)" in t.wait_for(r"\n> "):
+            break
+        t.ask("/clear")
+    else:
+        pytest.fail("no answer was stopped")
+    count = int(re.search(r"Generation: (\d+) tokens", t.ask("/stats"))[1])
+    assert 0 < count < 900
+    t.type("half a line")
+    t.wait_for("half a line")
+    t.type("\x03")  # at the prompt: the line is forgotten
+    t.wait_for(r"\n> ")
+    assert "taken back: Describe" in t.ask("/undo")
+    assert t.end() == 0
