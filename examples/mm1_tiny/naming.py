@@ -122,20 +122,50 @@ def named_pictures(
     pool: Sequence[Shown], rng: random.Random, least: int, most: int
 ) -> tuple[list[Shown], list[Text]]:
     """`least` to `most` pictures of single things, and the text in which new words
-    name them."""
+    name them.
+
+    In a third of the documents words stand in place of some pictures, or beside them:
+    from "red star: dax" it is a small step to what a picture shows.
+    """
     key = KEYS[rng.choices(list(KEYS), (0.45, 0.45, 0.1))[0]]
     groups = sorted_out(pool, lambda shown: key(shown[0]), rng.randint(2, 4), rng)
     number = rng.randint(max(len(groups) + 1, least), most)
     chosen = draws(groups, number, rng)
     words = names(len(groups), rng)
-    form = rng.choices(("lines", "plain", "turns"), (0.45, 0.15, 0.4))[0]
     seen: set[int] = set()
     repeated = []
     for which, _ in chosen:
         repeated.append(which in seen)
         seen.add(which)
-    text = pieces([words[which] for which, _ in chosen], repeated, rng, form)
-    return [item for _, item in chosen], text
+    answers = [words[which] for which, _ in chosen]
+    shown = [item for _, item in chosen]
+    if rng.random() < 0.35:
+        return _with_phrases(shown, answers, repeated, rng)
+    form = rng.choices(("lines", "plain", "turns"), (0.45, 0.15, 0.4))[0]
+    return shown, pieces(answers, repeated, rng, form)
+
+
+def _with_phrases(
+    shown: Sequence[Shown],
+    answers: Sequence[str],
+    repeated: Sequence[bool],
+    rng: random.Random,
+) -> tuple[list[Shown], list[Text]]:
+    """ "<image>: dax, red star: dax, <image> blue ring: wug, <image>: dax"."""
+    mark, end = rng.choice((":", " ->", " =", "")), rng.choice(("\n", ", "))
+    left, text = [], []
+    for i, (item, answer) in enumerate(zip(shown, answers, strict=True)):
+        kind = rng.choices(("picture", "phrase", "both"), (0.4, 0.35, 0.25))[0]
+        if kind != "phrase":
+            left.append(item)
+        line = {
+            "picture": "<image>",
+            "phrase": item[0].name,
+            "both": f"<image> {item[0].name}",
+        }[kind]
+        text.append(Text(("<user>" if not i else end) + line + mark))
+        text.append(Text(" " + answer, repeated[i]))
+    return left, text
 
 
 def named_phrases(rng: random.Random) -> list[Text]:
