@@ -1,0 +1,173 @@
+"""From what a model said to the value that a metric compares: one rule per task.
+
+Each is `(text, sample) -> value`. "Rule of X" names the program whose rule it is;
+the others are ours.
+"""
+
+import re
+from collections.abc import Sequence
+
+from mm1_mlx.evaluation.metrics import mathvista as mathvista_rules
+from mm1_mlx.evaluation.metrics import open_answers
+from mm1_mlx.evaluation.metrics.choices import LETTERS, is_open
+from mm1_mlx.evaluation.samples import Sample
+from mm1_mlx.evaluation.stemming import stem
+
+
+def stripped(text: str, sample: Sample) -> str:
+    """The text without space around it."""
+    return text.strip()
+
+
+def first_line(text: str, sample: Sample) -> str:
+    """The first line that is not empty."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def short_answer(text: str, sample: Sample) -> str:
+    """The first line without a full stop at its end: "Yes." is the answer Yes."""
+    return first_line(text, sample).removesuffix(".").rstrip()
+
+
+# --- captions and short answers of pretrained models ---
+
+
+def caption(text: str, sample: Sample) -> str:
+    """The first line without quotation marks.
+
+    OpenFlamingo cuts at its next "Output" and drops the marks; MM1's prompt ("A photo
+    of") ends a caption at the line.
+    """
+    return first_line(openflamingo_caption(text, sample), sample)
+
+
+def openflamingo_caption(text: str, sample: Sample) -> str:
+    """Rule of OpenFlamingo: what comes before "Output", without quotation marks."""
+    return text.split("Output", 1)[0].replace('"', "")
+
+
+def openflamingo_vqa(text: str, sample: Sample) -> str:
+    """Rule of OpenFlamingo: cut at "Question", "Answer" or "Short", then at ", "."""
+    return re.split("Question|Answer|Short", text, maxsplit=1)[0].split(", ", 1)[0]
+
+
+def okvqa(text: str, sample: Sample) -> str:
+    """OpenFlamingo's cut, then stems, as OK-VQA's references are stems.
+
+    Where the answer is one of the sample's `fields["raw_answers"]` (the references
+    as people wrote them, beside their stems in `answers`), it becomes the dataset's own
+    stem. Anything else goes through `stemming.stem`, which is ours: the original asks
+    a tagger and WordNet.
+    """
+    answer = openflamingo_vqa(text, sample)
+    raw = [str(one) for one in sample.fields.get("raw_answers", ())]
+    said = answer.strip().lower()
+    for written, stemmed in zip(raw, sample.answers, strict=False):
+        if written.strip().lower() == said:
+            return stemmed
+    return stem(answer)
+
+
+# --- yes or no ---
+
+
+def mme_yes_or_no(text: str, sample: Sample) -> str:
+    """Rule of MME's evaluation: "yes", "no" or "other", from the first four characters.
+
+    A single y or n counts.
+    """
+    said = text.lower().strip().replace(".", "")
+    if len(said) == 1:
+        return {"y": "yes", "n": "no"}.get(said, "other")
+    start = said[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def pope_yes_or_no(text: str, sample: Sample) -> str:
+    """Rule of POPE's script: "no" if the first sentence has No, no or not, else "yes"."""
+    words = text.split(".", 1)[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+# --- multiple choice ---
+
+_OPENING = re.compile(r"\(?([A-Za-z])(?:[).:,]|$)")
+_SAID = re.compile(
+    r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z])\b(?!')", re.IGNORECASE
+)
+
+
+def letter(text: str, sample: Sample) -> str | None:
+    """The letter of a choice, or None.
+
+    "B", "B.", "(B)", "B: a cat", "The answer is B", or the whole text of a choice.
+    A letter that no choice has is None. MM1.5 counts exact letters alone, which this
+    holds; models that were not tuned on such prompts also get the other forms.
+    """
+    said = first_line(text, sample)
+    n = len(sample.choices) or len(LETTERS)
+    match = _OPENING.match(said) or _SAID.search(said)
+    if match:
+        found = match.group(1).upper()
+        return found if LETTERS.index(found) < n else None
+    plain = said.removesuffix(".").strip().lower()
+    for name, choice in zip(LETTERS, sample.choices, strict=False):
+        if choice.strip().removesuffix(".").lower() == plain:
+            return name
+    return None
+
+
+def exact_letter(text: str, sample: Sample) -> str | None:
+    """The text if it is nothing but a letter, as MM1.5 counts it, else None."""
+    said = text.strip().upper()
+    return said if len(said) == 1 and said in LETTERS else None
+
+
+def scienceqa_letter(text: str, sample: Sample) -> str | None:
+    """Rule of LLaVA for ScienceQA: the letter alone, or a text that opens with "B."."""
+    said = text.strip()
+    if len(said) == 1 and said.upper() in LETTERS:
+        return said.upper()
+    opens = len(said) >= 2 and said[0] in LETTERS and said[1] == "."
+    return said[0] if opens else None
+
+
+def seed_letter(text: str, sample: Sample) -> str | None:
+    """Rule of lmms-eval for SEED: the first character."""
+    return text.strip()[:1].upper() or None
+
+
+def mmmu(text: str, sample: Sample) -> str | list[str | float] | None:
+    """Rule of MMMU: a letter, or all that an open answer may mean.
+
+    MMMU draws a letter at random where it finds none; here that is None, which is
+    wrong: a run gives the same figure twice.
+    """
+    if is_open(sample):
+        return open_answers.parse(text)
+    return mmmu_letter(text, sample.choices)
+
+
+def mmmu_letter(text: str, choices: Sequence[str]) -> str | None:
+    """The last choice that a text names: "(B)", else " B ", else by its words."""
+    for mark in ",.!?;:'":
+        text = text.strip(mark)
+    text = f" {text} "
+    letters = LETTERS[: len(choices)]
+    for form in ("({})", " {} "):
+        places = {name: text.rfind(form.format(name)) for name in letters}
+        if max(places.values(), default=-1) >= 0:
+            return max(letters, key=lambda name: places[name])
+    if len(text.split()) <= 5:
+        return None
+    places = {
+        name: text.lower().rfind(choice.lower())
+        for name, choice in zip(letters, choices, strict=True)
+    }
+    best = max(letters, key=lambda name: places[name], default=None)
+    return best if best is not None and places[best] >= 0 else None
+
+
+def mathvista(text: str, sample: Sample) -> str:
+    """The answer in a text by our rule; the benchmark asks a language model."""
+    return mathvista_rules.extract(text, sample)

@@ -1,0 +1,87 @@
+"""VQA accuracy: VQAv2, OK-VQA, TextVQA, VizWiz.
+
+The rules are those of the official script (GT-Vision-Lab/VQA, vqaEval.py; BSD), its
+odd corners included: published figures are made with it. The differences of copies in
+use are options.
+"""
+
+import re
+from collections.abc import Sequence
+
+from mm1_mlx.evaluation.metrics.scores import average
+from mm1_mlx.evaluation.samples import Answered, Score
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+# The script hands a flag of re where the number of replacements belongs.
+_PERIODS = int(re.UNICODE)  # 32
+_ARTICLES = {"a", "an", "the"}
+_NUMBERS = {
+    name: str(value)
+    for value, name in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+} | {"none": "0"}
+# Contractions without their apostrophes, or with some of them, and what they become.
+# Three are odd and stay so: somebody'd loses its apostrophe; 'ow's'at; y'all'll.
+_CONTRACTIONS = dict(
+    pair.split(":")
+    for pair in ["aint:ain't", "arent:aren't", "cant:can't", "couldve:could've", "couldnt:couldn't", "couldn'tve:couldn't've", "couldnt've:couldn't've", "didnt:didn't", "doesnt:doesn't", "dont:don't", "hadnt:hadn't", "hadnt've:hadn't've", "hadn'tve:hadn't've", "hasnt:hasn't", "havent:haven't", "hed:he'd", "hed've:he'd've", "he'dve:he'd've", "hes:he's", "howd:how'd", "howll:how'll", "hows:how's", "isnt:isn't", "itd:it'd", "itd've:it'd've", "it'dve:it'd've", "itll:it'll", "maam:ma'am", "mightnt:mightn't", "mightnt've:mightn't've", "mightn'tve:mightn't've", "mightve:might've", "mustnt:mustn't", "mustve:must've", "neednt:needn't", "notve:not've", "oclock:o'clock", "oughtnt:oughtn't", "ow's'at:'ow's'at", "'ows'at:'ow's'at", "'ow'sat:'ow's'at", "shant:shan't", "shed've:she'd've", "she'dve:she'd've", "shouldve:should've", "shouldnt:shouldn't", "shouldnt've:shouldn't've", "shouldn'tve:shouldn't've", "somebody'd:somebodyd", "somebodyd've:somebody'd've", "somebody'dve:somebody'd've", "somebodyll:somebody'll", "somebodys:somebody's", "someoned:someone'd", "someoned've:someone'd've", "someone'dve:someone'd've", "someonell:someone'll", "someones:someone's", "somethingd:something'd", "somethingd've:something'd've", "something'dve:something'd've", "somethingll:something'll", "thats:that's", "thered:there'd", "thered've:there'd've", "there'dve:there'd've", "therere:there're", "theres:there's", "theyd:they'd", "theyd've:they'd've", "they'dve:they'd've", "theyll:they'll", "theyre:they're", "theyve:they've", "twas:'twas", "wasnt:wasn't", "wed've:we'd've", "we'dve:we'd've", "weve:we've", "werent:weren't", "whatll:what'll", "whatre:what're", "whats:what's", "whatve:what've", "whens:when's", "whered:where'd", "wheres:where's", "whereve:where've", "whod:who'd", "whod've:who'd've", "who'dve:who'd've", "wholl:who'll", "whos:who's", "whove:who've", "whyll:why'll", "whyre:why're", "whys:why's", "wont:won't", "wouldve:would've", "wouldnt:wouldn't", "wouldnt've:wouldn't've", "wouldn'tve:wouldn't've", "yall:y'all", "yall'll:y'all'll", "y'allll:y'all'll", "yall'd've:y'all'd've", "y'alld've:y'all'd've", "y'all'dve:y'all'd've", "youd:you'd", "youd've:you'd've", "you'dve:you'd've", "youll:you'll", "youre:you're", "youve:you've"]
+)
+
+
+def normalize(text: str) -> str:
+    """An answer as VQA's script compares it.
+
+    Punctuation goes, number words become digits, articles go, contractions get their
+    apostrophes, all in lower case.
+    """
+    return _words(_without_punctuation(_one_line(text)))
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _without_punctuation(text: str) -> str:
+    """A mark beside a space goes, one between words becomes a space.
+
+    In a text with a comma between digits all of them just go.
+    """
+    numbers = _COMMA_IN_NUMBER.search(text) is not None
+    out = text
+    for mark in _PUNCTUATION:
+        goes = numbers or f"{mark} " in text or f" {mark}" in text
+        out = out.replace(mark, "" if goes else " ")
+    return _PERIOD.sub("", out, count=_PERIODS)
+
+
+def _words(text: str) -> str:
+    words = (_NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(_CONTRACTIONS.get(w, w) for w in words if w not in _ARTICLES)
+
+
+def vqa_accuracy(
+    answer: str, references: Sequence[str], *, always_normalize: bool = False
+) -> float:
+    """How far people agree with an answer, 0..1.
+
+    Mean over the references, each left out once, of min(1, matches among the others
+    / 3). Both sides are normalized only where the references differ, as the official
+    script does; OpenFlamingo's and lmms-eval's copies always do (always_normalize).
+    """
+    said, people = _one_line(answer), [_one_line(text) for text in references]
+    if always_normalize or len(set(people)) > 1:
+        said, people = normalize(said), [normalize(text) for text in people]
+    if not people:
+        return 0.0
+    matches = people.count(said)
+    shares = [min(1.0, (matches - (one == said)) / 3) for one in people]
+    return sum(shares) / len(shares)
+
+
+def vqa_score(answered: Sequence[Answered]) -> Score:
+    """VQA accuracy in percent: the mean over the questions."""
+    each = [vqa_accuracy(str(one.value), one.sample.answers) for one in answered]
+    return average(answered, each)
