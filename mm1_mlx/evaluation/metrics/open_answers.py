@@ -12,7 +12,16 @@ _SCIENTIFIC = re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+")
 _PLAIN = re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])")
 # The script lowers the text first, so that its split at ". " before a capital never
 # happens: only lines part an answer.
-_BEFORE_ANSWERS = ["could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result "]
+_BEFORE_ANSWERS = [
+    "could be ",
+    "so ",
+    "is ",
+    "thus ",
+    "therefore ",
+    "final ",
+    "answer ",
+    "result ",
+]
 
 
 def parse(text: str) -> list[str | float]:
