@@ -84,7 +84,7 @@ def mme_yes_or_no(text: str, sample: Sample) -> str:
 
 
 def pope_yes_or_no(text: str, sample: Sample) -> str:
-    """Rule of POPE's script: "no" if the first sentence has No, no or not, else "yes"."""
+    """Rule of POPE's script: "no" if the first sentence has No, no or not."""
     words = text.split(".", 1)[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 

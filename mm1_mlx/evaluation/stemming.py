@@ -43,7 +43,9 @@ travelers:travel travellers:travel urinating:urine vacationing:vacate vandalizer
 vastness:vast vegas:vegas veteran's:veteran wading:wade walle:wall waves:wave
 weddings:wed wetness:wet wilderness:wilder womens:women yes:yes
 """
-_BY_HAND = dict(pair.split(":") for pair in _PAIRS.split())
+_BY_HAND = {
+    word: stem for word, _, stem in (pair.partition(":") for pair in _PAIRS.split())
+}
 _WORDS = re.compile(r"\w+(?:-\w+)*(?:'s)?|[^\w\s]")
 
 

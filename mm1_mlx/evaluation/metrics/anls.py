@@ -1,4 +1,4 @@
-"""ANLS, the metric of DocVQA and InfographicVQA: how close a string is to a reference."""
+"""ANLS, the metric of DocVQA and InfographicVQA: how close two strings are."""
 
 from collections.abc import Sequence
 

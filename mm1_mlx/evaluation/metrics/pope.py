@@ -68,7 +68,10 @@ def _score(answered: Sequence[Answered], main: str) -> Score:
         splits.setdefault(str(one.sample.fields.get("category", "all")), []).append(
             pair
         )
-    found = {name: existence(*zip(*split)) for name, split in splits.items()}
+    found = {
+        name: existence([a for a, _ in split], [r for _, r in split])
+        for name, split in splits.items()
+    }
     groups = {
         name: 100 * mean([getattr(figures, name) for figures in found.values()])
         for name in _FIGURES

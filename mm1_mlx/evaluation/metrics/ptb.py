@@ -12,7 +12,10 @@ from mm1_mlx.evaluation.metrics.ptb_rules import ABBREVIATIONS, Form, forms
 
 # What the reference drops. It compares after lower case, so that brackets stay, as
 # "-lrb-"; so do runs as "!!".
-_DROPPED = set("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split(" "))
+_DROPPED = {
+    *("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"),
+    *(".", "?", "!", ",", ":", "-", "--", "...", ";"),
+}
 # The reference puts one caption on a line; these would break one in two.
 _BREAKS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 _SKIPPED = re.compile("[\0\x7f \t\u00a0\u2000-\u200b\u200e\u200f\u3000\ufeff]+|&nbsp;")

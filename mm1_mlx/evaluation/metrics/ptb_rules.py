@@ -83,7 +83,9 @@ _OPENERS = (
     "|(?-i:N)ow|(?-i:O)(?:nce|ne|ther|ur)|(?-i:S)(?:he|ince|ome|o|uch)"
     "|(?-i:T)h(?:at|eir|en|ere|ese|ey|e|is)|(?-i:W)(?:e|hen|hile|hat)|(?-i:Y)(?:et|ou)"
 )
-_COUNTRIES = "(?i:(?:Canada|Sino|Korean|EU|Japan|non)-U\\.S|U\\.S\\.-(?:U\\.S\\.S\\.R|U\\.K))"
+_COUNTRIES = (
+    "(?i:(?:Canada|Sino|Korean|EU|Japan|non)-U\\.S|U\\.S\\.-(?:U\\.S\\.S\\.R|U\\.K))"
+)
 _TAG = (
     r"<(?:[!?][A-Za-z\-][^>\r\n]*|[A-Za-z][\w:.\-]*"
     r"(?:[ ]+(?:[A-Za-z][\w:.\-]*[ ]*=[ ]*(?:'[^']*'|\"[^\"]*\")|[A-Za-z][\w:.\-]*))*"
@@ -188,9 +190,7 @@ def _add_words(add: Callable[..., None], letter: str, digit: str, plain: str) ->
     add(r"(?i:'tis)", give_back=2)
     add(r"(?i:gonna|gotta|lemme|gimme|wanna)", give_back=2)
     add(_TAG, change=_hard_space)
-    add(
-        r"(?i:&(?:MD|mdash|ndash);)|[\u0096\u0097\u2013-\u2015]", change=lambda _: "--"
-    )
+    add(r"(?i:&(?:MD|mdash|ndash);)|[\u0096\u0097\u2013-\u2015]", change=lambda _: "--")
     add(r"(?i:&amp;)", change=_ampersand)
     add(r"(?i:&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)")
     short = rf"{_QUOTE}(?:(?i:re|ve|ll)|[msdMSD])"  # 's 're 'll
@@ -273,7 +273,8 @@ def _add_abbreviations(add: Callable[..., None], letter: str, digit: str) -> Non
     add(rf"{one}+(?:\.{one}+)*\.(?i:{_FILES})", then=rf"(?:{_BREAK}|[.?!,])")
     add(rf"{_word(letter, digit)}\.", then=_STOPS, change=_no_soft_hyphens)
     gap = r"[\- \xa0]"
-    area = rf"(?:\([0-9]{{2,3}}\)[ \xa0]?|(?:\+\+?)?(?:[0-9]{{2,4}}{gap})?[0-9]{{2,4}}{gap})"
+    area = rf"(?:\+\+?)?(?:[0-9]{{2,4}}{gap})?[0-9]{{2,4}}{gap}"
+    area = rf"(?:\([0-9]{{2,3}}\)[ \xa0]?|{area})"
     add(rf"{area}[0-9]{{3,4}}{gap}?[0-9]{{3,5}}", change=_phone)
     add(r"(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}")
 
@@ -283,9 +284,7 @@ def _add_marks(add: Callable[..., None]) -> None:
     add(r"\"|(?i:&quot;)", change=lambda _: "''")
     add(r"(?i:&lt;)|<", change=lambda _: "<")
     add(r"(?i:&gt;)|>", change=lambda _: ">")
-    add(
-        r"[<>]?[:;=][\-o*']?[()DPdpO\\{@|\[\]]", then=r"[^A-Za-z0-9]", change=_brackets
-    )
+    add(r"[<>]?[:;=][\-o*']?[()DPdpO\\{@|\[\]]", then=r"[^A-Za-z0-9]", change=_brackets)
     add(
         r"[\^x=~<>]\.\[\^x=~<>]",
         r"[\-^x=~<>']_[\-^x=~<>']",
@@ -297,9 +296,7 @@ def _add_marks(add: Callable[..., None]) -> None:
         add(re.escape(mark), change=lambda _, name=name: name)
     add(r"[()]", change=_brackets)
     add(r"-+", change=lambda text: "--" if len(text) in (3, 4) else text)
-    add(
-        r"\.{3,5}", r"(?:\.[ \xa0]){2,4}\.", r"[\x85\u2026]", change=lambda _: "..."
-    )
+    add(r"\.{3,5}", r"(?:\.[ \xa0]){2,4}\.", r"[\x85\u2026]", change=lambda _: "...")
     add(r"@+", r"#+", r"_+", r"\*+", r"(?:\\\*){1,3}", _STOPS, r"[?!]+")
     add(r"[.\u00a1\u00bf\u037e\u0589\u061f\u06d4\u0700-\u0702\u07fa\u3002]", "=", "/")
 

@@ -49,7 +49,9 @@ wouldn'tve:wouldn't've yall:y'all yall'll:y'all'll y'allll:y'all'll yall'd've:y'
 y'alld've:y'all'd've y'all'dve:y'all'd've youd:you'd youd've:you'd've you'dve:you'd've
 youll:you'll youre:you're youve:you've
 """
-_CONTRACTIONS = dict(pair.split(":") for pair in _PAIRS.split())
+_CONTRACTIONS = {
+    short: long for short, _, long in (pair.partition(":") for pair in _PAIRS.split())
+}
 
 
 def normalize(text: str) -> str:

@@ -1,0 +1,502 @@
+"""Metrics and answer rules by hand: small cases whose answer can be seen."""
+
+import math
+
+import numpy as np
+import pytest
+
+from helpers import assert_close
+from mm1_mlx.errors import DatasetError
+from mm1_mlx.evaluation import cleaning
+from mm1_mlx.evaluation.metrics import intervals, mathvista, mme, pope
+from mm1_mlx.evaluation.metrics.anls import anls, anls_of_the_paper, anls_score
+from mm1_mlx.evaluation.metrics.boxes import box_accuracy, iou
+from mm1_mlx.evaluation.metrics.choices import (
+    choice_accuracy,
+    circular_accuracy,
+    mmmu_accuracy,
+    rotations,
+)
+from mm1_mlx.evaluation.metrics.cider import cider, cider_score
+from mm1_mlx.evaluation.metrics.exact import exact_accuracy
+from mm1_mlx.evaluation.metrics.ptb import tokenize
+from mm1_mlx.evaluation.metrics.relaxed import relaxed_accuracy, relaxed_match
+from mm1_mlx.evaluation.metrics.vqa import normalize, vqa_accuracy, vqa_score
+from mm1_mlx.evaluation.samples import Answered, Sample
+
+
+def said(value, *answers, id="0", choices=(), **fields):
+    """An answered sample in one line."""
+    sample = Sample(id=id, answers=answers, choices=tuple(choices), fields=fields)
+    return Answered(sample, str(value), value)
+
+
+# --- captions ---
+
+
+@pytest.mark.parametrize(
+    "caption, words",
+    [
+        ("A man rides a horse.", "a man rides a horse"),
+        ("the dog's toy isn't red", "the dog 's toy is n't red"),
+        ("You cannot, or can't?", "you can not or ca n't"),
+        ('a sign: "STOP!!"', "a sign stop !!"),  # runs of marks stay
+        ("two (2) cats", "two -lrb- 2 -rrb- cats"),  # so do brackets
+        ("Mr. Smith at 5 p.m. in the U.S.", "mr. smith at 5 p.m. in the u.s."),
+        ("a 1/2 price T-shirt for $5.00", "a 1/2 price t-shirt for $ 5.00"),
+        ("2 1/2 cups", "2 1/2 cups"),
+        ("black&white, and/or www.foo.com", "black & white and/or www.foo.com"),
+        ("it’s “fine” — really…", "it 's fine really"),
+        ("café 日本語 😀", "café 日本語"),
+        ("", ""),
+    ],
+)
+def test_words_of_captions(caption, words):
+    assert tokenize([caption]) == [words.split()]
+
+
+def test_captions_keep_their_lines():
+    lines = ["a\nb", "", "c\u2028dog.", ""]
+    assert tokenize(lines) == [["a", "b"], [], ["c", "dog"], []]
+    assert tokenize([]) == []
+
+
+def test_cider_of_the_same_caption_is_ten():
+    captions = [["a", "red", "cat", "sits"], ["two", "blue", "dogs", "run"]]
+    assert_close(
+        np.array(cider(captions, [[c] for c in captions])), [10, 10], atol=1e-9
+    )
+    assert cider(captions[::-1], [[c] for c in captions]) == [0, 0]
+
+
+def test_cider_by_hand():
+    """One word right of two, of one reference, in a set of two pictures."""
+    found = cider([["cat", "in"], ["x"]], [[["cat", "on"]], [["y"]]])
+    # n = 1: both words of each have weight log 2, one is shared: cosine 1/2.
+    # n = 2: the pairs differ. n = 3, 4: none.
+    assert_close(np.array(found), np.array([10 * (0.5 + 0 + 0 + 0) / 4, 0]), atol=1e-12)
+
+
+def test_cider_punishes_repetition_and_length():
+    references = [[["a", "red", "cat"]], [["two", "dogs"]]]
+    once, twice = (
+        cider([words, ["x"]], references)[0]
+        for words in (["a", "red", "cat"], ["a", "red", "cat"] * 2)
+    )
+    assert twice < 0.9 * once
+
+
+def test_cider_score_is_on_the_scale_of_the_papers():
+    texts = ["A red cat sits.", "two blue dogs run", "an old man waits there"]
+    score = cider_score([said(t, t, id=t) for t in texts])
+    assert math.isclose(score.total, 1000) and score.each == pytest.approx([1, 1, 1])
+    assert score.low == pytest.approx(1000) and score.high == pytest.approx(1000)
+
+
+# --- short answers ---
+
+
+@pytest.mark.parametrize(
+    "text, normal",
+    [
+        ("The two dogs!", "2 dogs"),
+        ("dont", "don't"),
+        ("a T-shirt", "t shirt"),  # a mark between letters becomes a space
+        ("yes, it is", "yes it is"),  # beside a space it goes
+        ("1,000 red-cars", "1000 redcars"),  # with a comma between digits all go
+        ("3.5 ft.", "3.5 ft"),
+        ("None", "0"),
+        ("", ""),
+    ],
+)
+def test_normalized_answers(text, normal):
+    assert normalize(text) == normal
+
+
+@pytest.mark.parametrize(
+    "answer, people, accuracy",
+    [
+        # Left out once each: 3 with 2 others (2/3), 7 with 3 (1).
+        ("red", ["red"] * 3 + ["blue"] * 7, 0.9),
+        ("red", ["red"] * 10, 1.0),
+        ("red", ["red"] + ["blue"] * 9, 0.3),
+        ("green", ["red"] * 10, 0.0),
+        # All the same: compared as written.
+        ("Two.", ["two."] * 10, 0.0),
+        ("Two.", ["2"] * 9 + ["many"], 1.0),
+        ("x", [], 0.0),
+    ],
+)
+def test_vqa_accuracy(answer, people, accuracy):
+    assert vqa_accuracy(answer, people) == pytest.approx(accuracy)
+
+
+def test_vqa_accuracy_of_the_copies_that_always_normalize():
+    people = ["two"] * 10
+    assert vqa_accuracy("2", people) == 0
+    assert vqa_accuracy("2", people, always_normalize=True) == 1
+
+
+def test_vqa_score_by_category():
+    score = vqa_score(
+        [
+            said("red", *["red"] * 10, category="colour"),
+            said("red", *["blue"] * 10, category="colour"),
+            said("2", *["2"] * 10, category="number"),
+        ]
+    )
+    assert score.total == pytest.approx(200 / 3)
+    assert score.each == [1, 0, 1]
+    assert score.groups == {"colour": 50, "number": 100}
+    assert score.low < score.total < score.high
+
+
+def test_anls():
+    assert anls("Hello  World", ["hello world"]) == 1
+    assert anls("hallo", ["x", "hello"]) == pytest.approx(0.8)
+    assert anls("abcd", ["abxy"]) == 0.5  # the server counts the threshold itself
+    assert anls_of_the_paper("abcd", ["abxy"]) == 0
+    assert anls("abc", ["xyz"]) == 0
+    assert anls("", [""]) == 1
+    score = anls_score([said("hallo", "hello"), said("a", "b")])
+    assert score.total == pytest.approx(40) and score.each == pytest.approx([0.8, 0])
+
+
+@pytest.mark.parametrize(
+    "answer, reference, right",
+    [
+        ("104", "100", True),
+        ("106", "100", False),
+        ("10%", "0.1", True),
+        ("0.01", "0", False),  # 5% of nothing is nothing
+        ("0", "0", True),
+        ("Red", "red", True),
+        ("red car", "red", False),
+        ("100", "hundred", False),
+    ],
+)
+def test_relaxed_match(answer, reference, right):
+    assert relaxed_match(answer, reference) is right
+
+
+def test_chartqa_is_the_mean_of_its_parts():
+    rows = [said("1", "1", category="human")] * 3 + [
+        said("1", "2", category="augmented")
+    ]
+    score = relaxed_accuracy(rows)
+    assert score.total == 50 and score.groups == {"human": 100, "augmented": 0}
+    assert relaxed_accuracy(rows[:3]).total == 100
+    assert relaxed_accuracy([said("1", "1"), said("1", "2")]).total == 50
+
+
+def test_exact_accuracy():
+    score = exact_accuracy([said(" Red ", "blue", "red"), said("redder", "red")])
+    assert score.total == 50 and score.each == [1, 0]
+    assert (score.low, score.high) == tuple(100 * x for x in intervals.wilson(1, 2))
+
+
+# --- choices ---
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("B", "B"),
+        ("b.", "B"),
+        ("(B)", "B"),
+        ("B: the dog", "B"),
+        (" B\nbecause", "B"),
+        ("The answer is B.", "B"),
+        ("Answer: (B)", "B"),
+        ("The dog.", "B"),
+        ("Because it barks", None),
+        ("A dog", None),  # an article, not choice A
+        ("E", None),  # there are four
+        ("", None),
+    ],
+)
+def test_letters(text, letter):
+    sample = Sample(id="0", choices=("a cat", "the dog", "a cow", "a pig"))
+    assert cleaning.letter(text, sample) == letter
+
+
+def test_exact_letters():
+    sample = Sample(id="0", choices=("x", "y"))
+    assert cleaning.exact_letter(" b ", sample) == "B"
+    assert cleaning.exact_letter("B.", sample) is None
+
+
+def test_choice_accuracy():
+    rows = [said("B", "B", category="x"), said(None, "A", category="y"), said("a", "A")]
+    score = choice_accuracy(rows)
+    assert score.each == [1, 0, 1] and score.total == pytest.approx(200 / 3)
+    assert score.groups == {"x": 100, "y": 0}
+
+
+def test_rotations_turn_the_choices_and_the_answer():
+    sample = Sample(id="7", choices=("x", "y", "z"), answers=("B",))
+    turned = list(rotations(sample))
+    assert [s.choices for s in turned] == [tuple("xyz"), tuple("yzx"), tuple("zxy")]
+    assert [s.answers[0] for s in turned] == ["B", "A", "C"]  # always y
+    assert [s.id for s in turned] == ["7", "7+1", "7+2"]
+    assert {s.fields["circle"] for s in turned} == {"7"}
+
+
+def test_a_circle_is_right_when_all_its_rotations_are():
+    samples = [
+        turned
+        for name in "pq"
+        for turned in rotations(Sample(id=name, choices=("x", "y"), answers=("A",)))
+    ]
+    right = [Answered(s, s.answers[0], s.answers[0]) for s in samples]
+    assert circular_accuracy(right).total == 100
+    one_wrong = [*right[:3], Answered(samples[3], "A", "A")]
+    score = circular_accuracy(one_wrong)
+    assert score.total == 50 and score.each == [1, 1, 0, 0]
+    # "always A" is right half of the time, and never in a circle
+    lazy = [Answered(s, "A", "A") for s in samples]
+    assert choice_accuracy(lazy).total == 50 and circular_accuracy(lazy).total == 0
+
+
+def test_rotations_need_the_letter_of_a_choice():
+    sample = Sample(id="7", choices=("x", "y"), answers=("D",))
+    with pytest.raises(
+        DatasetError, match=r"Question 7 has the answer 'D' and 2 choic"
+    ):
+        list(rotations(sample))
+
+
+def test_mmmu_takes_letters_and_open_answers():
+    def one(text, *answers, choices=(), **fields):
+        sample = Sample(id="0", answers=answers, choices=choices, fields=fields)
+        return Answered(sample, text, cleaning.mmmu(text, sample))
+
+    rows = [
+        one("I say (B)", "B", choices=("x", "y"), category="Art"),
+        one("the answer is 1,200", "1200", category="Music"),
+        one("it is blue, so red", "blue", category="Music"),  # blue stands before so
+    ]
+    score = mmmu_accuracy(rows)
+    assert score.each == [1, 1, 0]
+    assert score.groups == {"Art": 100, "Music": 50, "macro": 75}
+    assert mmmu_accuracy([one("(B)", "b", choices=("x", "y"))]).groups == {}
+
+
+# --- MathVista, with our extraction ---
+
+
+@pytest.mark.parametrize(
+    "text, kind, precision, answer",
+    [
+        ("14", "integer", 0, "14"),
+        ("There are 3 cats and 4 dogs. The answer is 7.", "integer", 0, "7"),
+        ("Answer: 1,200 m", "integer", 0, "1200"),
+        ("so x = -3", "integer", 0, "-3"),
+        ("about 0.571 of them", "float", 2, "0.57"),
+        ("$1.45", "float", 2, "1.45"),
+        ("peak between [2007, 2008]", "list", 0, "[2007, 2008]"),
+    ],
+)
+def test_mathvista_numbers_and_lists(text, kind, precision, answer):
+    fields = {"question_type": "free_form", "answer_type": kind}
+    sample = Sample(
+        id="0", answers=(answer,), fields={**fields, "precision": precision}
+    )
+    found = cleaning.mathvista(text, sample)
+    assert mathvista.comparable(found, sample) == answer
+    score = mathvista.mathvista_accuracy([Answered(sample, text, found)])
+    assert score.total == 100
+
+
+@pytest.mark.parametrize(
+    "text, choice",
+    [
+        ("B", "tokyo"),
+        ("(B) tokyo", "tokyo"),
+        ("The correct answer is (C).", "larger than"),
+        ("A city: it has to be Tokyo", "tokyo"),
+        ("the answer is osaka", "osaka"),
+        ("tokio", "tokyo"),  # the nearest spelling, as the benchmark does
+    ],
+)
+@pytest.mark.parametrize("as_letter", [False, True])
+def test_mathvista_choices(text, choice, as_letter):
+    choices = ("osaka", "tokyo", "larger than")
+    answer = "ABC"[choices.index(choice)] if as_letter else choice
+    fields = {"question_type": "multi_choice", "answer_type": "text"}
+    sample = Sample(id="0", choices=choices, answers=(answer,), fields=fields)
+    found = cleaning.mathvista(text, sample)
+    assert mathvista.same(mathvista.comparable(found, sample), sample)
+
+
+def test_mathvista_without_an_answer_is_wrong():
+    fields = {"question_type": "free_form", "answer_type": "integer"}
+    sample = Sample(id="0", answers=("3",), fields=fields)
+    assert mathvista.comparable(cleaning.mathvista("no idea", sample), sample) is None
+
+
+# --- yes or no ---
+
+
+def test_mme_counts_pairs():
+    rows = [
+        said("yes", "Yes", category="count", pair=1),
+        said("no", "No", category="count", pair=1),
+        said("yes", "Yes", category="count", pair=2),
+        said("yes", "No", category="count", pair=2),
+        said("no", "Yes", category="code_reasoning", pair=1),
+        said("no", "No", category="code_reasoning", pair=1),
+        said("yes", "Yes", category="OCR", pair=1),  # its partner was not asked
+    ]
+    score = mme.mme_score(rows)
+    assert score.groups["count"] == (200 + 50) / 2
+    assert score.groups["perception"] == 125 and score.groups["cognition"] == 50
+    assert score.total == 175 and score.groups["MM1.5 (/ 28)"] == 175 / 28
+    assert score.each == [1, 1, 1, 0, 0, 1, 1] and "OCR" not in score.groups
+    assert 50 + 50 <= score.low <= score.high <= 200 + 50
+    assert mme.mme_score([]).total == 0
+
+
+def test_mme_needs_its_fields_and_pairs_of_two():
+    with pytest.raises(DatasetError, match=r"question 9 has no field 'pair'"):
+        mme.mme_score([said("yes", "Yes", id="9", category="count")])
+    rows = [said("yes", "Yes", category="count", pair=1)] * 3
+    with pytest.raises(
+        DatasetError, match="picture 1 of count has 3 questions, expect"
+    ):
+        mme.mme_score(rows)
+
+
+def test_pope_by_hand():
+    """3 of 4 there are seen; 1 of 2 others is seen, too."""
+    answers = ["yes", "yes", "yes", "no", "yes", "no"]
+    there = ["yes", "yes", "yes", "yes", "no", "no"]
+    found = pope.existence(answers, there)
+    assert found == pope.Existence(4 / 6, 3 / 4, 3 / 4, 3 / 4, 4 / 6)
+    assert pope.existence([], []) == pope.Existence(0, 0, 0, 0, 0)
+    assert pope.existence(["other"], ["no"]).accuracy == 0
+
+
+def test_pope_is_the_mean_of_its_splits():
+    rows = [
+        said("yes", "yes", category="random"),
+        said("no", "no", category="random"),
+        said("yes", "yes", category="adversarial"),
+        said("yes", "no", category="adversarial"),
+    ]
+    score = pope.pope_score(rows)
+    assert score.total == pytest.approx((100 + 200 / 3) / 2)
+    assert score.groups["adversarial precision"] == 50
+    assert score.groups["yes"] == 75 and score.each == [1, 1, 1, 0]
+    assert score.low < score.total <= score.high
+    assert pope.pope_accuracy(rows).total == 75
+    assert set(pope.pope_score(rows[:2]).groups) == set(pope._FIGURES)
+    assert pope.pope_score([]).total == 0
+
+
+# --- boxes ---
+
+
+def test_iou_by_hand():
+    assert iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert iou((0, 0, 2, 2), (2, 2, 0, 0)) == 1  # corners in any order
+    assert iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0
+    assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
+    assert iou((math.nan, 0, 1, 1), (0, 0, 1, 1)) == 0
+
+
+def test_a_box_must_cover_more_than_half():
+    rows = [
+        said((0, 0, 2, 1), box=(0, 0, 1, 1)),  # exactly 0.5
+        said((0, 0, 10, 9), box=(0, 0, 10, 10)),
+        said(None, box=(0, 0, 1, 1)),
+    ]
+    assert box_accuracy(rows).each == [0, 1, 0]
+
+
+# --- answers ---
+
+
+def test_cuts_of_pretrained_answers():
+    assert cleaning.openflamingo_vqa("red, blue Question: x", Sample(id="")) == "red"
+    assert cleaning.caption('\n A "red" cat\nOutput: a', Sample(id="")) == "A red cat"
+    assert cleaning.short_answer(" Yes.\nIt is", Sample(id="")) == "Yes"
+    assert cleaning.first_line("\n\n", Sample(id="")) == ""
+    assert cleaning.stripped(" a\n", Sample(id="")) == "a"
+
+
+@pytest.mark.parametrize(
+    "text, stems",
+    [
+        ("riding horses", "ride horse"),
+        ("two children, and a dog Question", "two child"),
+        ("running", "run"),
+        ("glass", "glass"),
+        ("king", "king"),
+        ("swimming", "swim"),
+    ],
+)
+def test_okvqa_stems(text, stems):
+    assert cleaning.okvqa(text, Sample(id="")) == stems
+
+
+def test_okvqa_takes_the_datasets_own_stems_first():
+    fields = {"raw_answers": ("kiteboarding", "surfing")}
+    sample = Sample(id="", answers=("kiteboard", "surf"), fields=fields)
+    assert cleaning.okvqa("Kiteboarding", sample) == "kiteboard"
+    assert cleaning.okvqa("kiteboarding", Sample(id="")) == "kiteboarding"
+
+
+# --- intervals ---
+
+
+def test_wilsons_interval():
+    low, high = intervals.wilson(5, 10)
+    assert (round(low, 4), round(high, 4)) == (0.2366, 0.7634)
+    assert intervals.wilson(0, 0) == (0, 1)
+    assert intervals.wilson(0, 20)[0] == 0 and intervals.wilson(20, 20)[1] == 1
+
+
+def test_the_bootstrap_finds_the_interval_of_a_mean():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    low, high = intervals.bootstrap([values])
+    reach = 1.96 * values.std() / 20
+    # 1000 rounds: an end is known to about 5% of the width.
+    assert_close(
+        np.array([low, high]), values.mean() + reach * np.array([-1, 1]), atol=0.03
+    )
+
+
+def test_the_bootstrap_repeats_itself_and_keeps_groups_apart():
+    values = list(np.random.default_rng(2).random(50))
+    assert intervals.bootstrap([values]) == intervals.bootstrap([values])
+    assert intervals.bootstrap([values]) != intervals.bootstrap([values], seed=1)
+    # Two groups without spread: however they are drawn, their means stand.
+    assert intervals.bootstrap([[1.0] * 3, [5.0]]) == (2, 2)
+    halves = intervals.bootstrap([[1.0] * 3, [5.0]], lambda means: np.mean(means, 0))
+    assert halves == (3, 3)
+    with pytest.raises(ValueError, match="bootstrap of nothing"):
+        intervals.bootstrap([[]])
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        anls_score,
+        box_accuracy,
+        choice_accuracy,
+        cider_score,
+        circular_accuracy,
+        exact_accuracy,
+        mathvista.mathvista_accuracy,
+        mme.mme_score,
+        mmmu_accuracy,
+        pope.pope_accuracy,
+        pope.pope_score,
+        relaxed_accuracy,
+        vqa_score,
+    ],
+)
+def test_nothing_answered_scores_zero(metric):
+    score = metric([])
+    assert score.total == 0 and score.each == []
