@@ -19,8 +19,8 @@ https://x.org/y. foo.com bar.co.uk nba.com/x foo@bar.com <a@b.c> file.txt a.jpg 
 &quot; &apos; &nbsp; &mdash; &#39; &eacute; ( ) [ ] { } < > << >> <b> </b> <br/> <!--
 --> :) :-) ;) :( =D :P <3 (^_^) ^_^ -_- o_O ! !! ? ?! ??? , ; : ' '' ` `` " ½ ¼ ⅓ ² x²
 H₂O 20°C ° © ® ™ • · × ÷ ± § ¶ ¿ ¡ é café naïve Łódź straße 日本語 привет مرحبا १२३
-😀 👍🏽 5'10" 6ft. 1960's '60s '99 90s c++ C# F# i.e e.g a.k.a. D.C. N.Y. J.R.R. N.B.A New$
-4x4 2nd B-52 747-400 iPod's x's 7-up Coca-Cola coca.cola Wal*Mart @@ ## $$ ,, ;; ::
+😀 👍🏽 5'10" 6ft. 1960's '60s '99 90s c++ C# F# i.e e.g a.k.a. D.C. N.Y. J.R.R. N.B.A
+New$ 4x4 2nd B-52 747-400 iPod's x's 7-up Coca-Cola coca.cola Wal*Mart @@ ## $$ ,, ;; ::
 hi.there Hello.World stop!go what?no ca. op. 5 pp. pty. ltd. co. ltd art. 3 Dept. est.
 1990 tel. sq. ft. Gov. Prof. Sgt. Capt. Gen. Alex. Mt. Ft. ste. The He She In It You
 This z. U.S.-U.K. non-U.S. 3D 3-D -LRB- -RRB- Cos. PT. Pte. 'cause cont'd s'mores

@@ -22,7 +22,7 @@ _SKIPPED = re.compile("[\0\x7f \t\u00a0\u2000-\u200b\u200e\u200f\u3000\ufeff]+|&
 # What most of a caption is, so that the table is asked for the rest alone: a word
 # before a space, a word that ends the line, a mark before a space.
 _PLAIN = re.compile(r"[A-Za-z]+(?=[,;:]?[ \n])|[,;:](?=[ \n])")
-_LAST = re.compile(r"([A-Za-z]{2,})\.(?=\n|\Z)")
+_LAST = re.compile(r"([A-Za-z]{2,})[.?!](?=\n|\Z)")
 _PARTED = re.compile("(?i:cannot|gonna|gotta|lemme|gimme|wanna)")
 
 

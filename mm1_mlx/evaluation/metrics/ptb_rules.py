@@ -54,28 +54,39 @@ _QUOTE = r"(?:['\u0092\u2019]|(?i:&apos;))"  # an apostrophe
 _QUOTES = r"(?:['\u0092\u2019`\u0091\u2018\u201b]|(?i:&apos;))"  # or taken for one
 _STOPS = r"[,;:\u3001]"  # marks within a sentence
 _NOT_URL = r" \t\n\f\r\"<>|(){}"
-_FILES = (
-    "bat|bmp|cgi|class|cpp|c|dll|docx|doc|exe|gif|gz|html|htm|h|java|jar|jpeg|jpg|mov"
-    "|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|wav|xml|x|zip"
-)
-# Abbreviations keep their full stop. These may end a sentence:
-_ENDING = (
-    "Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept|Sep|Oct|Nov|Dec|Mon|Tues|Tue|Wed|Thurs|Thu|Fri"
-    "|Ala|Ariz|(?-i:A)z|(?-i:A)rk|Calif|Colo|Conn|Ct|Dak|(?-i:D)el|Fla|Ga|(?-i:I)ll|Ind"
-    "|Kans?|Ky|(?-i:L)a|(?-i:M)ass|Md|Mich|Minn|(?-i:M)iss|Mo|Mont|Neb|Nev|Okla"
-    "|(?-i:O)re|(?-i:P)a|Penn|Tenn|(?-i:T)ex|Va|Vt|(?-i:W)ash|Wisc?|Wyo"
-    "|Inc|Cos?|Corp|Pp?t(?-i:[ye])s?|Ltd|Plc|Rt|Bancorp|Bhd|Assn|Univ|Intl|Sys"
-    "|tel|est|ext|sq|Jr|Sr|Bros|(?:Ed|Ph)\\.D|Blvd|Rd|Esq|etc|al|seq|Bldg"
-)
-# These stand before a name or a number:
-_TITLES = (
-    "Mr|Mrs|Ms|(?-i:M)iss|Drs?|Profs?|Sens?|Reps?|Attys?|Lt|Col|Gen|Messrs|Govs?|Adm|Rev"
-    "|Maj|Sgt|Cpl|Pvt|Capt|Ste?|Ave|Pres|Lieut|Hon|Brig|Co?mdr|Pfc|Spc|Supts?|Det|Mt"
-    "|Ft|Adj|Adv|Asst|Assoc|Ens|Insp|Mlle|Mme|Msgr|Sfc|vs|Alex|Wm|Jos|Cie|a\\.k\\.a|cf"
-    "|TREAS|Ph|Invt|Elec|Natl|M(?-i:[ft])g|Dept"
-)
-_NUMBERED = "ca|figs?|prop|nos?|art|bldg|pp|op"
-ABBREVIATIONS = re.compile(f"(?i:{_ENDING}|{_TITLES}|{_NUMBERED})")
+_FILES = """
+bat bmp c cgi class cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3
+pdf php pl png ppt ps py sql tar txt wav x xml zip
+"""
+# Abbreviations keep their full stop. A letter before ! counts as it is written, the
+# others in either case. These may end a sentence:
+_ENDING = """
+al ala apr ariz A!rk assn aug A!z bancorp bhd bldg blvd bros calif co colo conn corp
+cos ct dak dec D!el ed.d esq est etc ext feb fla fri ga I!ll inc ind intl jan jr jul
+jun kan kans ky L!a ltd mar M!ass md mich minn M!iss mo mon mont neb nev nov oct okla
+O!re P!a penn ph.d plc ppte! ppte!s ppty! ppty!s pte! pte!s pty! pty!s rd rt sep sept
+seq sq sr sys tel tenn T!ex thu thurs tue tues univ va vt W!ash wed wis wisc wyo
+"""
+# these stand before a name:
+_TITLES = """
+a.k.a adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl
+dept det dr drs elec ens ft gen gov govs hon insp invt jos lieut lt maj messrs mf!g
+M!iss mlle mme mr mrs ms msgr mt mt!g natl pfc ph pres prof profs pvt rep reps rev sen
+sens sfc sgt spc st ste supt supts treas vs wm
+"""
+# and these before a number.
+_NUMBERED = "art bldg ca fig figs no nos op pp prop"
+
+
+def _any(words: str) -> str:
+    """A pattern for one of the words, the longest first."""
+    longest = sorted(words.split(), key=len, reverse=True)
+    spelled = "|".join(longest).replace(".", r"\.")
+    exact = re.sub("(.)!", r"(?-i:\1)", spelled)
+    return f"(?i:{exact})"
+
+
+ABBREVIATIONS = re.compile("|".join(map(_any, (_ENDING, _TITLES, _NUMBERED))))
 # Words that open a sentence: before them "U.S." ends one, and "I." is a letter.
 _OPENERS = (
     "(?-i:A)(?:bout|ccording|dditionally|fter|n|s|t)?|(?-i:B)ut|(?-i:E)arlier"
@@ -91,13 +102,19 @@ _TAG = (
     r"(?:[ ]+(?:[A-Za-z][\w:.\-]*[ ]*=[ ]*(?:'[^']*'|\"[^\"]*\")|[A-Za-z][\w:.\-]*))*"
     r"[ ]*/?|/[A-Za-z][\w:.\-]*)[ ]*>"
 ).replace(r"\w", "A-Za-z0-9_")
+# Every other character that is a token by itself, as found by trying each.
 _SYMBOLS = (
-    r"[+%&~^|\\\u00a6\u00a7\u00a8\u00a9\u00ac\u00ae\u00af\u00b0-\u00ba\u00d7\u00f7\u0387"
-    r"\u05be\u05c0\u05c3\u05c6\u05f3\u05f4\u0600-\u0603\u0606-\u060a\u060c\u0614\u061b"
-    r"\u061e\u066a\u066d\u0703-\u070d\u07f6-\u07f8\u0964\u0965\u0e4f\u1fbd\u2016\u2017"
-    r"\u2020-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2044\u207a-\u207f\u208a-\u208e"
-    r"\u2100-\u214f\u2190-\u2bff\u3012\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40"
-    r"\uff5b-\uff65]"
+    r"[!-/:-@\[-`{-~"
+    r"\u0080\u0091-\u0094\u0096\u0097\u00a1-\u00a9\u00ab\u00ac\u00ae-\u00b4"
+    r"\u00b6-\u00b9\u00bb-\u00bf\u00d7\u00f7\u037e\u0387\u0589\u05be\u05c0\u05c3"
+    r"\u05c6\u05f3\u05f4\u0600-\u0603\u0606-\u060c\u0614\u061b\u061e\u061f\u066a"
+    r"\u066d\u06d4\u0700-\u070d\u07f6-\u07f8\u0964\u0965\u0e3f\u0e4f\u1fbd"
+    r"\u2013-\u2023\u2026\u2030-\u203b\u203e-\u2042\u2044\u2070\u2074-\u207e"
+    r"\u2080-\u208e\u20a0\u20a4\u20ac\u2100\u2101\u2103-\u2106\u2108\u2109\u2114"
+    r"\u2116-\u2118\u211e-\u2123\u2125\u2127\u2129\u212e\u213a\u213b\u2140-\u2144"
+    r"\u214a-\u214d\u214f\u2153-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb"
+    r"\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe0\uffe1\uffe5\uffe6"
+    r"]"
 )
 
 
@@ -261,16 +278,16 @@ def _add_abbreviations(add: Callable[..., None], letter: str, digit: str) -> Non
     # "I. The": a letter, and a full stop; "U.S. The" keeps its own.
     add(r"[A-Za-z]\.", then=opener, give_back=1)
     add(rf"{_COUNTRIES}\.", rf"{dotted}\.", then=opener)
-    add(rf"(?i:{_NUMBERED})\.", then=rf"{_BREAK}?{digit}")
+    add(rf"{_any(_NUMBERED)}\.", then=rf"{_BREAK}?{digit}")
     add(r"(?i:pt)[eyEY]\.|(?i:co)\.", then=rf"{_SPACE}(?i:ltd|lim)")
-    add(rf"(?i:{_ENDING})\.", then=r"[\s\S]{2}")
-    add(rf"(?i:{_ENDING})\.")
-    add(rf"(?i:{_TITLES})\.", rf"{_COUNTRIES}\.", rf"{dotted}\.")
-    add(rf"(?i:{_TITLES})", then=_SPACE)
+    add(rf"{_any(_ENDING)}\.", then=r"[\s\S]{2}")
+    add(rf"{_any(_ENDING)}\.")
+    add(rf"{_any(_TITLES)}\.", rf"{_COUNTRIES}\.", rf"{dotted}\.")
+    add(_any(_TITLES), then=_SPACE)
     add(_COUNTRIES, dotted, then=_BREAK)
     add(rf"{_QUOTE}[0-9][0-9]", then=_BREAK)
     one = rf"(?:[{letter}{_MARKS}]|{digit})"
-    add(rf"{one}+(?:\.{one}+)*\.(?i:{_FILES})", then=rf"(?:{_BREAK}|[.?!,])")
+    add(rf"{one}+(?:\.{one}+)*\.{_any(_FILES)}", then=rf"(?:{_BREAK}|[.?!,])")
     add(rf"{_word(letter, digit)}\.", then=_STOPS, change=_no_soft_hyphens)
     gap = r"[\- \xa0]"
     area = rf"(?:\+\+?)?(?:[0-9]{{2,4}}{gap})?[0-9]{{2,4}}{gap}"
@@ -298,7 +315,6 @@ def _add_marks(add: Callable[..., None]) -> None:
     add(r"-+", change=lambda text: "--" if len(text) in (3, 4) else text)
     add(r"\.{3,5}", r"(?:\.[ \xa0]){2,4}\.", r"[\x85\u2026]", change=lambda _: "...")
     add(r"@+", r"#+", r"_+", r"\*+", r"(?:\\\*){1,3}", _STOPS, r"[?!]+")
-    add(r"[.\u00a1\u00bf\u037e\u0589\u061f\u06d4\u0700-\u0702\u07fa\u3002]", "=", "/")
 
 
 def _add_compounds(add: Callable[..., None], letter: str, plain: str) -> None:
