@@ -23,6 +23,7 @@ from mm1_mlx.evaluation.metrics.ptb import tokenize
 from mm1_mlx.evaluation.metrics.relaxed import relaxed_accuracy, relaxed_match
 from mm1_mlx.evaluation.metrics.vqa import normalize, vqa_accuracy, vqa_score
 from mm1_mlx.evaluation.samples import Answered, Sample
+from mm1_mlx.evaluation.stemming import stem
 
 
 def said(value, *answers, id="0", choices=(), **fields):
@@ -208,6 +209,7 @@ def test_exact_accuracy():
         (" B\nbecause", "B"),
         ("The answer is B.", "B"),
         ("Answer: (B)", "B"),
+        ("The answer is a mouse", None),
         ("The dog.", "B"),
         ("Because it barks", None),
         ("A dog", None),  # an article, not choice A
@@ -250,9 +252,11 @@ def test_a_circle_is_right_when_all_its_rotations_are():
     ]
     right = [Answered(s, s.answers[0], s.answers[0]) for s in samples]
     assert circular_accuracy(right).total == 100
-    one_wrong = [*right[:3], Answered(samples[3], "A", "A")]
-    score = circular_accuracy(one_wrong)
-    assert score.total == 50 and score.each == [1, 1, 0, 0]
+    for place in (2, 3):  # either copy of q
+        one_wrong = [*right]
+        one_wrong[place] = Answered(samples[place], None, None)
+        score = circular_accuracy(one_wrong)
+        assert score.total == 50 and score.each == [1, 1, 0, 0]
     # "always A" is right half of the time, and never in a circle
     lazy = [Answered(s, "A", "A") for s in samples]
     assert choice_accuracy(lazy).total == 50 and circular_accuracy(lazy).total == 0
@@ -291,6 +295,9 @@ def test_mmmu_takes_letters_and_open_answers():
         ("14", "integer", 0, "14"),
         ("There are 3 cats and 4 dogs. The answer is 7.", "integer", 0, "7"),
         ("Answer: 1,200 m", "integer", 0, "1200"),
+        ("The answer is 5. The answer is 7, as 3 + 4 make 7 of 9", "integer", 0, "7"),
+        ("I see 3 dogs, no, 4", "integer", 0, "4"),
+        ("+5 - or so", "integer", 0, "5"),
         ("so x = -3", "integer", 0, "-3"),
         ("about 0.571 of them", "float", 2, "0.57"),
         ("$1.45", "float", 2, "1.45"),
@@ -316,6 +323,8 @@ def test_mathvista_numbers_and_lists(text, kind, precision, answer):
         ("The correct answer is (C).", "larger than"),
         ("A city: it has to be Tokyo", "tokyo"),
         ("the answer is osaka", "osaka"),
+        ("not tokyo or A, but osaka", "osaka"),
+        ("A", "osaka"),
         ("tokio", "tokyo"),  # the nearest spelling, as the benchmark does
     ],
 )
@@ -336,6 +345,23 @@ def test_mathvista_without_an_answer_is_wrong():
 
 
 # --- yes or no ---
+
+
+@pytest.mark.parametrize(
+    "text, mme_answer, pope_answer",
+    [
+        ("Yes, it is.", "yes", "yes"),
+        ("a yes", "other", "yes"),  # not within four characters
+        ("It is not there", "other", "no"),
+        ("Yes. There is no dog", "yes", "yes"),  # the first sentence alone
+        ("No, there is none", "no", "no"),
+        ("", "other", "yes"),
+        ("n.", "no", "yes"),
+    ],
+)
+def test_yes_and_no(text, mme_answer, pope_answer):
+    assert cleaning.mme_yes_or_no(text, Sample(id="")) == mme_answer
+    assert cleaning.pope_yes_or_no(text, Sample(id="")) == pope_answer
 
 
 def test_mme_counts_pairs():
@@ -438,6 +464,27 @@ def test_cuts_of_pretrained_answers():
 )
 def test_okvqa_stems(text, stems):
     assert cleaning.okvqa(text, Sample(id="")) == stems
+
+
+@pytest.mark.parametrize(
+    "word, one",
+    [
+        ("tomatoes", "tomato"),
+        ("knives", "knife"),
+        ("wolves", "wolf"),
+        ("buses", "bus"),
+        ("men", "man"),
+        ("firemen", "fireman"),
+        ("people", "person"),
+        ("mice", "mouse"),
+        ("cities", "city"),
+        ("boxes", "box"),
+        ("series", "series"),
+    ],
+)
+def test_singulars(word, one):
+    assert stem(word) == one
+    assert stem(one) == one
 
 
 def test_okvqa_takes_the_datasets_own_stems_first():

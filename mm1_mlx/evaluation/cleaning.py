@@ -92,9 +92,7 @@ def pope_yes_or_no(text: str, sample: Sample) -> str:
 # --- multiple choice ---
 
 _OPENING = re.compile(r"\(?([A-Za-z])(?:[).:,]|$)")
-_SAID = re.compile(
-    r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z])\b(?!')", re.IGNORECASE
-)
+_SAID = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*\(?([A-Z])\b(?!')")
 
 
 def letter(text: str, sample: Sample) -> str | None:

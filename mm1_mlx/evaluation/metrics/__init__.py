@@ -6,7 +6,8 @@ What a metric reads from `Sample.fields`:
     pair        mme: the picture that two questions share
     circle      choices.circular_accuracy: the question that rotated copies share
     kind        choices.mmmu_accuracy: "multiple-choice" or "open"
-    question_type, answer_type, precision, unit
+    answer_type, precision
                 mathvista: as the dataset names them
+    raw_answers cleaning.okvqa: the references as people wrote them
     box         boxes: (left, top, right, bottom), in the unit of the value
 """

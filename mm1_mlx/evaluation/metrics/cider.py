@@ -53,7 +53,7 @@ class _Vector:
 
     values: dict[Gram, float]
     norms: list[float]
-    pairs: int
+    words: int
 
     @classmethod
     def of(
@@ -63,9 +63,8 @@ class _Vector:
         squares = [0.0] * N
         for gram, value in values.items():
             squares[len(gram) - 1] += value * value
-        # As the reference scorer: a length is the number of word pairs.
-        pairs = sum(count for gram, count in grams.items() if len(gram) == 2)
-        return cls(values, [math.sqrt(square) for square in squares], pairs)
+        words = sum(count for gram, count in grams.items() if len(gram) == 1)
+        return cls(values, [math.sqrt(square) for square in squares], words)
 
 
 def _similarity(said: _Vector, other: _Vector) -> float:
@@ -79,7 +78,7 @@ def _similarity(said: _Vector, other: _Vector) -> float:
         total / (a * b) if a and b else total
         for total, a, b in zip(sums, said.norms, other.norms, strict=True)
     ]
-    apart = said.pairs - other.pairs
+    apart = said.words - other.words
     return sum(cosines) / N * math.exp(-(apart**2) / (2 * SIGMA**2))
 
 
@@ -87,7 +86,7 @@ def cider_score(answered: Sequence[Answered]) -> Score:
     """CIDEr x 100 of captions, tokenized as the reference does (`ptb`).
 
     The interval is a bootstrap of the captions' figures; rarities stay those of the
-    whole set. each is CIDEr / 10.
+    whole set, for the groups, too. each is CIDEr / 10.
     """
     said = tokenize([str(one.value) for one in answered])
     flat = tokenize([text for one in answered for text in one.sample.answers])

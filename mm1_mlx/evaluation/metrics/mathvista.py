@@ -24,51 +24,49 @@ _LETTER = re.compile(r"\(([A-Za-z])\)|(?<![\w'])([A-Z])(?![\w'])")
 def extract(text: str, sample: Sample) -> str:
     """The answer in a text, by our rule, not the benchmark's model.
 
-    In order: the whole text if it is a choice or a number; else what follows the
-    last "answer is", "answer:" or "="; there the last of what is asked for: a choice's
-    letter or text, a number, a list in brackets; else the same in the whole text.
-    Nothing found: the text itself, which `comparable` then judges.
+    What is asked for is a choice's letter or text, a number, or a list in brackets:
+    the first of them after the last "answer is", "answer:" or "=", else the last of
+    them in the whole text. Nothing found: the text itself, which `comparable` judges.
     """
     text = text.strip().strip("\"'").removesuffix(".").strip()
     tells = list(_TELLS.finditer(text))
-    ends = [text[tells[-1].end() :].strip(), text] if tells else [text]
-    for end in ends:
-        found = _asked_for(end, sample)
-        if found is not None:
-            return found
-    return text
+    found = []
+    if tells:
+        found = _asked_for(text[tells[-1].end() :].strip(), sample)[:1]
+    found = found or _asked_for(text, sample)
+    return found[-1] if found else text
 
 
-def _asked_for(text: str, sample: Sample) -> str | None:
-    if sample.fields.get("question_type") == "multi_choice" or sample.choices:
-        return _choice(text, sample.choices)
+def _asked_for(text: str, sample: Sample) -> list[str]:
+    """Everything in a text that has the form of the answer."""
+    if sample.choices:
+        choice = _choice(text, sample.choices)
+        return [] if choice is None else [choice]
     kind = sample.fields.get("answer_type")
     if kind == "list":
-        lists = _LIST.findall(text)
-        return lists[-1] if lists else None
+        return _LIST.findall(text)
     if kind in ("integer", "float"):
-        found = [match.group() for match in _NUMBER.finditer(text) if match.group()]
-        found = [number for number in found if any(map(str.isdigit, number))]
-        return found[-1].replace(",", "").lstrip("+") if found else None
-    return None
+        numbers = (match.group() for match in _NUMBER.finditer(text))
+        return [n.replace(",", "").lstrip("+") for n in numbers if n.strip("+-")]
+    return []
 
 
 def _choice(text: str, choices: Sequence[str]) -> str | None:
-    """A choice that the text names: by its letter, or else by its words."""
-    whole = [choice for choice in choices if choice.lower() == text.lower()]
-    if whole:
-        return whole[0]
-    named = [bracket or bare for bracket, bare in _LETTER.findall(text)]
-    letters = [LETTERS.find(letter.upper()) for letter in named]
-    # "A" opens sentences: a letter alone, in brackets or last counts, or any but A.
-    letters = [i for i in letters if i < len(choices)]
-    if letters and (letters[-1] > 0 or len(text.split()) == 1 or "(" in text):
-        return choices[letters[-1]]
-    places = [(text.lower().rfind(choice.lower()), choice) for choice in choices]
-    place, choice = max(places, key=lambda pair: (pair[0], len(pair[1])))
+    """A choice that the text names: by its words alone, by a letter, or among words."""
+    for choice in choices:
+        if choice.lower() == text.lower():
+            return choice
+    named = [bracketed or bare for bracketed, bare in _LETTER.findall(text)]
+    places = [LETTERS.find(letter.upper()) for letter in named]
+    places = [i for i in places if i < len(choices)]
+    # "A" also opens sentences: it counts in brackets, or alone.
+    if places and (places[-1] > 0 or "(" in text or len(text.split()) == 1):
+        return choices[places[-1]]
+    found = [(text.lower().rfind(choice.lower()), choice) for choice in choices]
+    place, choice = max(found, key=lambda pair: (pair[0], len(pair[1])))
     if place >= 0:
         return choice
-    return choices[letters[-1]] if letters else None
+    return choices[places[-1]] if places else None
 
 
 def comparable(extracted: str, sample: Sample) -> str | None:
@@ -78,7 +76,7 @@ def comparable(extracted: str, sample: Sample) -> str | None:
     smallest edit distance. Numbers: as integer, or with `fields["precision"]`
     decimals.
     """
-    if sample.fields.get("question_type") == "multi_choice" or sample.choices:
+    if sample.choices:
         return nearest_choice(extracted.strip(), sample.choices)
     kind = sample.fields.get("answer_type")
     try:
