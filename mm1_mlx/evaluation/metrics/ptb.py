@@ -18,7 +18,8 @@ _DROPPED = {
 }
 # The reference puts one caption on a line; these would break one in two.
 _BREAKS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
-_SKIPPED = re.compile("[\0\x7f \t\u00a0\u2000-\u200b\u200e\u200f\u3000\ufeff]+|&nbsp;")
+# Spaces; nothing else begins with a plain one.
+_SPACES = re.compile(r"(?=[ \t])[ \t\u00a0\u2000-\u200a\u3000]+")
 # What most of a caption is, so that the table is asked for the rest alone: a word
 # before a space, a word that ends the line, a mark before a space.
 _PLAIN = re.compile(r"[A-Za-z]+(?=[,;:]?[ \n])|[,;:](?=[ \n])")
@@ -51,7 +52,7 @@ def _tokens(text: str) -> Iterator[str]:
             place += 1
             yield "\n"
             continue
-        skipped = _SKIPPED.match(text, place)
+        skipped = _SPACES.match(text, place)
         if skipped:
             place = skipped.end()
             continue

@@ -190,6 +190,7 @@ def forms() -> list[Form]:
     _add_marks(add)
     _add_compounds(add, letter, plain)
     _add_quotes(add)
+    add(rf"{_SPACE}+|[\0\x7f\u200b\u200e\u200f\ufeff]|(?i:&nbsp;)", change=lambda _: "")
     return table
 
 
