@@ -123,6 +123,14 @@ class ParquetTable:
         part, row = self._parts[number], index - self._starts[number]
         return f"{self._files[part.file]}, row {part.start + row + 1}"
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The values of all rows, in order."""
+        for number in range(len(self._parts)):
+            with self._lock, _readable(self.where(self._starts[number])):
+                table = self._table(number)
+            for first in range(0, table.num_rows, _PROBED):
+                yield from table.slice(first, _PROBED).to_pylist()
+
     def row(self, index: int) -> dict[str, Any]:
         """The values of a row by column; DatasetError where it cannot be read."""
         number = bisect_right(self._starts, index) - 1
