@@ -141,7 +141,7 @@ def _box(box: Any) -> tuple[float, ...]:
     good = isinstance(box, (list, tuple)) and len(box) == 4
     if not good or not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in box):
         raise Fault(
-            f"'box' is {shown(box)}, but must be [left, top, right, bottom] as parts of "
-            f"the picture, 0 to 1"
+            f"'box' is {shown(box)}, but must be [left, top, right, bottom] as parts "
+            f"of the picture, 0 to 1"
         )
     return tuple(map(float, box))
