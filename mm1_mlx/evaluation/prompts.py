@@ -1,7 +1,7 @@
 """The one table of how questions are asked: for tuned models, and with shots.
 
 `ask` is the form for models that were tuned on instructions. Its sentences are those
-that LLaVA-1.5 was trained on, which lmms-eval asks, too, and MM1.5 measured itself with.
+that LLaVA-1.5 was trained on, which lmms-eval asks, too; MM1.5 was measured with that.
 `shot` is the form for pretrained models, with or without shots before it: MM1's, which
 is OpenFlamingo's with other words for captions. Pictures stand where `<image>` stands,
 else in front.

@@ -111,7 +111,7 @@ def _boxes(family: str, name: str, read: Read, hub: str, splits: Iterable[str]):
         )
 
 
-_LETTER = cleaning.letter
+_LETTER, _SHORT, _LINE = cleaning.letter, cleaning.short_answer, cleaning.first_line
 _CIDER = "captions, CIDEr"
 _ACCURACY = "VQA accuracy"
 
@@ -263,7 +263,7 @@ _ROWS = [
         documents.read_chartqa,
         "test",
         relaxed_accuracy,
-        cleaning.short_answer,
+        _SHORT,
         hub="lmms-lab/ChartQA",
         shots="train",
     ),
@@ -274,7 +274,7 @@ _ROWS = [
         documents.read_docvqa,
         "val",
         anls_score,
-        cleaning.first_line,
+        _LINE,
         hub="lmms-lab/DocVQA",
         shots="train",
         note="the papers state test, whose answers a server keeps",
@@ -286,7 +286,7 @@ _ROWS = [
         documents.read_infovqa,
         "val",
         anls_score,
-        cleaning.first_line,
+        _LINE,
         hub="lmms-lab/DocVQA",
         shots="train",
         note="the papers state test, whose answers a server keeps",
@@ -398,16 +398,16 @@ _ROWS = [
 # Questions of one's own (--data FILE or FOLDER), by how they are scored.
 _OWN: list[tuple[str, str, str, Metric, Clean]] = [
     ("captions", "CIDEr", "own_captions", cider_score, cleaning.caption),
-    ("vqa", "VQA accuracy of ten answers", "vqav2", vqa_score, cleaning.short_answer),
+    ("vqa", "VQA accuracy of ten answers", "vqav2", vqa_score, _SHORT),
     ("choices", "letters", "ai2d", choice_accuracy, _LETTER),
-    ("exact", "equal but for case", "own_exact", exact_accuracy, cleaning.short_answer),
-    ("anls", "ANLS", "docvqa", anls_score, cleaning.first_line),
+    ("exact", "equal but for case", "own_exact", exact_accuracy, _SHORT),
+    ("anls", "ANLS", "docvqa", anls_score, _LINE),
     (
         "relaxed",
         "numbers within 5%",
         "chartqa",
         relaxed_accuracy,
-        cleaning.short_answer,
+        _SHORT,
     ),
     ("boxes", "IoU above 0.5", "refcoco", box_accuracy, first_box),
 ]
@@ -456,17 +456,12 @@ ALIASES = {
     "refcoco": "refcoco_val",
     "refcoco+": "refcoco+_val",
     "refcocog": "refcocog_val",
-    **{
-        f"{family}_bbox_rec_{split}": f"{family}_{split}"
-        for family, split in (
-            *(
-                (f, s)
-                for f in ("refcoco", "refcoco+")
-                for s in ("val", "testA", "testB")
-            ),
-            *(("refcocog", s) for s in ("val", "test")),
-        )
-    },
+}
+# lmms-eval: refcoco_bbox_rec_testA
+ALIASES |= {
+    name.replace("_", "_bbox_rec_"): name
+    for name in TASKS
+    if name.startswith("refcoco")
 }
 
 

@@ -141,7 +141,11 @@ def _nocaps_row(values: dict[str, Any]) -> Iterable[Sample]:
 
 
 def _nocaps(place: Place, split: str) -> Iterator[Sample]:
-    """nocaps_val_4500_captions.json, with the pictures of Open Images."""
+    """nocaps_val_4500_captions.json, with the pictures of Open Images. There is no
+    train split: shots are those of COCO, of whose captions the objects are new."""
+    if split == "train":
+        karpathy = place.find("dataset_coco.json") is not None
+        return (_karpathy if karpathy else _coco_json)(place, split)
     path = place.need(f"nocaps_{split}_*captions.json")
     folders = ("validation", split, "images", f"images/{split}", "")
     return _captions_json(path, Pictures(place.folder), folders)
