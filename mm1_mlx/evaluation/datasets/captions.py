@@ -91,8 +91,8 @@ def _captions_json(
         captions: dict[str, list[str]] = {}
         for where, note in annotations():
             try:
-                image = name(note, "image_id")
-                captions.setdefault(image, []).append(text(note, "caption"))
+                image, caption = name(note, "image_id"), text(note, "caption")
+                captions.setdefault(image, []).append(caption)
             except Fault as fault:
                 yield where, Broken(str(fault))
         for where, image in images():
@@ -175,8 +175,8 @@ def _textcaps(place: Place, split: str) -> Iterator[Sample]:
         captions: dict[str, list[str]] = {}
         for where, note in notes():
             try:
-                image = name(note, "image_id")
-                captions.setdefault(image, []).append(text(note, "caption_str"))
+                image, caption = name(note, "image_id"), text(note, "caption_str")
+                captions.setdefault(image, []).append(caption)
                 found.setdefault(image, (where, note))
             except Fault as fault:
                 yield where, Broken(str(fault))

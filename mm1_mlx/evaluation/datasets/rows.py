@@ -196,6 +196,8 @@ class Broken(dict):
         """Fault."""
         raise Fault(self.reason)
 
+    __getitem__ = get
+
 
 def _parsed(line: bytes) -> dict:
     try:
