@@ -180,6 +180,12 @@ def test_mmmu_puts_pictures_where_the_text_names_them(tmp_path):
     assert len(account.images) == 1
 
 
+def test_mmmu_keeps_the_answers_of_its_test_split_secret(tmp_path):
+    shard(tmp_path, "test", [mmmu_row(answer="?")], "Art")
+    (sample,) = science.read_mmmu(tmp_path, "test")
+    assert sample.answers == () and len(sample.choices) == 2
+
+
 @pytest.mark.parametrize(
     "more, message",
     [
