@@ -87,3 +87,5 @@ class Task:
     source: str = ""  # where prompt, split and metric come from
     needs_data: bool = True  # False: `read` makes its samples, and needs no folder
     shuffled: bool = False  # the dataset has no order: a limit takes its first
+    # generate's settings that belong to the task, such as a resolution.
+    settings: Mapping[str, Any] = field(default_factory=dict)
