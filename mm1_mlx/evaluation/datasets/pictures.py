@@ -1,5 +1,6 @@
 """Pictures of datasets: found by name within a folder, opened when they are used."""
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -31,16 +32,16 @@ class Stored:
         return f"Stored({self.name!r})"
 
 
-def relative(name: str) -> PurePosixPath:
+def relative(name: str) -> str:
     """A name from a dataset as a path that stays within its folder; else Fault."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    outside = path.is_absolute() or ".." in path.parts or ":" in path.parts[0:1]
-    drive = bool(path.parts) and ":" in path.parts[0]  # C:, https:
-    if not path.parts or outside or drive or "\0" in name:
+    name = name.replace("\\", "/")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    leads_out = name.startswith("/") or ".." in parts or "\0" in name
+    if not parts or leads_out or ":" in parts[0]:  # C:, https:
         raise Fault(
             f"the picture {shown(name)} is not a path within the dataset's folder"
         )
-    return path
+    return "/".join(parts)
 
 
 class Pictures:
@@ -52,7 +53,7 @@ class Pictures:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._listed: dict[Path, frozenset[str]] = {}
+        self._listed: dict[str, frozenset[str]] = {}
         self._members: dict[str, tuple[Path, int]] | None = None
 
     def find(self, name: object, *folders: str | Path) -> Path | Stored:
@@ -63,20 +64,21 @@ class Pictures:
         if not isinstance(name, str) or not name:
             raise Fault(f"the picture's name is {shown(name)}, but must be a text")
         path = relative(name)
-        for folder in folders or ("",):
-            place = self.folder / folder / path
-            if place.name in self._names(place.parent):
-                return place
+        inside, _, file = path.rpartition("/")
+        for folder in folders or ("",):  # as text: a Path takes longer than the rest
+            place = os.path.join(self.folder, folder, inside)
+            if file in self._names(place):
+                return Path(place, file)
         for folder in folders or ("",):
             if stored := self._zipped(str(PurePosixPath(folder) / path)):
                 return stored
         looked = ", ".join(str(folder) or "." for folder in folders or ("",))
         raise Fault(f"there is no picture {shown(name)} in {looked}")
 
-    def _names(self, folder: Path) -> frozenset[str]:
+    def _names(self, folder: str) -> frozenset[str]:
         if folder not in self._listed:
             try:
-                names = frozenset(path.name for path in folder.iterdir())
+                names = frozenset(os.listdir(folder))
             except OSError:
                 names = frozenset()
             self._listed[folder] = names
