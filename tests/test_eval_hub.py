@@ -10,6 +10,7 @@ from mm1_mlx.evaluation.datasets import (
     captions,
     documents,
     options,
+    own,
     places,
     refcoco,
     science,
@@ -494,6 +495,18 @@ def test_what_is_here_wins_over_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert hub(monkeypatch, tmp_path, []) == []
     assert len(list(science.read_ai2d("org/name", "test"))) == 1
+
+
+def test_own_questions_on_the_hub(tmp_path, monkeypatch):
+    put(tmp_path, "test.jsonl", '{"image": "p/a.png", "answer": "x"}')
+    put(tmp_path, "p/a.png", "green")
+    names = ["README.md", "test.jsonl", "train.jsonl", "p/a.png", "weights.bin"]
+    asked = hub(monkeypatch, tmp_path, names)
+    (sample,) = own.read_own("me/mine", "test")
+    assert colour(sample) == "green"
+    assert asked == [("me/mine", None, ["test.jsonl", "p/a.png"])]
+    with pytest.raises(DatasetError, match=r"no parquet files of the split 'dev'"):
+        own.read_own("me/mine", "dev")
 
 
 @pytest.mark.parametrize("source", ["no_such_folder", "a/b/c", "", "../up/x"])

@@ -5,6 +5,7 @@ import base64
 import pytest
 from dataset_kit import colour, lines, png, put
 
+from mm1_mlx.errors import DatasetError
 from mm1_mlx.evaluation.datasets import (
     captions,
     documents,
@@ -530,3 +531,12 @@ def test_mmbench(tmp_path, file):
     assert second.fields["where"].endswith(", line 4")  # after the two of the first
     assert [colour(first), colour(second)] == ["green", "green"]
     assert [s.id for s in options.read_mmbench_once(tmp_path, "dev")] == ["241"]
+
+
+def test_mmbench_in_chinese_is_not_taken_for_it(tmp_path):
+    put(tmp_path, "mmbench_dev_cn_20231003.tsv", mmbench([]))
+    put(tmp_path, "mmbench_test_20230712.tsv", mmbench([]))
+    with pytest.raises(
+        DatasetError, match=r"has no mmbench_dev_20230712\.tsv or MMBen"
+    ):
+        options.read_mmbench(tmp_path, "dev")

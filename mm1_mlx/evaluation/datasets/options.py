@@ -146,7 +146,7 @@ def _mmbench_row(values: dict[str, Any]) -> Iterable[Sample]:
 
 def _mmbench(place: Place, split: str) -> Iterator[Sample]:
     """mmbench_dev_20230712.tsv, MMBench_DEV_EN.tsv: the pictures are in the table."""
-    wanted = re.compile(rf"mmbench_{split}(_en)?(_\w*\d)?\.tsv", re.IGNORECASE)
+    wanted = re.compile(rf"mmbench_{split}(_en)?(_\d+|_v\d+)?\.tsv", re.IGNORECASE)
     names = [n for n in place.names if wanted.fullmatch(n.rpartition("/")[2])]
     if not names:
         raise place.missing(f"mmbench_{split}_20230712.tsv or MMBench_{split}_EN.tsv")

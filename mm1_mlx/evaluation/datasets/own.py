@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_mlx.errors import DatasetError
-from mm1_mlx.evaluation.datasets.pictures import Pictures
+from mm1_mlx.evaluation.datasets.pictures import ENDINGS, Pictures
 from mm1_mlx.evaluation.datasets.places import open_place
 from mm1_mlx.evaluation.datasets.rows import (
     Fault,
@@ -52,15 +52,23 @@ _MARK = "<image>"
 
 
 def read_own(source: Source, split: str) -> Iterator[Sample]:
-    """Questions of a file, or of a folder's test.jsonl, test.json or test.parquet."""
+    """Questions of a file, or of the test.jsonl, test.json or test.parquet of a folder
+    or of a dataset on the hub. The paths of pictures start from the folder."""
     path = Path(source).expanduser()
     if path.is_file():
         return _file_samples([path], path.parent)
-    place = open_place(source, split)
+    place = open_place(source, split, others=lambda names: _wanted(names, split))
     files = place.parquet(split)
     if not files:
         files = [place.need(f"{split}.jsonl", f"{split}.json")]
     return _file_samples(files, place.folder)
+
+
+def _wanted(names: list[str], split: str) -> list[str]:
+    """Of a dataset on the hub the split's JSON file, and its pictures."""
+    plain = (f"{split}.jsonl", f"{split}.json")
+    files = [name for name in names if name.rpartition("/")[2] in plain]
+    return files and files + [n for n in names if n.lower().endswith(ENDINGS)]
 
 
 def _file_samples(files: list[Path], folder: Path) -> Iterator[Sample]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -69,11 +69,17 @@ class Place:
         return DatasetError(f"{self.folder} has no {wanted}. It has: {here}{more}.")
 
 
-def open_place(source: Source, split: str, config: str | None = None) -> Place:
+def open_place(
+    source: Source,
+    split: str,
+    config: str | None = None,
+    others: Callable[[list[str]], list[str]] = lambda names: [],
+) -> Place:
     """The folder of a source; of a dataset on the hub the split's files are downloaded.
 
     source: a folder, or "owner/name", maybe with "@revision". What is here wins.
-    DatasetError says what is wrong.
+    others: of all files of a dataset those that are wanted where it has no parquet
+    files of the split. DatasetError says what is wrong.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -87,7 +93,7 @@ def open_place(source: Source, split: str, config: str | None = None) -> Place:
         )
 
     def choose(names: list[str]) -> list[str]:
-        files = split_files(names, split, config)
+        files = split_files(names, split, config) or others(names)
         if not files:
             raise DatasetError(_no_split(str(source), names, split))
         return files
