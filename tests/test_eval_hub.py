@@ -127,6 +127,14 @@ def test_textvqa_test_has_no_answers(tmp_path):
     assert [sample.answers for sample in found] == [(), ("x",)]
 
 
+@pytest.mark.parametrize("read", [vqa.read_textvqa, documents.read_docvqa])
+def test_answers_must_be_there_in_val(tmp_path, read):
+    row = {"question_id": 1, "questionId": 1, "question": "who?", "image": cell()}
+    shard(tmp_path, "val", [row, {**row, "answers": ["x"]}])
+    with pytest.raises(DatasetError, match=r"row 1: has no 'answers'"):
+        read(tmp_path, "val")
+
+
 def test_scienceqa_by_configuration(tmp_path):
     def row(image, answer):
         row = {"image": image, "question": "Which?", "choices": ["a", "b"]}

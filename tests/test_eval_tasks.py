@@ -3,6 +3,7 @@
 import pytest
 from dataset_kit import lines, put
 
+from helpers import ROOT
 from mm1_mlx.errors import DatasetError
 from mm1_mlx.evaluation.datasets import (
     captions,
@@ -13,7 +14,7 @@ from mm1_mlx.evaluation.datasets import (
     yes_no,
 )
 from mm1_mlx.evaluation.published import _benchmarks, published
-from mm1_mlx.evaluation.samples import Answered
+from mm1_mlx.evaluation.samples import Answered, Sample
 from mm1_mlx.evaluation.tasks import ALIASES, TASKS, find_task
 
 # Each benchmark that the project promises: its reader, split, metric, where shots are.
@@ -68,10 +69,10 @@ def test_every_task_is_whole():
 
 
 def test_shots_of_pretrained_models_end_and_are_cleaned_otherwise():
-    task = TASKS["vqav2_val"]
+    task, one = TASKS["vqav2_val"], Sample(id="1")
     assert task.stop == () and task.shot_stop == ("\n", ".", ",", "Question")
-    assert task.clean("red, white.\nx", None) == "red, white"
-    assert task.shot_clean and task.shot_clean("red, white", None) == "red"
+    assert task.clean("red, white.\nx", one) == "red, white"
+    assert task.shot_clean and task.shot_clean("red, white", one) == "red"
     assert TASKS["coco_karpathy_test"].shot_stop == ("\n",)
 
 
@@ -125,3 +126,12 @@ def test_questions_of_ones_own_from_the_file_to_the_figure(tmp_path):
     path = put(tmp_path, "boxes.jsonl", lines(boxes))
     said = ["<0,0,500,500>", "<500,500,999,999>"]
     assert score(TASKS["own_boxes"], path, said).total == 50
+
+
+def test_the_readme_of_the_datasets_names_every_task_and_dataset():
+    path = ROOT / "mm1_mlx" / "evaluation" / "datasets" / "README.md"
+    text = path.read_text("utf-8")
+    for name, task in TASKS.items():
+        family = name.rpartition("_")[0]
+        assert f"`{name}`" in text or family in text, name
+        assert task.hub is None or task.hub.rpartition("/")[2] in text, name

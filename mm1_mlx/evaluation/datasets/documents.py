@@ -21,7 +21,7 @@ from mm1_mlx.evaluation.datasets.rows import (
     text,
     texts,
 )
-from mm1_mlx.evaluation.datasets.tables import picture, reader
+from mm1_mlx.evaluation.datasets.tables import SPLIT, is_secret, picture, reader
 from mm1_mlx.evaluation.samples import Sample
 
 # --- ChartQA -------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def _page(values: dict[str, Any], image: Any, answered: bool) -> Sample:
 def _page_row(values: dict[str, Any]) -> Iterable[Sample]:
     """lmms-lab/DocVQA, both configurations."""
     (image,) = picture(values, "image")
-    yield _page(values, image, answered=False)
+    yield _page(values, image, not is_secret(values[SPLIT]))
 
 
 def _rrc(names: tuple[str, ...], key: str, folders: tuple[str, ...]) -> Callable:
@@ -107,7 +107,7 @@ def _rrc(names: tuple[str, ...], key: str, folders: tuple[str, ...]) -> Callable
         def make(values: dict[str, Any]) -> Iterable[Sample]:
             file = text(values, key).removeprefix("documents/")
             image = pictures.find(file, *folders)
-            yield _page(values, image, answered=split != "test")
+            yield _page(values, image, answered=not is_secret(split))
 
         return samples_of(entries(path, read_json(path), "data"), make, str(path))
 

@@ -16,6 +16,8 @@ Read = Callable[[Source, str], Iterator[Sample]]
 Make = Callable[[dict[str, Any]], Iterable[Sample]]
 
 _BYTES = ".bytes"
+SPLIT = "#split"  # in a row: the split that was asked for
+_SECRET = ("test", "testdev")  # splits whose answers a server keeps
 
 
 class Table:
@@ -97,17 +99,26 @@ def reader(
 ) -> Read:
     """Reads a benchmark from the hub's parquet files, or else from the original ones.
 
-    make: the samples of a row of the hub's columns. published: those of the original
-    files in a folder. config: the hub's name of a configuration, "*" for all.
+    make: the samples of a row of the hub's columns, which also has SPLIT. published:
+    those of the original files in a folder. config: the hub's name of a configuration,
+    "*" for all.
     """
 
     def read(source: Source, split: str) -> Iterator[Sample]:
         place = open_place(source, split, config)
-        if files := place.parquet(split, config):
-            return table_samples(files, place.folder, make)
-        return published(place, split)
+        files = place.parquet(split, config)
+        if not files:
+            return published(place, split)
+        return table_samples(
+            files, place.folder, lambda values: make({**values, SPLIT: split})
+        )
 
     return read
+
+
+def is_secret(split: str) -> bool:
+    """Whether a split of a challenge has no public answers."""
+    return split in _SECRET
 
 
 def picture(values: dict[str, Any], *keys: str) -> tuple[Any, ...]:

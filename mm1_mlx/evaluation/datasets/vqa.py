@@ -22,7 +22,7 @@ from mm1_mlx.evaluation.datasets.rows import (
     text,
     texts,
 )
-from mm1_mlx.evaluation.datasets.tables import picture, reader
+from mm1_mlx.evaluation.datasets.tables import SPLIT, is_secret, picture, reader
 from mm1_mlx.evaluation.samples import Sample
 
 # Splits of the VQA API -> folders of COCO; these of test have no public answers.
@@ -32,7 +32,6 @@ _COCO = {
     "testdev": ("test-dev2015", "test2015"),
     "test": ("test2015",),
 }
-_NO_ANSWERS = ("test", "testdev")
 _FIELDS = ("image_id", "question_type", "answer_type", "multiple_choice_answer")
 
 
@@ -65,7 +64,7 @@ def _raw(answers: Any) -> tuple[str, ...]:
 def _vqa_row(values: dict[str, Any]) -> Iterable[Sample]:
     """lmms-lab/VQAv2, OK-VQA, textvqa and VizWiz-VQA."""
     (image,) = picture(values, "image")
-    yield _sample(values, image, answered=False)
+    yield _sample(values, image, not is_secret(values[SPLIT]))
 
 
 def _coco_vqa(questions: str, annotations: str) -> Callable:
@@ -77,7 +76,7 @@ def _coco_vqa(questions: str, annotations: str) -> Callable:
         named, folder = _COCO[split][0], _COCO[split][-1]
         path = place.need(questions.format(named))
         asked = entries(path, read_json(path), "questions")
-        secret = split in _NO_ANSWERS
+        secret = is_secret(split)
         notes = None
         if not secret:
             notes = place.need(annotations.format(named))
@@ -125,7 +124,7 @@ def _textvqa(place: Place, split: str) -> Iterator[Sample]:
         file = name(values, "image_id") + ".jpg"
         folder = "test_images" if split == "test" else "train_images"
         image = pictures.find(file, folder, "images", "")
-        yield _sample(values, image, split != "test")
+        yield _sample(values, image, not is_secret(split))
 
     return samples_of(entries(path, read_json(path), "data"), make, str(path))
 
@@ -139,7 +138,7 @@ def _vizwiz(place: Place, split: str) -> Iterator[Sample]:
         file = text(values, "image")
         image = pictures.find(file, split, f"images/{split}", "images", "")
         known = {"question_id": file.rpartition(".")[0], "image_id": file}
-        yield _sample({**values, **known}, image, split != "test")
+        yield _sample({**values, **known}, image, not is_secret(split))
 
     return samples_of(entries(path, read_json(path)), make, str(path))
 
