@@ -53,6 +53,16 @@ def unpickle(
     return _Machine(find, persistent).run(data)
 
 
+def unpickle_plain(data: bytes) -> Any:
+    """The object of a pickle of lists, dictionaries, texts and numbers alone, of any
+    protocol, that of Python 2 as well. RefusedError for one that names anything."""
+    return _PlainMachine(_refuse, _refuse).run(data)
+
+
+def _refuse(*name: Any) -> Any:
+    raise RefusedError(".".join(str(part)[:40] for part in name))
+
+
 class _Machine:
     def __init__(self, find: Callable[[str, str], Any], persistent: Callable):
         self._find, self._persistent = find, persistent
@@ -178,3 +188,26 @@ class _Machine:
             return function(*arguments)
         except TypeError as error:
             raise UnpickleError(f"it calls with other arguments: {error}") from None
+
+
+class _PlainMachine(_Machine):
+    """Also knows how Python 2 wrote plain data, and the texts of newer protocols."""
+
+    def _do(self, name: str, argument: Any) -> None:
+        push = self._stack.append
+        if name in ("INT", "LONG", "FLOAT", "STRING", "UNICODE"):
+            push(argument)
+        elif name == "PUT":
+            self._memo[argument] = self._top()
+        elif name == "GET":
+            push(self._memo[argument])
+        elif name == "LIST":
+            push(self._pop_mark())
+        elif name == "DICT":
+            items = self._pop_mark()
+            push({})
+            self._set(items)
+        elif name in ("INST", "OBJ", "NEWOBJ_EX", "PERSID", "EXT1", "EXT2", "EXT4"):
+            _refuse(name, argument)
+        else:
+            super()._do(name, argument)

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from helpers import ROOT, clean_environment, need
+from mm1_mlx.checkpoint import parquet_file
 from mm1_mlx.errors import DatasetError
-from mm1_mlx.training import json_samples, parquet_samples
+from mm1_mlx.training import json_samples
 from mm1_mlx.training.conversations import open_split, open_train, split_files
 from mm1_mlx.training.json_samples import JsonList
 
@@ -306,10 +307,10 @@ def test_rows_of_several_kinds_and_what_is_wrong_with_one(tmp_path):
 @pytest.fixture
 def counted(monkeypatch):
     """Small windows, and the parts that are read."""
-    monkeypatch.setattr(parquet_samples, "WINDOW", 4000)
-    monkeypatch.setattr(parquet_samples, "_PART", 1000)
+    monkeypatch.setattr(parquet_file, "WINDOW", 4000)
+    monkeypatch.setattr(parquet_file, "_PART", 1000)
     read = []
-    hold = parquet_samples.ParquetRows._hold
+    hold = parquet_file.ParquetTable._hold
 
     def watched(self, number, table):
         hold(self, number, table)
@@ -318,7 +319,7 @@ def counted(monkeypatch):
         assert self._bytes == sum(self._parts[n].nbytes for n in self._held)
         assert len(self._held) <= 8 and len(self._readers) <= 9
 
-    monkeypatch.setattr(parquet_samples.ParquetRows, "_hold", watched)
+    monkeypatch.setattr(parquet_file.ParquetTable, "_hold", watched)
     return read
 
 
@@ -359,8 +360,8 @@ def questions_of(samples, number: int) -> str:
 
 def test_pictures_that_repeat_take_what_they_take(tmp_path, monkeypatch):
     """Each is stored once in a row group, but stands in every row that is read."""
-    monkeypatch.setattr(parquet_samples, "WINDOW", 400_000)
-    monkeypatch.setattr(parquet_samples, "_PART", 100_000)
+    monkeypatch.setattr(parquet_file, "WINDOW", 400_000)
+    monkeypatch.setattr(parquet_file, "_PART", 100_000)
     held = random.Random(0).randbytes(10_000)
     rows = [{"question": f"{k}", "answer": "b", "image": held} for k in range(200)]
     write_parquet(tmp_path / "train.parquet", rows)

@@ -167,7 +167,9 @@ def read_source(
             raise ImageError(f"{shown(text)} is not a path: {error}.") from error
         data, name = _read_file(path, max_bytes), shown(str(path))
     elif callable(getattr(source, "read", None)):
-        data, name = source.read(max_bytes + 1), "The open file"  # type: ignore
+        data = source.read(max_bytes + 1)  # type: ignore
+        name = getattr(source, "name", None)  # that of a descriptor is a number
+        name = shown(name) if isinstance(name, str) else "The open file"
         if not isinstance(data, bytes):
             raise ImageError(
                 "The open file gives text, but bytes were expected: open it with 'rb'."
