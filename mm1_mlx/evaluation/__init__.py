@@ -1,0 +1,1 @@
+"""Benchmarks: tasks, their metrics, and the run that answers and scores them."""
