@@ -23,7 +23,9 @@ class Sample:
     # The references: ten of VQA, captions, one letter, ...
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()  # multiple choice: texts in order A, B, C, ...
-    # Category, pair, box, hint, unit, ...: what metrics and groups need.
+    # Category, box, hint, unit, ...: what metrics and groups need. Two names are for
+    # the run: "pair" (samples that a limit must not part, as MME's) and "where" (file
+    # and line that the sample was read from, for messages about it).
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -68,8 +70,8 @@ class Task:
     # Where shots come from, "train". None: the task has no few-shot form.
     shot_split: str | None
     # The question as the model reads it, <image> marks included: zero-shot, the form
-    # for models that were tuned on instructions.
-    prompt: Callable[[Sample], str]
+    # for models that were tuned on instructions. Text, or messages.
+    prompt: Callable[[Sample], Any]
     # The pretraining form, "{image}Question: ... Short answer:", <image> marks
     # included. Shots and query are written in it; None: `prompt` for both.
     shot_prompt: Callable[[Sample], str] | None
@@ -80,3 +82,5 @@ class Task:
     metric: Metric
     hub: str | None = None  # the default dataset on the hub
     source: str = ""  # where prompt, split and metric come from
+    needs_data: bool = True  # False: `read` makes its samples, and needs no folder
+    shuffled: bool = False  # the dataset has no order: a limit takes its first
