@@ -1,0 +1,449 @@
+"""One task, asked and scored: batches, what fails, what is kept to go on with."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mm1_mlx._version import __version__
+from mm1_mlx.checkpoint.disk import locked
+from mm1_mlx.errors import DatasetError, MM1Error
+from mm1_mlx.evaluation.choosing import choose_samples, source_of
+from mm1_mlx.evaluation.few_shot import FORMS, Asked, Shots, ask, usual_form
+from mm1_mlx.evaluation.journal import Journal, Record, as_kept
+from mm1_mlx.evaluation.references import reference
+from mm1_mlx.evaluation.samples import Answered, Sample, Score, Source, Task
+from mm1_mlx.inference.generation import batch_generate
+from mm1_mlx.inference.identity import fingerprint
+from mm1_mlx.inference.reuse import Reuse, store_of
+from mm1_mlx.inference.settings import Settings
+from mm1_mlx.inputs.images import is_decoded
+from mm1_mlx.inputs.processor import Processor
+from mm1_mlx.inputs.prompts import IMAGE_TOKEN, plural
+from mm1_mlx.models.mm1 import MM1
+
+BATCH = 16
+_WINDOW = 32  # batches among which questions are sorted by their length
+_SPARING = 20  # a running score takes a twentieth of the time at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a task has given; `str` is one line of it.
+
+    records: one for each sample, as the file has them. failed: how many could not be
+    asked (a broken picture, too long for the context); they are scored as the empty
+    answer. answered: how many were asked now, in `seconds`; the others were known
+    from before. tokens: of these answers. settings: what decides the answers.
+    """
+
+    task: Task
+    shots: int
+    score: Score
+    records: list[Record]
+    samples: list[Sample]
+    settings: dict[str, Any]
+    answered: int
+    seconds: float
+    tokens: int
+    peak_memory: float
+
+    @property
+    def n(self) -> int:
+        return len(self.records)
+
+    @property
+    def failed(self) -> list[Record]:
+        return [record for record in self.records if "error" in record]
+
+    def __str__(self) -> str:
+        low, high = self.score.low, self.score.high
+        ends = "" if low is None or high is None else f" [{low:.1f}, {high:.1f}]"
+        bad = len(self.failed)
+        failed = f", {bad} of them could not be asked" if bad else ""
+        return (
+            f"{self.task.name} {self.shots}-shot: {self.score.total:.1f}{ends}, "
+            f"{plural(self.n, 'sample')}{failed}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For result.json."""
+        return {
+            "task": self.task.name,
+            "split": self.task.split,
+            "shots": self.shots,
+            "n": self.n,
+            "failed": len(self.failed),
+            "total": self.score.total,
+            "low": self.score.low,
+            "high": self.score.high,
+            "groups": dict(self.score.groups),
+            "settings": self.settings,
+            "versions": versions(),
+            "timing": {
+                "answered": self.answered,
+                "seconds": round(self.seconds, 2),
+                "tokens": self.tokens,
+                "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 2),
+                "peak_memory_gb": round(self.peak_memory, 3),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a task is. score: of the answers so far, None while it is not known."""
+
+    task: str
+    shots: int
+    done: int
+    total: int
+    known: int  # of done, from an earlier run
+    seconds: float
+    score: float | None
+
+
+Watch = Callable[[Progress], None]
+
+
+def evaluate(
+    model: MM1,
+    processor: Any,
+    task: str | Task,
+    *,
+    data: str | Path | None = None,
+    shots: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    form: str | None = None,
+    same_shots: bool = True,
+    output: str | Path | None = None,
+    force: bool = False,
+    watch: Watch | None = None,
+    reuse: Reuse | bool | None = None,
+    **settings: Any,
+) -> Result:
+    """Ask a task's questions and score the answers.
+
+    task: a name of evaluation.tasks, or a Task. data: its folder or hub id; None takes
+    the task's own on the hub. shots: answered examples before each question, of the
+    training split, drawn with the seed; the same ones for all questions, or with
+    same_shots=False new ones for each. limit: so many samples, drawn with the seed.
+    form: "chat" or "pretrain" (see few_shot.ask); None is the model's own. output: a
+    folder that keeps the answers; the same call goes on there where it was ended;
+    force starts anew. watch: is called with a Progress after each batch. settings:
+    as generate's (temp, max_tokens, kv_bits, ...).
+
+    Raises DatasetError for data that cannot be used, for an output of other settings,
+    and where not one sample could be asked.
+    """
+    from mm1_mlx.evaluation.table import find_task
+
+    if isinstance(task, str):
+        task = find_task(task)
+    form = form or usual_form(processor)
+    if form not in FORMS:
+        raise MM1Error(f"form is {form!r}, but must be {' or '.join(FORMS)}.")
+    for name, value in (("batch_size", batch_size), ("limit", limit)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise MM1Error(f"{name} is {value!r}, but must be a whole number above 0.")
+    where = source_of(task, data)
+    given = {"max_tokens": task.max_tokens, "seed": seed, **settings}
+    if task.stop or form == "pretrain":
+        stops = [*task.stop, *(["\n"] if form == "pretrain" else [])]
+        given.setdefault("stop", list(dict.fromkeys(stops)))
+    if form == "pretrain":
+        given["use_template"] = False
+    checked = Settings.of(given)
+    run = _Run(model, processor, task, checked, given, store_of(model, reuse))
+    run.shots, run.seed, run.batch, run.watch = shots, seed, batch_size, watch
+    examples = Shots(task, where, shots, seed, same_shots)
+    samples = choose_samples(task, where, limit, seed)
+    asked = [ask(task, s, examples.of(s), form, processor) for s in samples]
+    header = _header(model, task, where, shots, seed, form, same_shots, batch_size)
+    header["generation"] = {k: v for k, v in sorted(given.items()) if k != "seed"}
+    if output is None:
+        return run.all(asked, header, None, None)
+    folder = Path(output).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        journal = Journal(folder / answers_file(task, shots), header, force)
+        try:
+            return run.all(asked, header, folder, journal)
+        finally:
+            journal.close()
+
+
+def answers_file(task: Task, shots: int) -> str:
+    """The name of the file with a task's answers."""
+    return f"{task.name}-{shots}shot.jsonl"
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    return {
+        "mm1_mlx": __version__,
+        "mlx": mx.__version__,  # type: ignore[attr-defined]
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _header(
+    model: MM1,
+    task: Task,
+    where: Source,
+    shots: int,
+    seed: int,
+    form: str,
+    same: bool,
+    batch: int,
+) -> dict[str, Any]:
+    """What decides the answers. Not the limit: a larger one goes on with a smaller."""
+    return {
+        "task": task.name,
+        "split": task.split,
+        "data": str(where) if task.needs_data else None,
+        "shots": shots,
+        "same_shots": same,
+        "seed": seed,
+        "form": form,
+        "batch_size": batch,  # in 16 bits rounding depends on who is in a batch
+        "model": fingerprint(model),
+        "mm1_mlx": __version__,
+    }
+
+
+@dataclass
+class _Run:
+    """One task's run: its settings, and what it counts."""
+
+    model: MM1
+    processor: Any
+    task: Task
+    checked: Settings
+    given: dict[str, Any]
+    store: Reuse | None
+    shots: int = 0
+    seed: int = 0
+    batch: int = BATCH
+    watch: Watch | None = None
+    answered: int = 0
+    tokens: int = 0
+    known: int = 0
+    _start: float = field(default_factory=time.perf_counter)
+    _scored: float = 0.0
+    _cost: float = 0.0
+    _score: float | None = None
+
+    def all(
+        self,
+        asked: list[Asked],
+        header: dict[str, Any],
+        folder: Path | None,
+        journal: Journal | None,
+    ) -> Result:
+        """Ask what is not known yet, and score everything."""
+        mx.reset_peak_memory()
+        self._start = time.perf_counter()
+        records: dict[str, Record] = {}
+        plan = list(batches(asked, self.batch))
+        if journal is not None:
+            _check_prompts(journal, asked)
+            records = _usable(journal, plan)
+            self.known = sum(one.sample.id in records for one in asked)
+        left = [[a for a in some if a.sample.id not in records] for some in plan]
+        left = [some for some in left if some]
+        self._tell(asked, records)
+        with ThreadPoolExecutor(1) as ahead:
+            for place, some in enumerate(left):
+                if place + 1 < len(left):
+                    ahead.submit(self._warm, left[place + 1])
+                new = self._records(some, folder)
+                if journal is not None:
+                    journal.add(new)
+                records |= {record["id"]: record for record in new}
+                self._tell(asked, records)
+        result = self._result(asked, records, header)
+        if journal is not None:
+            journal.finish(result.records)
+        return result
+
+    # --- a batch ---------------------------------------------------------------------
+
+    def _warm(self, some: Sequence[Asked]) -> None:
+        """Read a batch's picture files ahead, into what is kept of pictures.
+
+        What is wrong with one of them is told when it is asked about.
+        """
+        if self.store is None or not isinstance(self.processor, Processor):
+            return
+        reading = self.checked.reading() | {"use_template": False, "system": None}
+        for one in some:
+            for image in one.images:
+                if not is_decoded(image):
+                    with suppress(MM1Error):
+                        self.processor(
+                            IMAGE_TOKEN, [image], known=self.store.pixels, **reading
+                        )
+
+    def _records(self, some: Sequence[Asked], folder: Path | None) -> list[Record]:
+        self.answered += len(some)
+        found = []
+        for one, response in zip(some, self._answers(some), strict=True):
+            record: Record = {
+                "id": one.sample.id,
+                "images": [reference(i, folder) for i in one.sample.images],
+                "prompt": one.prompt,
+                "expected": list(one.sample.answers),
+            }
+            if "where" in one.sample.fields:
+                record["where"] = str(one.sample.fields["where"])
+            if isinstance(response, MM1Error):
+                record |= {"answer": "", "error": str(response)}
+            else:
+                self.tokens += response.generation_tokens
+                record |= {
+                    "answer": response.text,
+                    "finish_reason": response.finish_reason,
+                    "prompt_tokens": response.prompt_tokens,
+                    "tokens": response.generation_tokens,
+                }
+            found.append(record)
+        return found
+
+    def _answers(self, some: Sequence[Asked]) -> list[Any]:
+        """A response for each question, or the error that keeps it from one.
+
+        A batch that fails is halved until the culprit is alone, whatever is wrong: a
+        broken picture, a prompt beyond the context, or too little memory for all.
+        """
+        try:
+            return list(
+                batch_generate(
+                    self.model,
+                    self.processor,
+                    [one.prompt for one in some],
+                    [one.images or None for one in some],
+                    reuse=False if self.store is None else self.store,
+                    **self.given,
+                )
+            )
+        except MM1Error as error:
+            if len(some) == 1:
+                return [error]
+        middle = len(some) // 2
+        return self._answers(some[:middle]) + self._answers(some[middle:])
+
+    # --- scores ----------------------------------------------------------------------
+
+    def _scored_by(self, asked: Sequence[Asked], records: dict[str, Record]) -> Score:
+        return self.task.metric(
+            [self._value(one.sample, records[one.sample.id]) for one in asked]
+        )
+
+    def _value(self, sample: Sample, record: Record) -> Answered:
+        text = record["answer"]
+        return Answered(sample, text, self.task.clean(text, sample))
+
+    def _tell(self, asked: Sequence[Asked], records: dict[str, Record]) -> None:
+        """Show how far it is; the score now and then, for it costs time."""
+        if self.watch is None:
+            return
+        done = [one for one in asked if one.sample.id in records]
+        now = time.perf_counter()
+        if done and now - self._scored >= _SPARING * self._cost:
+            with suppress(
+                Exception
+            ):  # a running score is an extra; the last one is not
+                self._score = self._scored_by(done, records).total
+            self._scored = time.perf_counter()
+            self._cost = self._scored - now
+        progress = Progress(
+            self.task.name,
+            self.shots,
+            len(done),
+            len(asked),
+            self.known,
+            time.perf_counter() - self._start,
+            self._score,
+        )
+        self.watch(progress)
+
+    def _result(
+        self, asked: list[Asked], records: dict[str, Record], header: dict[str, Any]
+    ) -> Result:
+        chosen = [records[one.sample.id] for one in asked]
+        if all("error" in record for record in chosen):
+            raise DatasetError(
+                f"{self.task.name}: not one of {plural(len(chosen), 'sample')} could "
+                f"be asked. The first, {chosen[0]['id']}: {chosen[0]['error']}"
+            )
+        seconds = time.perf_counter() - self._start
+        score = self._scored_by(asked, records)
+        scored = []
+        for one, record, each in zip(asked, chosen, score.each, strict=True):
+            value = self._value(one.sample, record).value
+            scored.append(record | {"value": value, "score": each})
+        return Result(
+            task=self.task,
+            shots=self.shots,
+            score=score,
+            records=scored,
+            samples=[one.sample for one in asked],
+            settings=header,
+            answered=self.answered,
+            seconds=seconds,
+            tokens=self.tokens,
+            peak_memory=mx.get_peak_memory() / 1e9,
+        )
+
+
+def batches(asked: Sequence[Asked], size: int) -> Iterator[list[Asked]]:
+    """Questions of about one length together, so that little is padded.
+
+    Sorted only among some of them: what is asked together also lies together.
+    """
+    step = size * _WINDOW
+    for start in range(0, len(asked), step):
+        window = asked[start : start + step]
+        order = sorted(
+            range(len(window)),
+            key=lambda i: (len(window[i].images), len(str(window[i].prompt)), i),
+        )
+        for first in range(0, len(order), size):
+            yield [window[i] for i in order[first : first + size]]
+
+
+def _usable(journal: Journal, plan: Sequence[Sequence[Asked]]) -> dict[str, Record]:
+    """What is known of each sample, without the batch that the file ends in.
+
+    That one is asked again as a whole, so that a run that was cut off gives what one
+    in a piece does: in 16 bits rounding depends on who is in a batch.
+    """
+    records = dict(journal.records)
+    last = journal.last()
+    for some in plan:
+        names = [one.sample.id for one in some]
+        if last in names and not all(name in records for name in names):
+            return {k: v for k, v in records.items() if k not in names}
+    return records
+
+
+def _check_prompts(journal: Journal, asked: Sequence[Asked]) -> None:
+    """DatasetError where the file's answers are to other prompts than today's."""
+    for one in asked:
+        record = journal.records.get(one.sample.id)
+        if record is not None and record.get("prompt") != as_kept(one.prompt):
+            raise DatasetError(
+                f"{journal.path}: the prompt of sample {one.sample.id} was another one "
+                f"when this was begun: the task or its data have changed. Give another "
+                f"--output; --force starts it anew."
+            )
