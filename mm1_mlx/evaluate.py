@@ -7,6 +7,7 @@ if __name__ == "__main__":  # first: it takes Ctrl-C from here on
 
 import argparse
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,12 @@ def _add_prompts(p: Parser) -> None:
         choices=("chat", "pretrain"),
         help="by the chat template, or as one text for models that know none (chat "
         "where the model has a template)",
+    )
+    add(
+        "--wrong-image",
+        action="store_true",
+        help="also ask each question about another one's pictures: what is right then "
+        "is guessed from the text",
     )
     add("--system", metavar="TEXT", help="system prompt")
 
@@ -221,27 +228,32 @@ def _evaluate(
     view = EvaluationView()
     with wired_limit():
         try:
-            for task in tasks:
-                for shots in args.shots:
-                    result = evaluate(
-                        model,
-                        processor,
-                        task,
-                        data=places[task.name],
-                        shots=shots,
-                        output=output,
-                        watch=view,
-                        **_settings(args),
-                    )
-                    report.add(result)
-                    line = json.dumps(result.to_dict()) if args.json else str(result)
-                    print(line, flush=True)
+            for task, shots, wrong in _rows(tasks, args):
+                result = evaluate(
+                    model,
+                    processor,
+                    task,
+                    data=places[task.name],
+                    shots=shots,
+                    wrong_images=wrong,
+                    output=output,
+                    watch=view,
+                    **_settings(args),
+                )
+                report.add(result)
+                line = json.dumps(result.to_dict()) if args.json else str(result)
+                print(line, flush=True)
         except KeyboardInterrupt:
             view.line(f"stopped; the same command goes on from {output}")
             raise
         finally:
             view.close()
     print(f"{output / REPORT}", file=sys.stderr)
+
+
+def _rows(tasks: list[Any], args: argparse.Namespace) -> Any:
+    """What the report has a row for."""
+    return product(tasks, args.shots, [False, True][: 1 + args.wrong_image])
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,13 +9,15 @@ of another one: what is still right there is guessed from the text.
 """
 
 import json
+import operator
 import platform
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,15 @@ READING = ("digits", "words")  # pictures that show no scene
 class Asked:
     """A test question, the groups that it counts for, and the pictures to show."""
 
-    prompt: str
+    prompt: str | list[dict]
     answer: str
     images: list[Any]
     groups: dict[str, str] = field(default_factory=dict)
+    judge: Callable[[str, str], bool] = operator.eq
+
+    def is_right(self, found: str) -> bool:
+        """Whether this is the answer."""
+        return self.judge(found, self.answer)
 
 
 # --- questions -----------------------------------------------------------------------
@@ -46,15 +53,22 @@ class Asked:
 
 def make_questions(task: str, n: int, seed: int) -> list[Asked]:
     """n questions of a task; the same for the same seed, whatever else is asked."""
+    return list(islice(questions(task, seed), n))
+
+
+def questions(task: str, seed: int) -> Iterator[Asked]:
+    """The questions of a task, one after the other and without an end."""
     from examples.mm1_tiny.tasks import TASKS
 
     rng = random.Random(f"test/{seed}/{task}")
-    if task == "elsewhere":
-        return [_elsewhere(rng, i) for i in range(n)]
-    if task == "held_out":
-        return [_held_out(rng) for _ in range(n)]
-    examples = [TASKS[task](rng) for _ in range(n)]
-    return [Asked(e.prompt, e.answer, e.images) for e in examples]
+    for i in count():
+        if task == "elsewhere":
+            yield _elsewhere(rng, i)
+        elif task == "held_out":
+            yield _held_out(rng)
+        else:
+            e = TASKS[task](rng)
+            yield Asked(e.prompt, e.answer, e.images, e.groups, e.judge)
 
 
 def _elsewhere(rng: random.Random, i: int) -> Asked:
@@ -159,7 +173,7 @@ def score(asked: Sequence[Asked], answers: Sequence[str]) -> dict[str, Any]:
     """The tally of a task, by group too, with its first mistakes."""
     from examples.mm1_tiny.scoring import grouped, tally
 
-    right = [a == item.answer for a, item in zip(answers, asked, strict=True)]
+    right = [item.is_right(a) for a, item in zip(answers, asked, strict=True)]
     result = tally(right)
     # What one answer to everything would get right.
     commonest = Counter(item.answer for item in asked).most_common(1)[0][1]
@@ -200,7 +214,7 @@ class Evaluation:
         if wrong_image:
             shown = wrong_pictures(task, asked, self.seed + 1)
             blind = answers_to(self._answer, asked, shown, self._batch, advance)
-            right = [a == item.answer for a, item in zip(blind, asked, strict=True)]
+            right = [item.is_right(a) for a, item in zip(blind, asked, strict=True)]
             result["wrong_image"] = tally(right)
         unknown = [text == UNKNOWN_ANSWER for text in answers]
         result["says_unknown"] = sum(unknown)

@@ -24,7 +24,7 @@ class EvaluationView:
 
     def __call__(self, now: "Progress") -> None:
         """Take in a batch that is done."""
-        if self._key != (now.task, now.shots):
+        if self._key != (now.task, now.how):
             self._begin(now)
         self._bar.update(now.done - self._shown)
         self._shown = now.done
@@ -41,7 +41,7 @@ class EvaluationView:
 
     def _begin(self, now: "Progress") -> None:
         self.close()
-        self._key = now.task, now.shots
+        self._key = now.task, now.how
         if now.done:
             self.line(f"{_name(now)}: goes on after {now.done} of {now.total}")
         self._bar = progress_bar(now.total, _name(now), initial=now.done, unit="sample")
@@ -61,7 +61,7 @@ class EvaluationView:
 
 
 def _name(now: "Progress") -> str:
-    return f"{now.task} {now.shots}-shot"
+    return f"{now.task} {now.how}"
 
 
 def _left(now: "Progress") -> str:

@@ -2,10 +2,13 @@
 
 import random
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from mm1_mlx.errors import DatasetError
+from mm1_mlx.evaluation.references import reference
 from mm1_mlx.evaluation.samples import Sample, Source, Task
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -82,3 +85,29 @@ def _drawn(samples: list[Sample], limit: int, seed: int) -> list[Sample]:
             break
         taken += group
     return [samples[place] for place in sorted(taken)]
+
+
+def with_wrong_images(samples: Sequence[Sample]) -> list[Sample]:
+    """Each sample with the pictures of another one, as many: what is still answered
+    right is guessed from the text.
+
+    The next sample's whose pictures are others; fields["wrong_images"] where a sample
+    has them. A sample without pictures, or without such a neighbour, stays as it is.
+    """
+    by_count: dict[int, list[int]] = {}
+    for place, sample in enumerate(samples):
+        by_count.setdefault(len(sample.images), []).append(place)
+    shown = [_seen(sample) for sample in samples]
+    found = list(samples)
+    for count, places in by_count.items():
+        for k, place in enumerate(places if count else []):
+            own = samples[place].fields.get("wrong_images")
+            others = [*places[k + 1 :], *places[:k]]
+            other = next((o for o in others if shown[o] != shown[place]), place)
+            images = samples[other].images if own is None else own
+            found[place] = replace(samples[place], images=tuple(images))
+    return found
+
+
+def _seen(sample: Sample) -> list[dict[str, str]]:
+    return [reference(image, None) for image in sample.images]

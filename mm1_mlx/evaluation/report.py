@@ -56,7 +56,7 @@ class Report:
 
     def add(self, result: Result, published: str = "") -> None:
         """Take in a result, in place of an earlier one of its task and shots."""
-        key = result.task.name, result.shots
+        key = result.task.name, result.how.shots, result.how.wrong_images
         entry = result.to_dict() | {
             "mistakes": self._mistakes(result),
             "errors": [
@@ -64,24 +64,23 @@ class Report:
                 for r in result.failed[:_ERRORS]
             ],
         }
-        kept = [e for e in self._entries if (e["task"], e["shots"]) != key]
-        self._entries = sorted(
-            [*kept, entry], key=lambda e: (str(e["task"]), e["shots"])
-        )
+        kept = [e for e in self._entries if _key(e) != key]
+        self._entries = sorted([*kept, entry], key=_key)
         values = {"format": _FORMAT, **self._about, "results": self._entries}
         _write(self._folder / RESULTS, json.dumps(values, indent=1, default=str))
         _write(self._folder / REPORT, markdown(values, published))
 
     def _mistakes(self, result: Result) -> dict[str, Any]:
         """The worst answers, as text and as a sheet."""
-        name = f"{result.task.name}-{result.shots}shot-failures.png"
-        worst = failures(result)
+        name = result.how.file(result.task.name, "-failures.png")
+        wrong = result.how.wrong_images  # there a wrong answer is no failure
+        worst = [] if wrong else failures(result)
         path = self._folder / name
         if not worst:
             path.unlink(missing_ok=True)
             return {}
         title = (
-            f"{result.task.name}, {result.shots}-shot: {len(worst)} of "
+            f"{result.task.name}, {result.how.name}: {len(worst)} of "
             f"{_wrong(result)} answers that are not right"
         )
         draw_sheet(worst, path, title)
@@ -95,6 +94,15 @@ class Report:
             for one in worst
         ]
         return {"sheet": name, "of": _wrong(result), "listed": listed}
+
+
+def _key(entry: Entry) -> tuple[str, int, bool]:
+    return entry["task"], entry["shots"], entry["wrong_images"]
+
+
+def _name(entry: Entry) -> str:
+    wrong = ", wrong pictures" if entry["wrong_images"] else ""
+    return f"{entry['task']}, {entry['shots']}-shot{wrong}"
 
 
 def failures(result: Result, most: int = FAILURES) -> list[Failure]:
@@ -132,8 +140,7 @@ def _failure(sample: Sample, record: Mapping[str, Any]) -> Failure:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] == _FORMAT:
-            found["weights"], found["model"], found["results"]
+        if found["format"] == _FORMAT and {"model", "weights", "results"} <= set(found):
             return found
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -184,7 +191,7 @@ def _main_table(entries: Sequence[Entry]) -> str:
         (
             e["task"],
             e["split"],
-            e["shots"],
+            f"{e['shots']}{', wrong pictures' if e['wrong_images'] else ''}",
             f"{e['total']:.1f}",
             interval(e),
             e["n"],
@@ -204,7 +211,7 @@ def interval(entry: Mapping[str, Any]) -> str:
 
 def _groups(entry: Entry) -> str:
     rows = [(name, f"{value:.1f}") for name, value in entry["groups"].items()]
-    return _table((f"{entry['task']}, {entry['shots']}-shot", "score"), rows)
+    return _table((_name(entry), "score"), rows)
 
 
 def _scoring_of_errors() -> str:
@@ -213,7 +220,7 @@ def _scoring_of_errors() -> str:
 
 def _errors(entry: Entry) -> str:
     rows = [(e["id"], e.get("where", ""), e["error"]) for e in entry["errors"]]
-    head = f"{entry['task']}, {entry['shots']}-shot: {entry['failed']} of {entry['n']}"
+    head = f"{_name(entry)}: {entry['failed']} of {entry['n']}"
     return f"{head}\n\n" + _table(("sample", "where", "why"), rows)
 
 
@@ -222,7 +229,7 @@ def _mistakes(entry: Entry) -> str:
     rows = [
         (m["id"], m["question"], m["expected"], m["found"]) for m in found["listed"]
     ]
-    name = f"{entry['task']}, {entry['shots']}-shot"
+    name = _name(entry)
     return (
         f"### {name}\n\n{len(rows)} of {plural(found['of'], 'answer')} not wholly "
         f"right, the worst first.\n\n![failures of {name}]({found['sheet']})\n\n"
@@ -238,7 +245,7 @@ def _settings(entries: Sequence[Entry]) -> str:
         stop = ", ".join(repr(text) for text in generation.get("stop") or []) or "-"
         rows.append(
             (
-                f"{e['task']}, {e['shots']}-shot",
+                _name(e),
                 s["data"] or "made by the task",
                 s["form"],
                 "the same for all" if s["same_shots"] else "drawn for each",

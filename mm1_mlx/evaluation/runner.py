@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ import mlx.core as mx
 from mm1_mlx._version import __version__
 from mm1_mlx.checkpoint.disk import locked
 from mm1_mlx.errors import DatasetError, MM1Error
-from mm1_mlx.evaluation.choosing import choose_samples, source_of
+from mm1_mlx.evaluation.choosing import (
+    choose_samples,
+    source_of,
+    with_wrong_images,
+)
 from mm1_mlx.evaluation.few_shot import FORMS, Asked, Shots, ask, usual_form
 from mm1_mlx.evaluation.journal import Journal, Record, as_kept
 from mm1_mlx.evaluation.references import reference
 from mm1_mlx.evaluation.samples import Answered, Sample, Score, Source, Task
+from mm1_mlx.evaluation.table import find_task
 from mm1_mlx.inference.generation import batch_generate
 from mm1_mlx.inference.identity import fingerprint
 from mm1_mlx.inference.reuse import Reuse, store_of
@@ -44,7 +49,7 @@ class Result:
     """
 
     task: Task
-    shots: int
+    how: "How"
     score: Score
     records: list[Record]
     samples: list[Sample]
@@ -68,7 +73,7 @@ class Result:
         bad = len(self.failed)
         failed = f", {bad} of them could not be asked" if bad else ""
         return (
-            f"{self.task.name} {self.shots}-shot: {self.score.total:.1f}{ends}, "
+            f"{self.task.name} {self.how.name}: {self.score.total:.1f}{ends}, "
             f"{plural(self.n, 'sample')}{failed}"
         )
 
@@ -77,7 +82,8 @@ class Result:
         return {
             "task": self.task.name,
             "split": self.task.split,
-            "shots": self.shots,
+            "shots": self.how.shots,
+            "wrong_images": self.how.wrong_images,
             "n": self.n,
             "failed": len(self.failed),
             "total": self.score.total,
@@ -101,7 +107,7 @@ class Progress:
     """How far a task is. score: of the answers so far, None while it is not known."""
 
     task: str
-    shots: int
+    how: str  # "4-shot"
     done: int
     total: int
     known: int  # of done, from an earlier run
@@ -110,6 +116,41 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How a task is asked; `evaluate` explains. MM1Error for a value out of range."""
+
+    shots: int = 0
+    seed: int = 0
+    batch_size: int = BATCH
+    form: str = "chat"
+    same_shots: bool = True
+    wrong_images: bool = False
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise MM1Error(f"form is {self.form!r}, but must be {' or '.join(FORMS)}.")
+        _check_count("batch_size", self.batch_size, 1)
+        _check_count("shots", self.shots, 0)
+
+    @property
+    def name(self) -> str:
+        """What a task asked so is called: "4-shot", "0-shot, wrong pictures"."""
+        return f"{self.shots}-shot{', wrong pictures' if self.wrong_images else ''}"
+
+    def file(self, task: str, ending: str) -> str:
+        """The name of a file about a task asked so."""
+        wrong = "-wrong" if self.wrong_images else ""
+        return f"{task}-{self.shots}shot{wrong}{ending}"
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise MM1Error(
+            f"{name} is {value!r}, but must be a whole number of {least} or more."
+        )
 
 
 def evaluate(
@@ -124,6 +165,7 @@ def evaluate(
     batch_size: int = BATCH,
     form: str | None = None,
     same_shots: bool = True,
+    wrong_images: bool = False,
     output: str | Path | None = None,
     force: bool = False,
     watch: Watch | None = None,
@@ -136,54 +178,66 @@ def evaluate(
     the task's own on the hub. shots: answered examples before each question, of the
     training split, drawn with the seed; the same ones for all questions, or with
     same_shots=False new ones for each. limit: so many samples, drawn with the seed.
-    form: "chat" or "pretrain" (see few_shot.ask); None is the model's own. output: a
-    folder that keeps the answers; the same call goes on there where it was ended;
-    force starts anew. watch: is called with a Progress after each batch. settings:
-    as generate's (temp, max_tokens, kv_bits, ...).
+    form: "chat" or "pretrain" (see few_shot.ask); None is the model's own.
+    wrong_images: ask each question about another one's pictures. output: a folder that
+    keeps the answers; the same call goes on there where it was ended; force starts
+    anew. watch: is called with a Progress after each batch. settings: as generate's
+    (temp, max_tokens, kv_bits, ...).
 
     Raises DatasetError for data that cannot be used, for an output of other settings,
     and where not one sample could be asked.
     """
-    from mm1_mlx.evaluation.table import find_task
-
     if isinstance(task, str):
         task = find_task(task)
-    form = form or usual_form(processor)
-    if form not in FORMS:
-        raise MM1Error(f"form is {form!r}, but must be {' or '.join(FORMS)}.")
-    for name, value in (("batch_size", batch_size), ("limit", limit)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise MM1Error(f"{name} is {value!r}, but must be a whole number above 0.")
+    how = How(
+        shots=shots,
+        seed=seed,
+        batch_size=batch_size,
+        form=form or usual_form(processor),
+        same_shots=same_shots,
+        wrong_images=wrong_images,
+    )
+    if limit is not None:
+        _check_count("limit", limit, 1)
     where = source_of(task, data)
-    given = {"max_tokens": task.max_tokens, "seed": seed, **settings}
-    if task.stop or form == "pretrain":
-        stops = [*task.stop, *(["\n"] if form == "pretrain" else [])]
-        given.setdefault("stop", list(dict.fromkeys(stops)))
-    if form == "pretrain":
-        given["use_template"] = False
-    checked = Settings.of(given)
-    run = _Run(model, processor, task, checked, given, store_of(model, reuse))
-    run.shots, run.seed, run.batch, run.watch = shots, seed, batch_size, watch
-    examples = Shots(task, where, shots, seed, same_shots)
-    samples = choose_samples(task, where, limit, seed)
-    asked = [ask(task, s, examples.of(s), form, processor) for s in samples]
-    header = _header(model, task, where, shots, seed, form, same_shots, batch_size)
-    header["generation"] = {k: v for k, v in sorted(given.items()) if k != "seed"}
+    given = _generation(task, how, settings)
+    run = _Run(model, processor, task, how, given, store_of(model, reuse), watch)
+    header = _header(model, task, where, how, given)
+    asked = _questions(task, where, limit, how, processor)
     if output is None:
         return run.all(asked, header, None, None)
     folder = Path(output).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        journal = Journal(folder / answers_file(task, shots), header, force)
+        journal = Journal(folder / how.file(task.name, ".jsonl"), header, force)
         try:
             return run.all(asked, header, folder, journal)
         finally:
             journal.close()
 
 
-def answers_file(task: Task, shots: int) -> str:
-    """The name of the file with a task's answers."""
-    return f"{task.name}-{shots}shot.jsonl"
+def _generation(task: Task, how: How, settings: dict[str, Any]) -> dict[str, Any]:
+    """batch_generate's settings: the task's own, and what the caller wants instead."""
+    given: dict[str, Any] = {"max_tokens": task.max_tokens, "seed": how.seed}
+    stops = list(task.stop)
+    if how.form == "pretrain":
+        given["use_template"] = False
+        stops.append("\n")  # there the next shot would begin
+    if stops:
+        given["stop"] = list(dict.fromkeys(stops))
+    given |= settings
+    Settings.of(given)  # wrong ones are told before anything is read
+    return given
+
+
+def _questions(
+    task: Task, where: Source, limit: int | None, how: How, processor: Any
+) -> list[Asked]:
+    examples = Shots(task, where, how.shots, how.seed, how.same_shots)
+    samples = choose_samples(task, where, limit, how.seed)
+    if how.wrong_images:
+        samples = with_wrong_images(samples)
+    return [ask(task, s, examples.of(s), how.form, processor) for s in samples]
 
 
 def versions() -> dict[str, str]:
@@ -197,25 +251,18 @@ def versions() -> dict[str, str]:
 
 
 def _header(
-    model: MM1,
-    task: Task,
-    where: Source,
-    shots: int,
-    seed: int,
-    form: str,
-    same: bool,
-    batch: int,
+    model: MM1, task: Task, where: Source, how: How, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """What decides the answers. Not the limit: a larger one goes on with a smaller."""
+    """What decides the answers. Not the limit: a larger one goes on with a smaller.
+
+    The batch size does: in 16 bits rounding depends on who is in a batch.
+    """
     return {
         "task": task.name,
         "split": task.split,
         "data": str(where) if task.needs_data else None,
-        "shots": shots,
-        "same_shots": same,
-        "seed": seed,
-        "form": form,
-        "batch_size": batch,  # in 16 bits rounding depends on who is in a batch
+        **asdict(how),
+        "generation": {k: v for k, v in sorted(given.items()) if k != "seed"},
         "model": fingerprint(model),
         "mm1_mlx": __version__,
     }
@@ -223,22 +270,19 @@ def _header(
 
 @dataclass
 class _Run:
-    """One task's run: its settings, and what it counts."""
+    """One task's run, and what it counts."""
 
     model: MM1
     processor: Any
     task: Task
-    checked: Settings
+    how: How
     given: dict[str, Any]
     store: Reuse | None
-    shots: int = 0
-    seed: int = 0
-    batch: int = BATCH
-    watch: Watch | None = None
+    watch: Watch | None
     answered: int = 0
     tokens: int = 0
     known: int = 0
-    _start: float = field(default_factory=time.perf_counter)
+    _start: float = 0.0
     _scored: float = 0.0
     _cost: float = 0.0
     _score: float | None = None
@@ -254,7 +298,7 @@ class _Run:
         mx.reset_peak_memory()
         self._start = time.perf_counter()
         records: dict[str, Record] = {}
-        plan = list(batches(asked, self.batch))
+        plan = list(batches(asked, self.how.batch_size))
         if journal is not None:
             _check_prompts(journal, asked)
             records = _usable(journal, plan)
@@ -285,7 +329,10 @@ class _Run:
         """
         if self.store is None or not isinstance(self.processor, Processor):
             return
-        reading = self.checked.reading() | {"use_template": False, "system": None}
+        reading = Settings.of(self.given).reading() | {
+            "use_template": False,
+            "system": None,
+        }
         for one in some:
             for image in one.images:
                 if not is_decoded(image):
@@ -368,7 +415,7 @@ class _Run:
             self._cost = self._scored - now
         progress = Progress(
             self.task.name,
-            self.shots,
+            self.how.name,
             len(done),
             len(asked),
             self.known,
@@ -394,7 +441,7 @@ class _Run:
             scored.append(record | {"value": value, "score": each})
         return Result(
             task=self.task,
-            shots=self.shots,
+            how=self.how,
             score=score,
             records=scored,
             samples=[one.sample for one in asked],

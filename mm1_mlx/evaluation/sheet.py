@@ -16,6 +16,7 @@ _SIZE, _LINE = 15, 19  # of the letters, and from line to line
 _LINES = {"asked": 4, "expected": 2, "found": 3}  # at most
 _LABEL = 76  # pixels in front of an answer
 _BLACK, _GREY, _RED, _PALE = "#111827", "#6b7280", "#b91c1c", "#f1f5f9"
+_FRAME = "#cbd5e1"
 _SHOWN = 2  # pictures side by side
 
 
@@ -50,7 +51,7 @@ def draw_sheet(failures: Sequence[Failure], path: Path, title: str) -> None:
         _paste(sheet, draw, failure.images, left, y, font)
         y += _HEIGHT + _GAP // 2
         for label, text, colour in cells[place]:
-            draw.text((left, y), label, fill=_GREY, font=font)
+            draw.text((left, y), label or "", fill=_GREY, font=font)
             start = left if label is None else left + _LABEL
             draw.text((start, y), text, fill=colour, font=font)
             y += _LINE
@@ -134,6 +135,9 @@ def _paste(
         size = [max(1, round(side * scale)) for side in picture.size]
         kind = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC
         sheet.paste(picture.resize((size[0], size[1]), kind), (start, top))
+        draw.rectangle(
+            (start, top, start + size[0] - 1, top + size[1] - 1), outline=_FRAME
+        )
     if more := len(images) - len(shown):
         text = f"and {more} more"
         right = left + _WIDTH - font.getlength(text)
