@@ -96,24 +96,30 @@ def _held_out(rng: random.Random) -> Asked:
 
 
 def few_shot_questions(n: int, seed: int) -> dict[int, list[Asked]]:
-    """The same n last pictures after 0, 1, 2 and 3 answered ones.
+    """The same n last pictures after 0, 1, 2 and 3 answered ones."""
+    rounds = list(islice(few_shot_rounds(seed), n))
+    return {shots: [asked[shots] for asked in rounds] for shots in SHOTS}
+
+
+def few_shot_rounds(seed: int) -> Iterator[dict[int, Asked]]:
+    """One picture after another, each after 0, 1, 2 and 3 answered ones.
 
     Only the answered ones tell what is to be named: a colour, a shape, both, a count.
     """
     from examples.mm1_tiny.pictures import BARE_TASKS, bare_prompt, bare_shot
 
-    found: dict[int, list[Asked]] = {shots: [] for shots in SHOTS}
     rng = random.Random(f"test/{seed}/{FEW_SHOT}")
-    for _ in range(n):
+    while True:
         task = rng.choice(BARE_TASKS[:4])
         shown = [bare_shot(task, rng, 1.0) for _ in range(max(SHOTS) + 1)]
         answers = [shot.questions[0].answer for shot in shown]
+        asked = {}
         for shots in SHOTS:
             first = len(shown) - 1 - shots
             images = [shot.image for shot in shown[first:]]
             prompt = bare_prompt(answers[first:-1])
-            found[shots].append(Asked(prompt, answers[-1], images, {"named": task}))
-    return found
+            asked[shots] = Asked(prompt, answers[-1], images, {"named": task})
+        yield asked
 
 
 def wrong_pictures(task: str, asked: Sequence[Asked], seed: int) -> list[list[Any]]:

@@ -16,7 +16,7 @@ from examples.mm1_tiny.evaluate import (
     MAX_TOKENS,
     SHOTS,
     Asked,
-    few_shot_questions,
+    few_shot_rounds,
     questions,
 )
 from examples.mm1_tiny.scoring import MEANINGS, wilson
@@ -56,8 +56,8 @@ def _read(task: str, where: Source, split: str) -> Iterator[Sample]:
 
 
 def _read_few_shot(shots: int, where: Source, split: str) -> Iterator[Sample]:
-    for number, asked in enumerate(few_shot_questions(NUMBER, SEED)[shots]):
-        yield _sample(number, asked)
+    for number, asked in enumerate(islice(few_shot_rounds(SEED), NUMBER)):
+        yield _sample(number, asked[shots])
 
 
 def _prompt(sample: Sample):

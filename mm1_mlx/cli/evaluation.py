@@ -8,7 +8,7 @@ from mm1_mlx.cli.progress import duration, progress_bar, shows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mm1_mlx.evaluation.runner import Progress
+    from mm1_mlx.evaluation.results import Progress
 
 _PATIENCE = 20  # seconds without a line
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 
-from mm1_mlx import batch_generate, load
 from mm1_mlx.errors import MM1Error, UsageError
 from mm1_mlx.evaluation.likelihood import Likelihood
+from mm1_mlx.inference.generation import batch_generate
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN
+from mm1_mlx.loading import load
 
 MAX_TOKENS = 1024  # where a task says nothing, as lmms-eval's own models have it
 _CHOICES = ("loss", "logprob")
