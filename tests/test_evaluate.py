@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from evaluation_kit import COLOUR, exact, write_dataset
 
-from mm1_mlx import evaluate
+from helpers import need_tiny
+from mm1_mlx import evaluate, load
 from mm1_mlx.errors import DatasetError, MM1Error
 from mm1_mlx.evaluation.choosing import choose_samples, source_of, with_wrong_images
 from mm1_mlx.evaluation.few_shot import Shots, ask, usual_form
@@ -94,6 +95,29 @@ def test_questions_of_a_length_go_together():
     assert lengths == sorted(lengths)
 
 
+def test_the_pretraining_form_ends_and_cleans_its_answers_its_own_way(tmp_path):
+    """Of a processor that reads text; the two forms give other stops and values."""
+    from mm1_mlx.evaluation.results import How
+    from mm1_mlx.evaluation.runner import _generation
+
+    task = numbers(stop=("a",), shot_stop=("b",), settings={"kv_bits": 8})
+    chat, raw = (_generation(task, How(form=form), {}) for form in ("chat", "pretrain"))
+    assert chat == {"max_tokens": 6, "seed": 0, "stop": ["a"], "kv_bits": 8}
+    assert raw["stop"] == ["b", "\n"] and raw["use_template"] is False
+    plain = _generation(replace(task, stop=(), settings={}), How(), {"temp": 0.5})
+    assert plain == {"max_tokens": 6, "seed": 0, "temp": 0.5}
+
+    need_tiny()
+    model, processor = load("mm1-tiny")
+    data = write_dataset(tmp_path, 2)
+    task = replace(COLOUR, shot_clean=lambda text, sample: "cleaned")
+    for form, value in (("chat", "red"), ("pretrain", "cleaned")):
+        result = evaluate(model, processor, task, data=data, form=form, shots=2)
+        assert result.records[0]["value"] == value
+        prompt = result.records[0]["prompt"]
+        assert isinstance(prompt, str) is (form == "pretrain")
+
+
 # --- which samples ------------------------------------------------------------------
 
 
@@ -135,9 +159,11 @@ def test_what_samples_are_refused(tmp_path):
     assert source_of(COLOUR, "org/other") == "org/other"
     with pytest.raises(DatasetError, match=r"--data /absent/x is not there"):
         source_of(COLOUR, "/absent/x")
-    (tmp_path / "file").touch()
-    with pytest.raises(DatasetError, match=r"file is a file"):
-        source_of(COLOUR, tmp_path / "file")
+    (tmp_path / "file").touch()  # the reader knows whether a file will do
+    assert source_of(COLOUR, tmp_path / "file") == tmp_path / "file"
+    assert source_of(COLOUR, "org/set@v2") == "org/set@v2"
+    with pytest.raises(DatasetError, match=r"--data \./absent is not there"):
+        source_of(COLOUR, "./absent")
 
 
 def test_wrong_pictures_are_a_neighbours_other_ones():

@@ -21,6 +21,7 @@ from helpers import (
     run_python,
 )
 from mm1_mlx.errors import DatasetError
+from mm1_mlx.evaluation import report
 from mm1_mlx.evaluation.report import Report, failures, markdown
 from mm1_mlx.evaluation.samples import Sample, Score
 from mm1_mlx.evaluation.sheet import wrapped
@@ -196,10 +197,10 @@ def test_broken_pictures_are_counted_and_named(data, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "6 samples, 2 of them could not be asked" in done.stdout
-    report = (tmp_path / "out" / "report.md").read_text()
-    assert "colour, 0-shot: 2 of 6" in report
-    assert "| val-2 | val.jsonl:3 |" in report and "| val-4 | val.jsonl:5 |" in report
-    assert "They count as answered with nothing." in report
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "colour, 0-shot: 2 of 6" in text
+    assert "| val-2 | val.jsonl:3 |" in text and "| val-4 | val.jsonl:5 |" in text
+    assert "They count as answered with nothing." in text
     _, *kept = records(tmp_path / "out" / "colour-0shot.jsonl")
     assert [r["id"] for r in kept if "error" in r] == ["val-2", "val-4"]
     assert "val4.png" in kept[4]["error"]
@@ -349,7 +350,7 @@ def test_the_questions_of_mm1_tiny_are_those_of_its_card(tmp_path):
     from examples.mm1_tiny.evaluation import SEED
 
     tasks = {task.name: task for task in find_tasks(["mm1-tiny"])}
-    for name in ("count", "compare", "unknown", "elsewhere"):
+    for name in ("count", "compare", "unknown", "elsewhere", "naming_none", "talk"):
         asked = evaluate.make_questions(name, 3, SEED)
         samples = [
             s
@@ -365,6 +366,11 @@ def test_the_questions_of_mm1_tiny_are_those_of_its_card(tmp_path):
             ]
     shots = next(iter(tasks["tiny_few_shot_3"].read("", "test")))
     assert len(shots.images) == 4
+    assert tasks["tiny_small_dynamic"].settings == {"resolution": "dynamic"}
+    named = [tasks[f"tiny_naming_{x}"].read("", "test") for x in ("right", "shuffled")]
+    right, shuffled = (next(iter(samples)) for samples in named)
+    assert right.images[0].tobytes() == shuffled.images[0].tobytes()  # the same ones
+    assert right.answers == shuffled.answers
     wrong = next(iter(tasks["tiny_unknown"].read("", "test")))
     scene = evaluate.make_questions("count", 1, SEED + 1)[0]
     assert wrong.fields["wrong_images"][0].tobytes() == scene.images[0].tobytes()
@@ -416,7 +422,7 @@ def test_the_worst_answers_are_shown():
     assert failures(result) == []
 
 
-def test_the_tables_of_the_report():
+def test_the_tables_of_the_report(monkeypatch):
     entry = {
         "task": "t",
         "split": "val",
@@ -444,11 +450,13 @@ def test_the_tables_of_the_report():
             "listed": [{"id": "1", "question": "q" * 300, "expected": "", "found": ""}],
         },
     }
-    text = markdown({"model": "m", "adapter": "ad", "results": [entry]}, "PUBLISHED")
+    tables = {"t": "PUBLISHED"}
+    monkeypatch.setattr(report, "published_table", lambda name: tables[name])
+    text = markdown({"model": "m", "adapter": "ad", "results": [entry]})
     lines = text.splitlines()
     assert lines[0] == "# m with the adapter ad"
     assert "| t | val | 4 | 71.2 | - | 10 | 1 |" in lines
-    assert "| a | 50.0 |" in lines and "PUBLISHED" in lines
+    assert "| a | 50.0 |" in lines and "PUBLISHED" in lines and "### t" in lines
     assert "| s\\|1 |  | a b |" in lines
     assert "![failures of t, 4-shot](t.png)" in lines
     assert all(len(line) < 400 for line in lines)

@@ -9,7 +9,6 @@ of another one: what is still right there is guessed from the text.
 """
 
 import json
-import operator
 import platform
 import random
 import sys
@@ -41,11 +40,13 @@ class Asked:
     answer: str
     images: list[Any]
     groups: dict[str, str] = field(default_factory=dict)
-    judge: Callable[[str, str], bool] = operator.eq
+    judge: str = "exact"
 
     def is_right(self, found: str) -> bool:
         """Whether this is the answer."""
-        return self.judge(found, self.answer)
+        from examples.mm1_tiny.examples import is_right
+
+        return is_right(self.answer, found, self.judge)
 
 
 # --- questions -----------------------------------------------------------------------
@@ -57,18 +58,20 @@ def make_questions(task: str, n: int, seed: int) -> list[Asked]:
 
 
 def questions(task: str, seed: int) -> Iterator[Asked]:
-    """The questions of a task, one after the other and without an end."""
-    from examples.mm1_tiny.tasks import TASKS
+    """The questions of a task or an ability, one after the other, without an end."""
+    from examples.mm1_tiny import abilities, tasks
 
-    rng = random.Random(f"test/{seed}/{task}")
+    makers = abilities.TASKS | tasks.TASKS
+    same = abilities.SAME_QUESTIONS.get(task, task)
+    rng = random.Random(f"test/{seed}/{same}")
     for i in count():
         if task == "elsewhere":
             yield _elsewhere(rng, i)
         elif task == "held_out":
             yield _held_out(rng)
         else:
-            e = TASKS[task](rng)
-            yield Asked(e.prompt, e.answer, e.images, e.groups, e.judge)
+            e = makers[task](rng)
+            yield Asked(e.prompt, e.answer, e.images, judge=e.judge)
 
 
 def _elsewhere(rng: random.Random, i: int) -> Asked:

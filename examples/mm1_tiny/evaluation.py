@@ -4,13 +4,15 @@
     python -m mm1_mlx.evaluate --model mm1-tiny --task tiny_count --wrong-image
 
 The questions are those of examples.mm1_tiny.evaluate, whose tables the model's card
-has: the same seed, the same exact match.
+has: the same seed, the same exact match; and those of its abilities, by their own
+judges.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 
+from examples.mm1_tiny import abilities
 from examples.mm1_tiny.evaluate import (
     FEW_SHOT,
     MAX_TOKENS,
@@ -24,6 +26,24 @@ from examples.mm1_tiny.tasks import TASKS as QUESTIONS
 from mm1_mlx.evaluation.samples import Answered, Sample, Score, Source, Task
 
 NUMBER, SEED = 500, 1000  # as examples.mm1_tiny.evaluate has them
+ABILITY_TOKENS = 128  # answers in steps are longer
+# What each ability's task asks, for readers of the list.
+ABILITIES = {
+    "naming_right": "a picture named by a new word that 8 shots explain",
+    "naming_shuffled": "the same, the words of the shots shuffled",
+    "naming_none": "the same without shots",
+    "worth_steps": "two-step questions after 3 shots with their steps",
+    "worth_at_once": "the same after 3 shots with the answer alone",
+    "small_dynamic": "things too small for 96 pixels, in tiles",
+    "small_native": "the same without tiles",
+    "small_text_dynamic": "text too small for 96 pixels, in tiles",
+    "small_text_native": "the same without tiles",
+    "box": "the box of a thing, IoU above 0.5",
+    "at": "what is in a box or at a point",
+    "talk": "the last question of a conversation",
+    "talk_alone": "the same without the turns before it",
+    "of_many": "one or all of 5 to 16 pictures",
+}
 
 
 def _sample(number: int, asked: Asked, wrong: Sequence = ()) -> Sample:
@@ -85,7 +105,8 @@ def share_right(answered: Sequence[Answered]) -> Score:
     )
 
 
-def _task(name: str, summary: str, read) -> Task:
+def _task(name: str, summary: str, read, **changes) -> Task:
+    usual = {"max_tokens": MAX_TOKENS, "settings": {}}
     return Task(
         name=f"tiny_{name}",
         summary=f"mm1-tiny: {summary}",
@@ -95,24 +116,36 @@ def _task(name: str, summary: str, read) -> Task:
         prompt=_prompt,
         shot_prompt=None,
         target=lambda sample: sample.answers[0],
-        max_tokens=MAX_TOKENS,
         clean=_clean,
         metric=share_right,
         source="examples/mm1_tiny",
         needs_data=False,
         shuffled=True,
+        **(usual | changes),
     )
 
 
-TASKS = [
-    _task(name, MEANINGS.get(name, name.replace("_", " ")), partial(_read, name))
-    for name in QUESTIONS
-    if name != FEW_SHOT
-] + [
-    _task(
-        f"{FEW_SHOT}_{shots}",
-        f"named as the {shots} pictures before are",
-        partial(_read_few_shot, shots),
-    )
-    for shots in SHOTS
-]
+def _ability(name: str) -> Task:
+    read, settings = partial(_read, name), {}
+    if name.startswith("small"):  # as its Example has it
+        settings["resolution"] = name.rpartition("_")[2]
+    summary = ABILITIES.get(name, name.replace("_", " "))
+    return _task(name, summary, read, max_tokens=ABILITY_TOKENS, settings=settings)
+
+
+TASKS = (
+    [
+        _task(name, MEANINGS.get(name, name.replace("_", " ")), partial(_read, name))
+        for name in QUESTIONS
+        if name != FEW_SHOT
+    ]
+    + [
+        _task(
+            f"{FEW_SHOT}_{shots}",
+            f"named as the {shots} pictures before are",
+            partial(_read_few_shot, shots),
+        )
+        for shots in SHOTS
+    ]
+    + [_ability(name) for name in abilities.TASKS]
+)

@@ -11,7 +11,7 @@ from mm1_mlx.errors import DatasetError
 from mm1_mlx.evaluation.references import reference
 from mm1_mlx.evaluation.samples import Sample, Source, Task
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
 def source_of(task: Task, data: str | Path | None) -> Source:
@@ -28,15 +28,14 @@ def source_of(task: Task, data: str | Path | None) -> Source:
                 f"files with --data FOLDER."
             )
         return task.hub
-    folder = Path(data).expanduser()
-    if folder.is_dir():
-        return folder
-    if isinstance(data, str) and _HUB_ID.fullmatch(data) and not folder.exists():
+    place = Path(data).expanduser()
+    if place.exists():
+        return place
+    if isinstance(data, str) and _HUB_ID.fullmatch(data):
         return data
-    what = "is a file" if folder.exists() else "is not there"
     raise DatasetError(
-        f"--data {data} {what}: give the folder of {task.name}'s files, or a dataset "
-        f"on the hub (ORG/NAME)."
+        f"--data {data} is not there: give the folder of {task.name}'s files, or a "
+        f"dataset on the hub (ORG/NAME)."
     )
 
 

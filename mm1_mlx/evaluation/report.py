@@ -10,6 +10,7 @@ from mm1_mlx.errors import DatasetError
 from mm1_mlx.evaluation.results import Result
 from mm1_mlx.evaluation.samples import Sample
 from mm1_mlx.evaluation.sheet import Failure, draw_sheet
+from mm1_mlx.evaluation.table import published_table
 from mm1_mlx.inputs.prompts import plural
 
 RESULTS, REPORT = "result.json", "report.md"
@@ -54,7 +55,7 @@ class Report:
                 f"it anew."
             )
 
-    def add(self, result: Result, published: str = "") -> None:
+    def add(self, result: Result) -> None:
         """Take in a result, in place of an earlier one of its task and shots."""
         key = result.task.name, result.how.shots, result.how.wrong_images
         entry = result.to_dict() | {
@@ -68,7 +69,7 @@ class Report:
         self._entries = sorted([*kept, entry], key=_key)
         values = {"format": _FORMAT, **self._about, "results": self._entries}
         _write(self._folder / RESULTS, json.dumps(values, indent=1, default=str))
-        _write(self._folder / REPORT, markdown(values, published))
+        _write(self._folder / REPORT, markdown(values))
 
     def _mistakes(self, result: Result) -> dict[str, Any]:
         """The worst answers, as text and as a sheet."""
@@ -157,14 +158,14 @@ def _write(path: Path, text: str) -> None:
 # --- markdown ------------------------------------------------------------------------
 
 
-def markdown(values: Mapping[str, Any], published: str = "") -> str:
-    """The report of what result.json holds; published: the reference table."""
+def markdown(values: Mapping[str, Any]) -> str:
+    """The report of what result.json holds, beside what others have published."""
     entries = values["results"]
     adapter = f" with the adapter {values['adapter']}" if values["adapter"] else ""
     parts = [f"# {values['model']}{adapter}", _main_table(entries)]
     parts += [_groups(entry) for entry in entries if entry["groups"]]
-    if published:
-        parts += ["## Published results", published]
+    if published := _published(entries):
+        parts += ["## Published results", *published]
     if any(entry["errors"] for entry in entries):
         parts += ["## Samples that could not be asked", _scoring_of_errors()]
         parts += [_errors(entry) for entry in entries if entry["errors"]]
@@ -207,6 +208,13 @@ def interval(entry: Mapping[str, Any]) -> str:
     """ "70.1 to 72.4", or a dash where there is none."""
     low, high = entry["low"], entry["high"]
     return "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
+
+
+def _published(entries: Sequence[Entry]) -> list[str]:
+    """The reference tables of the tasks, where something was published."""
+    names = dict.fromkeys(entry["task"] for entry in entries)
+    tables = [(name, published_table(name)) for name in names]
+    return [f"### {name}\n\n{table}" for name, table in tables if table]
 
 
 def _groups(entry: Entry) -> str:

@@ -104,12 +104,15 @@ def evaluate(
 def _generation(task: Task, how: How, settings: dict[str, Any]) -> dict[str, Any]:
     """batch_generate's settings: the task's own, and what the caller wants instead."""
     given: dict[str, Any] = {"max_tokens": task.max_tokens, "seed": how.seed}
-    stops = list(task.stop)
+    stops = task.stop
     if how.form == "pretrain":
         given["use_template"] = False
-        stops.append("\n")  # there the next shot would begin
+        if task.shot_stop is not None:
+            stops = task.shot_stop
+        stops = (*stops, "\n")  # there the next shot would begin
     if stops:
         given["stop"] = list(dict.fromkeys(stops))
+    given |= task.settings
     given |= settings
     Settings.of(given)  # wrong ones are told before anything is read
     return given
@@ -272,8 +275,10 @@ class _Run:
         )
 
     def _value(self, sample: Sample, record: Record) -> Answered:
-        text = record["answer"]
-        return Answered(sample, text, self.task.clean(text, sample))
+        text, clean = record["answer"], self.task.clean
+        if self.how.form == "pretrain" and self.task.shot_clean is not None:
+            clean = self.task.shot_clean
+        return Answered(sample, text, clean(text, sample))
 
     def _tell(self, asked: Sequence[Asked], records: dict[str, Record]) -> None:
         """Show how far it is; the score now and then, for it costs time."""

@@ -77,10 +77,15 @@ class Task:
     shot_prompt: Callable[[Sample], str] | None
     target: Callable[[Sample], str]  # the answer that a shot shows
     stop: tuple[str, ...] = ()
+    # The same for the pretraining form, which ends its answers otherwise; None: `stop`.
+    shot_stop: tuple[str, ...] | None = None
     max_tokens: int = 32
     clean: Callable[[str, Sample], Any]
+    shot_clean: Callable[[str, Sample], Any] | None = None  # None: `clean`
     metric: Metric
     hub: str | None = None  # the default dataset on the hub
     source: str = ""  # where prompt, split and metric come from
     needs_data: bool = True  # False: `read` makes its samples, and needs no folder
     shuffled: bool = False  # the dataset has no order: a limit takes its first
+    # generate's settings that belong to the task, such as a resolution.
+    settings: Mapping[str, Any] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """The tasks that can be named: the benchmarks, and those of other modules."""
 
+import difflib
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,27 @@ TINY = "mm1-tiny"
 
 def benchmarks() -> dict[str, Task]:
     """The tasks of evaluation.tasks."""
-    if importlib.util.find_spec("mm1_mlx.evaluation.tasks") is None:
-        return {}
-    return dict(importlib.import_module("mm1_mlx.evaluation.tasks").TASKS)
+    found = _part("tasks")
+    return {} if found is None else dict(found.TASKS)
+
+
+def aliases() -> dict[str, str]:
+    """Other names of benchmarks, and theirs."""
+    found = _part("tasks")
+    return {} if found is None else dict(found.ALIASES)
+
+
+def published_table(task: str) -> str:
+    """What was published for a task, in Markdown; "" if nothing was."""
+    found = _part("published")
+    return "" if found is None else found.published_table(task)
+
+
+def _part(name: str) -> ModuleType | None:
+    name = f"mm1_mlx.evaluation.{name}"
+    if importlib.util.find_spec(name) is None:
+        return None
+    return importlib.import_module(name)
 
 
 def tiny_tasks() -> dict[str, Task]:
@@ -80,7 +99,9 @@ def find_tasks(names: Sequence[str], modules: Sequence[str] = ()) -> list[Task]:
     """
     known = all_tasks(modules)
     chosen: dict[str, Task] = {}
+    others = aliases()
     for name in names:
+        name = name if name in known else others.get(name, name)
         if name == TINY and (tiny := tiny_tasks()):
             chosen |= tiny
         elif name in known:
@@ -104,4 +125,8 @@ def _unknown(name: str, known: Mapping[str, Task]) -> str:
                 f"repository and not of the installed package: run this in the folder "
                 f"of a clone."
             )
-    return f"There is no task '{name}'. The tasks are {', '.join(sorted(known))}."
+    near = difflib.get_close_matches(name.lower(), [*known, *_aliases()], n=1)
+    guess = f" Did you mean '{near[0]}'?" if near else ""
+    return (
+        f"There is no task '{name}'.{guess} The tasks are {', '.join(sorted(known))}."
+    )
