@@ -125,7 +125,7 @@ def _unknown(name: str, known: Mapping[str, Task]) -> str:
                 f"repository and not of the installed package: run this in the folder "
                 f"of a clone."
             )
-    near = difflib.get_close_matches(name.lower(), [*known, *_aliases()], n=1)
+    near = difflib.get_close_matches(name.lower(), [*known, *aliases()], n=1)
     guess = f" Did you mean '{near[0]}'?" if near else ""
     return (
         f"There is no task '{name}'.{guess} The tasks are {', '.join(sorted(known))}."
