@@ -58,9 +58,16 @@ def stand_in() -> dict[str, types.ModuleType]:
         chat_class_path: str | None = None
         aliases: tuple = ()
 
-    names = ("", ".api", ".api.model", ".models", ".models.registry_v2")
+    @dataclass
+    class GenerationResult:
+        text: str
+        token_counts: object = None
+
+    names = ("", ".api", ".api.model", ".api.instance", ".models")
+    names = (*names, ".models.registry_v2")
     made = {f"lmms_eval{name}": types.ModuleType(f"lmms_eval{name}") for name in names}
     made["lmms_eval.api.model"].lmms = lmms
+    made["lmms_eval.api.instance"].GenerationResult = GenerationResult
     made["lmms_eval.models.registry_v2"].ModelManifest = ModelManifest
     return made
 
@@ -343,6 +350,11 @@ def test_choices_give_what_lmms_eval_takes_the_least_of(plugin, tiny):
     losses = make(plugin.SimpleModel).loglikelihood(asked)
     assert losses == [(-total, greedy) for total, greedy in expected]
     assert int(np.argmin([loss for loss, _ in losses])) == 1
+    # Its evaluator takes the text of a GenerationResult, and makes strings of the rest.
+    result = sys.modules["lmms_eval.api.instance"].GenerationResult
+    assert all(isinstance(pair, result) for pair in losses)
+    assert [pair.text for pair in losses] == losses and type(losses[0].text) is tuple
+    assert losses[0].token_counts is None
     logprobs = make(plugin.SimpleModel, choices="logprob").loglikelihood(asked)
     assert logprobs == expected
     # output_type loglikelihood asks the document, and is given a log-probability.

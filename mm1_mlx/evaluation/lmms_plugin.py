@@ -168,7 +168,7 @@ class _Model(lmms):
             )
             if is_choice and self._choices == "loss":
                 total = -total
-            found.append((total, greedy))
+            found.append(_pair(total, greedy))
         return found
 
 
@@ -268,6 +268,27 @@ def generation_settings(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("repetition_penalty"):
         found["repetition_penalty"] = given["repetition_penalty"]
     return found
+
+
+def _pair(total: float, greedy: bool) -> tuple[float, bool]:
+    """The pair that `loglikelihood` gives, as lmms-eval 0.7 can take it.
+
+    Its evaluator makes a string of every response that is not a GenerationResult
+    (unwrap_generation_output), of pairs too, and its own tasks then fail at it. So the
+    pair is one as well: its text is the pair.
+    """
+    try:
+        from lmms_eval.api.instance import (  # type: ignore[import-not-found]
+            GenerationResult,
+        )
+    except ImportError:  # before 0.7
+        return total, greedy
+
+    class Pair(tuple, GenerationResult):
+        def __init__(self, pair: tuple[float, bool]):
+            GenerationResult.__init__(self, text=pair)
+
+    return Pair((total, greedy))
 
 
 def _visuals(doc_to_visual: Callable[[Any], Any], document: Any) -> list[Any]:
