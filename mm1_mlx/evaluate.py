@@ -221,7 +221,7 @@ def _evaluate(
 
     folder = find_model(args.model, **conversion_progress())
     model, processor = load(folder, adapter_path=args.adapter_path)
-    output = args.output or Path("evaluation") / Path(args.model).name
+    output = args.output or _usual_output(args)
     report = Report(
         output, args.model, fingerprint(model), args.adapter_path, args.force
     )
@@ -249,6 +249,13 @@ def _evaluate(
         finally:
             view.close()
     print(f"{output / REPORT}", file=sys.stderr)
+
+
+def _usual_output(args: argparse.Namespace) -> Path:
+    name = Path(args.model).name
+    if args.adapter_path is not None:
+        name += f"-{Path(args.adapter_path).name}"
+    return Path("evaluation") / name
 
 
 def _rows(tasks: list[Any], args: argparse.Namespace) -> Any:
@@ -300,10 +307,11 @@ def _names_task(text: str, tasks: list[Any]) -> bool:
 def _listing(tasks: dict[str, Any]) -> str:
     """The tasks, a line each."""
     lines = []
+    width = max(map(len, tasks), default=0) + 2
     for name, task in sorted(tasks.items()):
         place = task.hub or ("--data" if task.needs_data else "made here")
         shots = "" if task.shot_split is None else f", shots from {task.shot_split}"
-        lines.append(f"{name:<22} {task.summary} ({task.split}{shots}; {place})")
+        lines.append(f"{name:<{width}}{task.summary} ({task.split}{shots}; {place})")
     return "\n".join(lines)
 
 

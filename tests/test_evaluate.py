@@ -508,6 +508,40 @@ def test_a_running_score_that_fails_ends_nothing(model, processor):
     assert seen[1].score is None
 
 
+def test_pictures_that_were_read_ahead_are_not_decoded_again(tmp_path, monkeypatch):
+    """In another thread, as a run does it; a broken one is told when it is asked."""
+    import threading
+
+    from mm1_mlx.evaluation import runner
+    from mm1_mlx.evaluation.results import How
+    from mm1_mlx.inference.reuse import Reuse
+    from mm1_mlx.inputs import known
+
+    need_tiny()
+    model, processor = load("mm1-tiny")
+    data = write_dataset(tmp_path, 5, 3)
+    (data / "val3.png").write_bytes(b"broken")
+    decoded, names = known.decoded, []
+
+    def spy(data, name, *limits):
+        names.append(name.rpartition("/")[2])
+        return decoded(data, name, *limits)
+
+    monkeypatch.setattr(known, "decoded", spy)
+    asked = runner._questions(COLOUR, data, None, How(shots=2), processor)
+    given = {"max_tokens": 4}
+    work = runner._Run(model, processor, COLOUR, How(), given, Reuse(), None)
+    thread = threading.Thread(target=work._warm, args=(asked,))
+    thread.start()
+    thread.join()
+    assert set(names) >= {"val3.png", "val4.png"}
+    names.clear()
+    records = work._records(asked, None)
+    assert set(names) == {"val3.png"}
+    assert ["error" in record for record in records] == [False] * 3 + [True, False]
+    assert records[4]["answer"] == "orange"
+
+
 # --- pictures -----------------------------------------------------------------------
 
 
