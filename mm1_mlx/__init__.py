@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from mm1_mlx.adapters.switch import Adapters, drop_adapter, use_adapter
     from mm1_mlx.config import MM1Config
     from mm1_mlx.errors import MM1Error
-    from mm1_mlx.inference.conversation import Conversation
     from mm1_mlx.evaluation.runner import evaluate
+    from mm1_mlx.inference.conversation import Conversation
     from mm1_mlx.inference.generation import (
         GenerationResponse,
         batch_generate,

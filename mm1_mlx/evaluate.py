@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_mlx.cli.parser import Parser, number, some_text, whole_number
+from mm1_mlx.cli.resolution import add_resolution
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.verbs import make_callable
 from mm1_mlx.errors import UsageError
@@ -120,7 +121,8 @@ def _add_prompts(p: Parser) -> None:
 
 
 def _add_answers(p: Parser) -> None:
-    add = p.add_argument_group("answers").add_argument
+    group = p.add_argument_group("answers")
+    add = group.add_argument
     add(
         "--batch-size",
         type=whole_number(1),
@@ -143,6 +145,7 @@ def _add_answers(p: Parser) -> None:
     )
     add("--top-p", type=number(0, 1, above=True), metavar="P", help="with --temp")
     add("--kv-bits", type=int, choices=(4, 8), help="store keys and values in few bits")
+    add_resolution(group)
     add(
         "--max-image-pixels",
         type=whole_number(1),
@@ -276,6 +279,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "top_p": args.top_p,
         "kv_bits": args.kv_bits,
         "system": args.system,
+        "resolution": args.resolution,
+        "max_tiles": args.max_tiles,
         "max_pixels": args.max_image_pixels,
         "allow_url": args.allow_url or None,
     }

@@ -20,6 +20,7 @@ from mm1_mlx.errors import MM1Error, UsageError
 from mm1_mlx.evaluation.likelihood import Likelihood
 from mm1_mlx.inference.generation import batch_generate
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN
+from mm1_mlx.inputs.resolution import check_resolution
 from mm1_mlx.loading import load
 
 MAX_TOKENS = 1024  # where a task says nothing, as lmms-eval's own models have it
@@ -44,10 +45,11 @@ class _Model(lmms):
     """What both kinds share.
 
     pretrained (or model): name, folder or hub id. adapter_path: of lora. system: a
-    system prompt. kv_bits: 4 or 8. choices: what `loglikelihood` gives for the choices
-    of a multiple_choice task: "loss", the negative, because lmms-eval takes the least
-    there (api/task.py of 0.7: "we just use the argmin"), or "logprob". Everything else
-    is a log-probability, as its base class says.
+    system prompt. kv_bits: 4 or 8. resolution, max_tiles: as generate's. choices: what
+    `loglikelihood` gives for the choices of a multiple_choice task: "loss", the
+    negative, because lmms-eval takes the least there (api/task.py of 0.7: "we just use
+    the argmin"), or "logprob". Everything else is a log-probability, as its base class
+    says.
 
     device and max_batch_size are taken and not used: MLX has one device.
     """
@@ -60,6 +62,8 @@ class _Model(lmms):
         batch_size: int | str = 1,
         system: str | None = None,
         kv_bits: int | None = None,
+        resolution: str | int | None = None,
+        max_tiles: int | None = None,
         choices: str = "loss",
         device: str | None = None,
         max_batch_size: int | None = None,
@@ -70,7 +74,7 @@ class _Model(lmms):
             raise UsageError(
                 f"--model_args has {', '.join(sorted(unknown))}, which mm1_mlx does "
                 f"not know. It knows pretrained, adapter_path, system, kv_bits, "
-                f"choices."
+                f"resolution, max_tiles, choices."
             )
         if choices not in _CHOICES:
             raise UsageError(
@@ -84,6 +88,8 @@ class _Model(lmms):
         name = pretrained or model or "mm1-tiny"
         self.model, self.processor = load(name, adapter_path=adapter_path)
         self.batch_size = int(batch_size)
+        self.processor.resolution = check_resolution(resolution)
+        self.processor.max_tiles = max_tiles
         self._settings = {"system": system, "kv_bits": kv_bits}
         self._choices = choices
 

@@ -212,12 +212,12 @@ class _Run:
             "system": None,
         }
         for one in some:
-            for image in one.images:
-                if not is_decoded(image):
-                    with suppress(MM1Error):
-                        self.processor(
-                            IMAGE_TOKEN, [image], known=self.store.pixels, **reading
-                        )
+            images = one.images  # all at once: how one is read may hang on their number
+            if not images or all(map(is_decoded, images)):
+                continue
+            marks = IMAGE_TOKEN * len(images)
+            with suppress(MM1Error):
+                self.processor(marks, images, known=self.store.pixels, **reading)
 
     def _records(self, some: Sequence[Asked], folder: Path | None) -> list[Record]:
         self.answered += len(some)
