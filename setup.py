@@ -54,7 +54,11 @@ setup(
     package_dir={"mm1_mlx.convert": "convert"},
     package_data={"mm1_mlx": ["py.typed", "assets/*/*"]},
     zip_safe=False,
-    entry_points={"console_scripts": ["mm1_mlx = mm1_mlx.__main__:main"]},
+    entry_points={
+        "console_scripts": ["mm1_mlx = mm1_mlx.__main__:main"],
+        # Read by lmms-eval only, where it is installed.
+        "lmms_eval.models": ["mm1_mlx = mm1_mlx.evaluation.lmms_plugin:manifest"],
+    },
     # What `generate` needs for any model: the embedded one must answer after this.
     install_requires=[
         # On Linux a back end is chosen by an extra: its CPU and CUDA wheels exclude

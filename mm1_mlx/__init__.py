@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mm1_mlx.adapters.switch import Adapters, drop_adapter, use_adapter
     from mm1_mlx.config import MM1Config
     from mm1_mlx.errors import MM1Error
+    from mm1_mlx.evaluation.runner import evaluate
     from mm1_mlx.inference.conversation import Conversation
     from mm1_mlx.inference.generation import (
         GenerationResponse,
@@ -69,6 +70,7 @@ __all__ = [
     "damage_report",
     "draw_boxes",
     "drop_adapter",
+    "evaluate",
     "generate",
     "load",
     "load_adapters",
@@ -92,6 +94,7 @@ _HOMES = {
     "Region": "mm1_mlx.inputs.boxes",
     "Reuse": "mm1_mlx.inference.reuse",
     "batch_generate": "mm1_mlx.inference.generation",
+    "evaluate": "mm1_mlx.evaluation.runner",
     "generate": "mm1_mlx.inference.generation",
     "boxes_of": "mm1_mlx.inputs.boxes",
     "damage_report": "mm1_mlx.loading",

@@ -69,6 +69,7 @@ FOREIGN = {
     "pyarrow": ("mm1_mlx/checkpoint/parquet_file.py",),
     "wandb": ("mm1_mlx/cli/",),
     "yaml": ("mm1_mlx/cli/",),
+    "lmms_eval": ("mm1_mlx/evaluation/lmms_plugin.py",),
     "tamm": (),
     "pytest": (),
     "helpers": (),

@@ -14,8 +14,9 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,17 @@ READING = ("digits", "words")  # pictures that show no scene
 class Asked:
     """A test question, the groups that it counts for, and the pictures to show."""
 
-    prompt: str
+    prompt: str | list[dict]
     answer: str
     images: list[Any]
     groups: dict[str, str] = field(default_factory=dict)
+    judge: str = "exact"
+
+    def is_right(self, found: str) -> bool:
+        """Whether this is the answer."""
+        from examples.mm1_tiny.examples import is_right
+
+        return is_right(self.answer, found, self.judge)
 
 
 # --- questions -----------------------------------------------------------------------
@@ -46,15 +54,24 @@ class Asked:
 
 def make_questions(task: str, n: int, seed: int) -> list[Asked]:
     """n questions of a task; the same for the same seed, whatever else is asked."""
-    from examples.mm1_tiny.tasks import TASKS
+    return list(islice(questions(task, seed), n))
 
-    rng = random.Random(f"test/{seed}/{task}")
-    if task == "elsewhere":
-        return [_elsewhere(rng, i) for i in range(n)]
-    if task == "held_out":
-        return [_held_out(rng) for _ in range(n)]
-    examples = [TASKS[task](rng) for _ in range(n)]
-    return [Asked(e.prompt, e.answer, e.images) for e in examples]
+
+def questions(task: str, seed: int) -> Iterator[Asked]:
+    """The questions of a task or an ability, one after the other, without an end."""
+    from examples.mm1_tiny import abilities, tasks
+
+    makers = abilities.TASKS | tasks.TASKS
+    same = abilities.SAME_QUESTIONS.get(task, task)
+    rng = random.Random(f"test/{seed}/{same}")
+    for i in count():
+        if task == "elsewhere":
+            yield _elsewhere(rng, i)
+        elif task == "held_out":
+            yield _held_out(rng)
+        else:
+            e = makers[task](rng)
+            yield Asked(e.prompt, e.answer, e.images, judge=e.judge)
 
 
 def _elsewhere(rng: random.Random, i: int) -> Asked:
@@ -82,24 +99,30 @@ def _held_out(rng: random.Random) -> Asked:
 
 
 def few_shot_questions(n: int, seed: int) -> dict[int, list[Asked]]:
-    """The same n last pictures after 0, 1, 2 and 3 answered ones.
+    """The same n last pictures after 0, 1, 2 and 3 answered ones."""
+    rounds = list(islice(few_shot_rounds(seed), n))
+    return {shots: [asked[shots] for asked in rounds] for shots in SHOTS}
+
+
+def few_shot_rounds(seed: int) -> Iterator[dict[int, Asked]]:
+    """One picture after another, each after 0, 1, 2 and 3 answered ones.
 
     Only the answered ones tell what is to be named: a colour, a shape, both, a count.
     """
     from examples.mm1_tiny.pictures import BARE_TASKS, bare_prompt, bare_shot
 
-    found: dict[int, list[Asked]] = {shots: [] for shots in SHOTS}
     rng = random.Random(f"test/{seed}/{FEW_SHOT}")
-    for _ in range(n):
+    while True:
         task = rng.choice(BARE_TASKS[:4])
         shown = [bare_shot(task, rng, 1.0) for _ in range(max(SHOTS) + 1)]
         answers = [shot.questions[0].answer for shot in shown]
+        asked = {}
         for shots in SHOTS:
             first = len(shown) - 1 - shots
             images = [shot.image for shot in shown[first:]]
             prompt = bare_prompt(answers[first:-1])
-            found[shots].append(Asked(prompt, answers[-1], images, {"named": task}))
-    return found
+            asked[shots] = Asked(prompt, answers[-1], images, {"named": task})
+        yield asked
 
 
 def wrong_pictures(task: str, asked: Sequence[Asked], seed: int) -> list[list[Any]]:
@@ -159,7 +182,7 @@ def score(asked: Sequence[Asked], answers: Sequence[str]) -> dict[str, Any]:
     """The tally of a task, by group too, with its first mistakes."""
     from examples.mm1_tiny.scoring import grouped, tally
 
-    right = [a == item.answer for a, item in zip(answers, asked, strict=True)]
+    right = [item.is_right(a) for a, item in zip(answers, asked, strict=True)]
     result = tally(right)
     # What one answer to everything would get right.
     commonest = Counter(item.answer for item in asked).most_common(1)[0][1]
@@ -200,7 +223,7 @@ class Evaluation:
         if wrong_image:
             shown = wrong_pictures(task, asked, self.seed + 1)
             blind = answers_to(self._answer, asked, shown, self._batch, advance)
-            right = [a == item.answer for a, item in zip(blind, asked, strict=True)]
+            right = [item.is_right(a) for a, item in zip(blind, asked, strict=True)]
             result["wrong_image"] = tally(right)
         unknown = [text == UNKNOWN_ANSWER for text in answers]
         result["says_unknown"] = sum(unknown)

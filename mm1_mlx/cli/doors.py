@@ -15,6 +15,7 @@ DOORS = {
     "lora": ("mm1_mlx.lora", "fine-tune a model on your own pictures"),
     "fuse": ("mm1_mlx.fuse", "take an adapter into the weights"),
     "pretrain": ("mm1_mlx.pretrain", "train a model from scratch, MM1's recipe"),
+    "evaluate": ("mm1_mlx.evaluate", "score answers on benchmarks, MM1's or yours"),
     "benchmark": (
         "mm1_mlx.benchmark",
         "measure answers, start-up and training here",

@@ -1,0 +1,334 @@
+"""mm1_mlx as a model of lmms-eval: `lmms-eval --model mm1_mlx --model_args ...`.
+
+An install of this package announces it (setup.py, entry points "lmms_eval.models"), so
+that lmms-eval 0.6 and later find it by themselves:
+
+    lmms-eval --model mm1_mlx --model_args pretrained=FOLDER --tasks mme --batch_size 8
+
+Two classes, because lmms-eval has two kinds of tasks: chat ones give messages, simple
+ones (--force_simple, and all tasks that compare likelihoods) a text and pictures.
+Importing this module imports lmms-eval, and with it torch.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
+
+from mm1_mlx.errors import MM1Error, UsageError
+from mm1_mlx.evaluation.likelihood import Likelihood
+from mm1_mlx.inference.generation import batch_generate
+from mm1_mlx.inputs.prompts import IMAGE_TOKEN
+from mm1_mlx.inputs.resolution import check_resolution
+from mm1_mlx.loading import load
+
+MAX_TOKENS = 1024  # where a task says nothing, as lmms-eval's own models have it
+_CHOICES = ("loss", "logprob")
+
+
+def manifest() -> Any:
+    """What lmms-eval's registry is told of the two classes."""
+    from lmms_eval.models.registry_v2 import (  # type: ignore[import-not-found]
+        ModelManifest,
+    )
+
+    return ModelManifest(
+        model_id="mm1_mlx",
+        simple_class_path=f"{__name__}.SimpleModel",
+        chat_class_path=f"{__name__}.ChatModel",
+        aliases=("mm1",),
+    )
+
+
+class _Model(lmms):
+    """What both kinds share.
+
+    pretrained (or model): name, folder or hub id. adapter_path: of lora. system: a
+    system prompt. kv_bits: 4 or 8. resolution, max_tiles: as generate's. choices: what
+    `loglikelihood` gives for the choices of a multiple_choice task: "loss", the
+    negative, because lmms-eval takes the least there (api/task.py of 0.7: "we just use
+    the argmin"), or "logprob". Everything else is a log-probability, as its base class
+    says.
+
+    device and max_batch_size are taken and not used: MLX has one device.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        model: str = "",
+        adapter_path: str | None = None,
+        batch_size: int | str = 1,
+        system: str | None = None,
+        kv_bits: int | None = None,
+        resolution: str | int | None = None,
+        max_tiles: int | None = None,
+        choices: str = "loss",
+        device: str | None = None,
+        max_batch_size: int | None = None,
+        **unknown: Any,
+    ):
+        super().__init__()
+        if unknown:
+            raise UsageError(
+                f"--model_args has {', '.join(sorted(unknown))}, which mm1_mlx does "
+                f"not know. It knows pretrained, adapter_path, system, kv_bits, "
+                f"resolution, max_tiles, choices."
+            )
+        if choices not in _CHOICES:
+            raise UsageError(
+                f"choices is {choices!r}, but must be {' or '.join(_CHOICES)}"
+            )
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise UsageError(
+                f"--batch_size is {batch_size!r}, but must be a whole number of 1 or "
+                f"more"
+            )
+        name = pretrained or model or "mm1-tiny"
+        self.model, self.processor = load(name, adapter_path=adapter_path)
+        self.batch_size = int(batch_size)
+        self.processor.resolution = check_resolution(resolution)
+        self.processor.max_tiles = max_tiles
+        self._settings = {"system": system, "kv_bits": kv_bits}
+        self._choices = choices
+
+    # --- answers ---------------------------------------------------------------------
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """An answer for each request, in their order."""
+        found = [""] * len(requests)
+        for settings, places, asked in self._batches(requests):
+            answers = self._answer(asked, settings)
+            for place, text in zip(places, answers, strict=True):
+                found[place] = text
+                request = requests[place].args
+                self.cache_hook.add_partial("generate_until", request[:2], text)
+        return found
+
+    def _batches(
+        self, requests: Sequence[Any]
+    ) -> Iterator[tuple[dict[str, Any], list[int], list[tuple[Any, list[Any]]]]]:
+        """Requests with the same settings together, short texts with short ones."""
+        groups: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            key = json.dumps(self._given(request.args), sort_keys=True, default=str)
+            groups.setdefault(key, []).append(place)
+        for members in groups.values():
+            members.sort(key=lambda place: len(str(requests[place].args[0])))
+            settings = self._given(requests[members[0]].args)
+            for start in range(0, len(members), self.batch_size):
+                places = members[start : start + self.batch_size]
+                yield settings, places, [self._ask(requests[i].args) for i in places]
+
+    def _given(self, args: tuple[Any, ...]) -> dict[str, Any]:
+        """The request's generation settings, as lmms-eval names them."""
+        return next(one for one in args[1:3] if isinstance(one, dict))
+
+    def _answer(
+        self, asked: Sequence[tuple[Any, list[Any]]], given: dict[str, Any]
+    ) -> list[str]:
+        responses = batch_generate(
+            self.model,
+            self.processor,
+            [prompt for prompt, _ in asked],
+            [images or None for _, images in asked],
+            **self._settings,
+            **generation_settings(given),
+        )
+        return [response.text for response in responses]
+
+    def _document(self, task: str, split: str, place: Any) -> Any:
+        return self.task_dict[task][split][place]
+
+    def _ask(self, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+        """Prompt and pictures of a request."""
+        raise NotImplementedError
+
+    # --- likelihoods -----------------------------------------------------------------
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """For each request how likely its continuation is, and whether it is greedy.
+
+        A continuation that is given as text is a choice: see `choices`. One that a
+        document is asked for (output_type: loglikelihood) gives a log-probability, and
+        so does one without a document (the prior of acc_mutual_info).
+        """
+        score = Likelihood(self.model, self.processor)
+        found = []
+        for request in requests:
+            context, continuation, *rest = request.args
+            images: list[Any] = []
+            is_choice = bool(rest) and isinstance(continuation, str)
+            if rest:
+                doc_to_visual, place, task, split = rest
+                document = self._document(task, split, place)
+                images = _visuals(doc_to_visual, document)
+                if not isinstance(continuation, str):
+                    continuation = continuation(document)
+            total, greedy = score(
+                _with_marks(context, len(images)),
+                continuation,
+                images,
+                system=self._settings["system"],
+            )
+            if is_choice and self._choices == "loss":
+                total = -total
+            found.append(_pair(total, greedy))
+        return found
+
+
+class SimpleModel(_Model):
+    """For tasks that give a text and pictures."""
+
+    is_simple = True
+
+    def _ask(self, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+        context, _, doc_to_visual, place, task, split = args
+        images = _visuals(doc_to_visual, self._document(task, split, place))
+        return _with_marks(context, len(images)), images
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        """The answers of all rounds; what is asked next the task decides."""
+        found = []
+        for request in requests:
+            context, given, doc_to_visual, doc_to_text, place, task, split = (
+                request.args
+            )
+            document = self._document(task, split, place)
+            images = _visuals(doc_to_visual, document)
+            rounds: list[str] = []
+            known = None
+            while True:
+                asked = [(_with_marks(context, len(images)), images)]
+                rounds += self._answer(asked, given)
+                images, context, ended, outputs, known = doc_to_text(
+                    document,
+                    previous_output=list(rounds),
+                    round_idx=len(rounds),
+                    previous_round_info=known,
+                )
+                if ended:
+                    found.append(list(outputs))
+                    break
+                images = list(images or [])
+        return found
+
+
+class ChatModel(_Model):
+    """For tasks that give messages."""
+
+    is_simple = False
+
+    def _ask(self, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+        _, doc_to_messages, _, place, task, split = args
+        return _cleaned(doc_to_messages(self._document(task, split, place))), []
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        """The answers of all rounds; what is asked next the task decides."""
+        found = []
+        for request in requests:
+            _, doc_to_messages, given, place, task, split = request.args
+            document = self._document(task, split, place)
+            rounds: list[str] = []
+            messages, known = doc_to_messages(document), None
+            while True:
+                rounds += self._answer([(_cleaned(messages), [])], given)
+                payload = doc_to_messages(
+                    document,
+                    round_idx=len(rounds),
+                    previous_output=list(rounds),
+                    previous_round_info=known,
+                )
+                if not isinstance(payload, tuple):  # a task of one round
+                    break
+                messages, ended, _, known = payload
+                if ended:
+                    break
+            found.append(rounds)
+        return found
+
+
+def generation_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """generate's settings from lmms-eval's generation_kwargs.
+
+    What concerns other models (image_aspect_ratio, use_cache, ...) is passed over.
+    MM1Error for a beam search, which this package does not have.
+    """
+    if (given.get("num_beams") or 1) > 1:
+        raise MM1Error(
+            f"The task asks for a beam search (num_beams {given['num_beams']}), which "
+            f"mm1_mlx does not have: set num_beams=1 with --gen_kwargs."
+        )
+    found: dict[str, Any] = {"max_tokens": given.get("max_new_tokens") or MAX_TOKENS}
+    until = given.get("until") or []
+    if stops := [until] if isinstance(until, str) else [text for text in until if text]:
+        found["stop"] = stops
+    warm = given.get("temperature") or 0.0
+    if given.get("do_sample", warm > 0) and warm > 0:
+        found["temp"] = float(warm)
+        names = {"top_p": "top_p", "top_k": "top_k", "seed": "seed"}
+        for theirs, ours in names.items():
+            if given.get(theirs) is not None:
+                found[ours] = given[theirs]
+    if given.get("repetition_penalty"):
+        found["repetition_penalty"] = given["repetition_penalty"]
+    return found
+
+
+def _pair(total: float, greedy: bool) -> tuple[float, bool]:
+    """The pair that `loglikelihood` gives, as lmms-eval 0.7 can take it.
+
+    Its evaluator makes a string of every response that is not a GenerationResult
+    (unwrap_generation_output), of pairs too, and its own tasks then fail at it. So the
+    pair is one as well: its text is the pair.
+    """
+    try:
+        from lmms_eval.api.instance import (  # type: ignore[import-not-found]
+            GenerationResult,
+        )
+    except ImportError:  # before 0.7
+        return total, greedy
+
+    class Pair(tuple, GenerationResult):
+        def __init__(self, pair: tuple[float, bool]):
+            GenerationResult.__init__(self, text=pair)
+
+    return Pair((total, greedy))
+
+
+def _visuals(doc_to_visual: Callable[[Any], Any], document: Any) -> list[Any]:
+    """A document's pictures; MM1Error for what is none."""
+    found = doc_to_visual(document) or []
+    found = list(found) if isinstance(found, (list, tuple)) else [found]
+    for one in found:
+        if isinstance(one, dict):
+            raise MM1Error(
+                f"A document has a visual with {', '.join(map(str, one))}, but mm1_mlx "
+                f"takes pictures only. Leave this task out."
+            )
+    return found
+
+
+def _with_marks(text: str, count: int) -> str:
+    """The text with a mark for each picture, or none: then they come first."""
+    if text.count(IMAGE_TOKEN) in (0, count):
+        return text
+    return text.replace(IMAGE_TOKEN, "").strip()
+
+
+def _cleaned(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose texts have no mark: each picture is a part of its own."""
+    found = []
+    for message in messages:
+        parts = message["content"]
+        if isinstance(parts, str):
+            parts = [{"type": "text", "text": parts}]
+        clean = [
+            {**part, "text": part["text"].replace(IMAGE_TOKEN, "")}
+            if part["type"] == "text"
+            else part
+            for part in parts
+        ]
+        found.append({**message, "content": clean})
+    return found
