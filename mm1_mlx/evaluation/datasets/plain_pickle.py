@@ -6,7 +6,6 @@ are all that there is: no name is looked up, nothing is called.
 
 from typing import Any
 
-from mm1_mlx.convert.unpickle import RefusedError, UnpickleError, unpickle_plain
 from mm1_mlx.errors import DatasetError
 
 __all__ = ["read_plain"]
@@ -14,6 +13,8 @@ __all__ = ["read_plain"]
 
 def read_plain(path: Any) -> Any:
     """What a pickle of plain data holds; DatasetError for any other, unrun."""
+    from mm1_mlx.convert.unpickle import RefusedError, UnpickleError, unpickle_plain
+
     try:
         return unpickle_plain(path.read_bytes())
     except OSError as error:
