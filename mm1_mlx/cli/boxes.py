@@ -135,13 +135,19 @@ def fetched(images: Sequence[Any], args: argparse.Namespace) -> list[Any]:
     ]
 
 
-def regions_of(whole: Any, args: argparse.Namespace, processor: Any) -> list[Any]:
-    """The boxes and points of the answer; none without a picture."""
-    if not whole.num_images:
+def regions_of(
+    whole: Any, args: argparse.Namespace, processor: Any, images: Sequence[Any]
+) -> list[Any]:
+    """The boxes and points of the answer; none without a picture.
+
+    images: the prompt's own: boxes are not of the pictures of examples before it.
+    """
+    if not images:
         return []
     from mm1_mlx.inputs.boxes import boxes_of
 
-    return boxes_of(whole, processor, boxes=format_of(args, processor))
+    form = format_of(args, processor)
+    return boxes_of(whole.text, processor, pictures=len(images), boxes=form)
 
 
 def as_objects(
