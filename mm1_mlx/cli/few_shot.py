@@ -117,3 +117,17 @@ def told_of_shots(whole: Any, args: argparse.Namespace) -> dict[str, Any]:
     if whole.answer_mark is not None:
         told |= {"reasoning": whole.reasoning, "answer": whole.answer}
     return told
+
+
+def look(args: argparse.Namespace, shots: Any, model: Any, processor: Any) -> None:
+    """Features of all examples, where the nearest are wanted: with a bar, it may take
+    long."""
+    if shots is None or shots.choice != "nearest":
+        return
+    from mm1_mlx.cli.progress import counting
+
+    limits: dict[str, Any] = {"allow_url": args.allow_url}
+    if args.max_image_pixels is not None:
+        limits["max_pixels"] = args.max_image_pixels
+    with counting("features") as progress:
+        shots.look(model, processor, progress=progress, **limits)

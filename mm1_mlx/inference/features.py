@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mm1_mlx.errors import CheckpointError, ImageError, PromptError
-from mm1_mlx.inference.identity import fingerprint_of, weights_of
+from mm1_mlx.inference.identity import Numbered, fingerprint_of, weights_of
 from mm1_mlx.inference.steps import generation_stream
 from mm1_mlx.inputs.images import MAX_PIXELS, decoded, is_decoded, load_image, pixels
 from mm1_mlx.inputs.processor import Processor
@@ -35,6 +35,8 @@ class Features:
         self._file = None if file is None else Path(file)
         self._known: dict[str, np.ndarray] = {}
         self._who: str | None = None
+        self._encoders, self._encoder = Numbered(), -1
+        self._seen: dict[tuple, str] = {}  # files by path, size and time
 
     def of(
         self,
@@ -58,29 +60,68 @@ class Features:
             )
         self._use(model, processor)
         limits = {"max_pixels": max_pixels, "allow_url": allow_url}
+        done = len(self._known)
+        try:
+            keys = self._add(model, processor, images, limits, progress)
+        finally:  # what is known when a user interrupts, too
+            if self._file is not None and len(self._known) > done:
+                self._write()
+        width = model.config.vision_config.hidden_size
+        rows = [self._known[key] for key in keys]
+        return np.stack(rows) if rows else np.zeros((0, width), np.float32)
+
+    def _add(
+        self,
+        model: MM1,
+        processor: Processor,
+        images: Sequence[Any],
+        limits: dict[str, Any],
+        progress: Callable[[int, int], None] | None,
+    ) -> list[str]:
+        """Compute what is not known; gives what tells each picture apart."""
         keys: list[str] = []
         waiting: dict[str, np.ndarray] = {}
-        done = len(self._known)
         for i, image in enumerate(images):
-            key, load = _opened(image, limits)
+            key, load = self._opened(image, limits)
             keys.append(key)
             if key not in self._known and key not in waiting:
-                waiting[key] = pixels(load(), processor.image_settings)
+                settings: Any = processor.image_settings
+                waiting[key] = pixels(load(), settings)
             if len(waiting) == _AT_ONCE or i + 1 == len(images):
                 self._encode(model, waiting)
                 waiting = {}
             if progress:
                 progress(i + 1, len(images))
-        if self._file is not None and len(self._known) > done:
-            self._write()
-        width = model.config.vision_config.hidden_size
-        rows = [self._known[key] for key in keys]
-        return np.stack(rows) if rows else np.zeros((0, width), np.float32)
+        return keys
+
+    def _opened(self, image: Any, limits: dict[str, Any]) -> tuple[str, Callable]:
+        """What tells a picture apart, and what decodes it. A file that was read before
+        and has not changed since is not read."""
+        if is_decoded(image):
+            picture = load_image(image, max_pixels=limits["max_pixels"])
+            values = np.ascontiguousarray(np.asarray(picture))
+            digest = hashlib.sha256(values.data).hexdigest()
+            return f"pixels {values.shape} {digest}", lambda: picture
+        mark = None
+        if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
+            info = os.stat(image)
+            mark = os.path.abspath(image), info.st_size, info.st_mtime_ns
+            if (key := self._seen.get(mark)) in self._known:
+                return key, lambda: load_image(image, **limits)
+        data, name = read_source(image, allow_url=limits["allow_url"])
+        key = hashlib.sha256(data).hexdigest()
+        if mark is not None:
+            self._seen[mark] = key
+        return key, lambda: decoded(data, name, limits["max_pixels"])
 
     def _use(self, model: MM1, processor: Processor) -> None:
         """Know which encoder the vectors are of; read the file once."""
         eyes = [pair for pair in weights_of(model) if pair[0].startswith("vision.")]
         settings = f"{model.config.vision_config} {processor.image_settings}"
+        number = self._encoders.number(eyes, settings)
+        if number == self._encoder:
+            return
+        self._encoder = number
         who = hashlib.sha256(f"{settings} {fingerprint_of(eyes)}".encode()).hexdigest()
         if who != self._who:
             self._who, self._known = who, {}
@@ -129,18 +170,6 @@ class Features:
                 f"{self._file} cannot be written ({error}). Name a file in a folder "
                 f"that you may write to."
             ) from error
-
-
-def _opened(image: Any, limits: dict[str, Any]) -> tuple[str, Callable]:
-    """What tells a picture apart, and what decodes it."""
-    if is_decoded(image):
-        picture = load_image(image, max_pixels=limits["max_pixels"])
-        values = np.asarray(picture)
-        digest = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
-        return f"pixels {values.shape} {digest}", lambda: picture
-    data, name = read_source(image, allow_url=limits["allow_url"])
-    key = hashlib.sha256(data).hexdigest()
-    return key, lambda: decoded(data, name, limits["max_pixels"])
 
 
 def image_features(

@@ -184,6 +184,24 @@ class FewShot:
             places = sorted(places)
         return [order[i] for i in places]
 
+    def look(self, model: Any, processor: Any, **limits: Any) -> np.ndarray:
+        """Features of every example's pictures, (N, Dv), which "nearest" needs; they
+        are kept. limits: as of Features.of, `progress` among them.
+
+        DatasetError names the line of a picture that cannot be read.
+        """
+        if bare := [e for e in self.examples if not e.images]:
+            raise DatasetError(
+                f"{bare[0].where}: it has no picture, so nothing tells how near it is."
+            )
+        every = [image for example in self.examples for image in example.images]
+        try:
+            return self._features.of(model, processor, every, **limits)
+        except ImageError as error:
+            limits.pop("progress", None)
+            asked = Asked("", None, shots=tuple(self.examples))
+            raise asked.explained(error, **limits) from error
+
     def _by_nearness(
         self, model: Any, processor: Any, images: Any, limits: dict[str, Any]
     ) -> list[Example]:
@@ -193,16 +211,7 @@ class FewShot:
                 "The nearest shots are those of a picture, but the question has none: "
                 "choose them at random, or give a picture."
             )
-        if bare := [e for e in self.examples if not e.images]:
-            raise DatasetError(
-                f"{bare[0].where}: it has no picture, so nothing tells how near it is."
-            )
-        every = [image for example in self.examples for image in example.images]
-        try:
-            rows = self._features.of(model, processor, every, **limits)
-        except ImageError as error:
-            asked = Asked("", None, shots=tuple(self.examples))
-            raise asked.explained(error, **limits) from error
+        rows = self.look(model, processor, **limits)
         query = self._features.of(model, processor, images, **limits).mean(axis=0)
         starts = np.cumsum([0] + [len(e.images) for e in self.examples])
         near = [float(rows[a:b].mean(axis=0) @ query) for a, b in pairwise(starts)]

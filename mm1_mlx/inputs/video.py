@@ -158,7 +158,9 @@ def _film(
     try:
         with av.open(source) as container:
             if not container.streams.video:
-                raise ImageError(f"{name} has sound, but no pictures.")
+                raise ImageError(
+                    f"{name} has no pictures: it is sound alone, or was cut off."
+                )
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             check_size((stream.width, stream.height), max_pixels, name)
