@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,8 @@ class Features:
             mx.save_safetensors(str(part), arrays, about)
             os.replace(part, self._file)
         except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
             raise CheckpointError(
                 f"{self._file} cannot be written ({error}). Name a file in a folder "
                 f"that you may write to."
