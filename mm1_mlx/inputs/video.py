@@ -229,7 +229,8 @@ def place_videos(
     """
     pieces = re.split(f"({IMAGE_TOKEN}|{VIDEO_TOKEN})", prompt)
     found = {mark: pieces.count(mark) for mark in (IMAGE_TOKEN, VIDEO_TOKEN)}
-    if not any(found.values()):
+    # Without videos the processor counts, and knows more to say.
+    if not any(found.values()) or not (videos or found[VIDEO_TOKEN]):
         return prompt, [*images, *(frame for frames in videos for frame in frames)]
     for mark, given in ((IMAGE_TOKEN, images), (VIDEO_TOKEN, videos)):
         if found[mark] != len(given):
