@@ -1,4 +1,4 @@
-"""examples/classify.py and examples/search.py, run as printed, with wrong inputs too."""
+"""examples/classify.py and examples/search.py, as printed there; wrong inputs too."""
 
 import csv
 import re
