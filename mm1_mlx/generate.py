@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int | None:
         )
         if is_first():
             whole = _print_answer(pieces, args)
-            regions = regions_of(whole, args, processor, images)
+            regions = regions_of(whole, args, processor, len(images))
             more = told_of_shots(whole, args)
             if args.json and wants_objects(args, processor):
                 more["boxes"] = as_objects(regions, images, args)

@@ -136,18 +136,19 @@ def fetched(images: Sequence[Any], args: argparse.Namespace) -> list[Any]:
 
 
 def regions_of(
-    whole: Any, args: argparse.Namespace, processor: Any, images: Sequence[Any]
+    whole: Any, args: argparse.Namespace, processor: Any, pictures: int | None = None
 ) -> list[Any]:
     """The boxes and points of the answer; none without a picture.
 
-    images: the prompt's own: boxes are not of the pictures of examples before it.
+    pictures: how many are the prompt's own: boxes are not of examples before it.
     """
-    if not images:
+    count = whole.num_images if pictures is None else pictures
+    if not count:
         return []
     from mm1_mlx.inputs.boxes import boxes_of
 
     form = format_of(args, processor)
-    return boxes_of(whole.text, processor, pictures=len(images), boxes=form)
+    return boxes_of(whole.text, processor, pictures=count, boxes=form)
 
 
 def as_objects(

@@ -52,6 +52,7 @@ def add_shots(parser: Parser) -> None:
         help="keep features for nearest here: the next run reads them",
     )
     _add_form(add)
+    _add_resolution(add)
 
 
 def _add_form(add: Callable) -> None:
@@ -82,6 +83,17 @@ def _add_form(add: Callable) -> None:
     )
 
 
+def _add_resolution(add: Callable) -> None:
+    """How large they are read."""
+    add(
+        "--high-resolution-shots",
+        type=whole_number(0),
+        metavar="N",
+        help="the last N in the prompt's --resolution, those before in the encoder's "
+        "own, which takes fewer tokens (all)",
+    )
+
+
 def few_shot(args: argparse.Namespace) -> Any:
     """The FewShot of the flags, or None. Raises UsageError and DatasetError."""
     given = {
@@ -94,6 +106,7 @@ def few_shot(args: argparse.Namespace) -> Any:
         "reasoning": False if args.no_shot_reasoning else None,
         "answer_mark": args.answer_mark,
         "features": args.shot_features,
+        "high_resolution_shots": args.high_resolution_shots,
     }
     given = {name: value for name, value in given.items() if value is not None}
     if args.shots is not None:
@@ -105,6 +118,7 @@ def few_shot(args: argparse.Namespace) -> Any:
         "balanced": "--balance-shots",
         "reasoning": "--no-shot-reasoning",
         "answer_mark": "--answer-mark",
+        "high_resolution_shots": "--high-resolution-shots",
     }
     for name in given:
         raise UsageError(f"{flags.get(name, f'--shot-{name}')} goes with --shots FILE")

@@ -22,7 +22,7 @@ def asked_of(
     check_system(prompt, settings.system)
     shots = settings.shots
     if shots is None:
-        return Asked(prompt, images)
+        return Asked(prompt, images, resolution=settings.resolution)
     if model is None and shots.choice == "nearest":
         shots = shots.changed(choice="first")
     return shots.ask(
@@ -31,6 +31,7 @@ def asked_of(
         model=model,
         processor=processor,
         use_template=settings.use_template,
+        resolution=settings.resolution,
         **settings.limits(),
     )
 
@@ -48,6 +49,8 @@ def read(
         reading["known"] = known
 
     def read_it(asked: Asked) -> tuple[Any, list[int]]:
+        if asked.resolution is not None:
+            reading["resolution"] = asked.resolution
         inputs = processor(asked.prompt, images=asked.images, **reading)
         rows: Any = inputs.input_ids.tolist()
         (ids,) = rows

@@ -42,7 +42,8 @@ class Asked:
 
     prompt: text or messages. images: in reading order. stops: texts that end the
     answer. mark: what stands between reasoning and answer, or None. shots: what stands
-    in front. again: asks with another number of them.
+    in front. resolution: for the processor, of all pictures. again: asks with another
+    number of them.
     """
 
     prompt: Any
@@ -50,6 +51,7 @@ class Asked:
     stops: tuple[str, ...] = ()
     mark: str | None = None
     shots: tuple[Example, ...] = ()
+    resolution: Any = None
     again: Callable[[int], "Asked"] | None = None
 
     def explained(self, error: Exception, **limits: Any) -> Exception:
@@ -84,6 +86,9 @@ class FewShot:
     reasoning: whether the examples' reasoning is shown, before their answers; None is
     where they have one. answer_mark: what stands between both; GenerationResponse has
     both apart.
+    high_resolution_shots: how many of the last ones are read in the question's
+    resolution, those before them in the encoder's own ("native"), which takes fewer
+    tokens; None is all. (MM1's mixed resolution.)
     features: a Features that knows pictures already, or the file where it keeps them.
 
     Raises DatasetError for what is wrong with the examples, with the line's number,
@@ -102,6 +107,7 @@ class FewShot:
         separator: str = "\n",
         reasoning: bool | None = None,
         answer_mark: str = "Answer:",
+        high_resolution_shots: int | None = None,
         features: Any = None,
     ):
         self.examples = read_examples(shots)
@@ -116,6 +122,7 @@ class FewShot:
             raise MM1Error("separator and answer_mark must be texts, not empty ones.")
         self.choice, self.seed, self.balanced = choice, seed, balanced
         self.separator, self._mark = separator, answer_mark.strip()
+        self.high_resolution_shots = _checked(high_resolution_shots)
         self._reasoned = self._wants_reasoning(reasoning)
         self._prompted = self.examples[0].prompt is not None
         self.template = template
@@ -228,15 +235,18 @@ class FewShot:
         model: Any = None,
         processor: Any = None,
         use_template: bool = True,
+        resolution: Any = None,
         **limits: Any,
     ) -> Asked:
-        """A question behind its examples; `.prompt` and `.images` go to the processor.
+        """A question behind its examples; prompt, images and resolution of what it
+        gives go to the processor.
 
-        prompt, images: as generate takes them. processor: whose chat template it will
-        be. model: for "nearest". limits: of Features.of. Raises PromptError for a
-        question that the examples do not go with.
+        prompt, images: as generate takes them; resolution: of these images. processor:
+        whose chat template it will be. model: for "nearest". limits: of Features.of.
+        Raises PromptError for a question that the examples do not go with.
         """
         how = {"model": model, "processor": processor, "use_template": use_template}
+        how["resolution"] = resolution
         asked = self._ask(prompt, images, **how, **limits)
 
         def again(num_shots: int) -> Asked:
@@ -259,19 +269,42 @@ class FewShot:
         model: Any,
         processor: Any,
         use_template: bool,
+        resolution: Any,
         **limits: Any,
     ) -> Asked:
         flat, its_images = _question(prompt, images)
         chosen = self.choose(model, processor, its_images, **limits)
         template = self._form(flat, processor, use_template)
         if template is None:
-            return self._turns(chosen, flat, its_images, processor)
-        if len(flat) != 1:
+            asked = self._turns(chosen, flat, its_images, processor)
+        elif len(flat) == 1:
+            asked = self._text(template, chosen, flat[0]["content"], its_images)
+        else:
             raise PromptError(
                 "A conversation goes with shots as turns of a chat template only: give "
                 "the question as text, or leave the template of shots out."
             )
-        return self._text(template, chosen, flat[0]["content"], its_images)
+        each = self._resolutions(chosen, len(its_images), resolution)
+        return replace(asked, resolution=each)
+
+    def _resolutions(
+        self, chosen: list[Example], images: int, resolution: Any
+    ) -> list | Any:
+        """One for each picture, where they differ."""
+        several = isinstance(resolution, (list, tuple))
+        if self.high_resolution_shots is None and not several:
+            return resolution
+        own = list(resolution) if several else [resolution] * images
+        high = len(chosen)
+        if self.high_resolution_shots is not None:
+            high = self.high_resolution_shots
+        usual = None if several else resolution
+        shown = [
+            usual if i >= len(chosen) - high else "native"
+            for i, shot in enumerate(chosen)
+            for _ in shot.images
+        ]
+        return shown + own
 
     def _form(self, flat: list[dict], processor: Any, use_template: bool) -> str | None:
         """The template of the text, or None for turns."""
@@ -372,6 +405,15 @@ class FewShot:
             raise PromptError(
                 "The template of shots has no {image}, but there are pictures. Add it."
             )
+
+
+def _checked(count: Any) -> int | None:
+    whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
+    if count is None or (whole and count >= 0):
+        return None if count is None else int(count)
+    raise MM1Error(
+        f"high_resolution_shots is {count!r}, but must be a whole number of 0 or more."
+    )
 
 
 def _question(prompt: Any, images: Any) -> tuple[list[dict], list]:

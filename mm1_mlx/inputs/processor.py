@@ -49,6 +49,7 @@ from mm1_mlx.inputs.tokenizer import (
     load_tokenizer,
     number_tokenizer,
 )
+from mm1_mlx.inputs.video import frame_resolution
 
 __all__ = ["Inputs", "Processor"]
 
@@ -237,6 +238,7 @@ class Processor:
             self._check_reads(its_images)
             texts.append(text)
             sources.append(its_images)
+            wanted = frame_resolution(wanted, its_images)
             ways.append(self.ways(len(its_images), wanted, max_tiles))
         return self._inputs(texts, sources, ways, read, max_tokens)
 

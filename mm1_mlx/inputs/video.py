@@ -27,6 +27,7 @@ from mm1_mlx.inputs.sources import pasted_path, read_source, shown
 FRAMES = 24  # MM1.5
 ENDINGS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "ico")
 ENDINGS += ("avif", "heic", "heif")
+_FRAME = "mm1_mlx: frame"  # in a picture's info
 
 
 def uniform_places(count: int, wanted: int) -> list[int]:
@@ -83,6 +84,29 @@ def video_frames(
         return uniform_places(count, frames)
 
     limits: dict[str, Any] = {"max_pixels": max_pixels, "allow_url": allow_url}
+    found = _found(source, choose, limits)
+    for frame in found:
+        frame.info[_FRAME] = True
+    return found
+
+
+def frame_resolution(resolution: Any, images: Sequence[Any]) -> Any:
+    """The resolution of a prompt's pictures, frames of videos whole: MM1.5 cuts none.
+
+    A list, which says it for each, stays as it is.
+    """
+    frames = [isinstance(x, Image.Image) and x.info.get(_FRAME) for x in images]
+    if isinstance(resolution, (list, tuple)) or not any(frames):
+        return resolution
+    if resolution is None or all(frames):
+        return "native"
+    return ["native" if frame else resolution for frame in frames]
+
+
+def _found(
+    source: Any, choose: Callable[[int], list[int]], limits: dict[str, Any]
+) -> list[Image.Image]:
+    max_pixels, allow_url = limits["max_pixels"], limits["allow_url"]
     path = _path(source)
     if path is not None and path.is_dir():
         source = pictures_in(path)
