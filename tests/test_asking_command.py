@@ -270,6 +270,14 @@ def test_some_of_the_shots(folder, answer):
     assert every["shots"] == [1, 2, 3]
 
 
+def test_large_shots_on_the_command_line(folder, answer):
+    ask = ("--shots", folder / "bare.jsonl", "--image", SHAPES, "-m", "4")
+    found = answer(*ask, "--resolution", "192", "--high-resolution-shots", "1")
+    assert found["num_images"] == 4
+    plain = answer(*ask)
+    assert found["shots"] == plain["shots"]
+
+
 def test_a_template_on_the_command_line(folder, answer):
     ask = ("--shots", folder / "asked.jsonl", "--image", SHAPES, "-m", "4")
     found = answer(
@@ -329,6 +337,12 @@ WRONG = [
     (("--shot-features", "x"), r"--shot-features goes with --shots FILE", 2),
     (("--balance-shots",), r"--balance-shots goes with --shots FILE", 2),
     (("--no-shot-reasoning",), r"--no-shot-reasoning goes with --shots FILE", 2),
+    (("--high-resolution-shots", "1"), r"-resolution-shots goes with --shots FILE", 2),
+    (
+        ("--shots", "a", "--high-resolution-shots", "-1"),
+        r"whole number of 0 or more",
+        2,
+    ),
     (("--answer-mark", "x"), r"--answer-mark goes with --shots FILE", 2),
     (("--shots", "{}/asked.jsonl", "--num-shots", "0"), r"whole number of 1 or mor", 2),
     (("--shots", "{}/asked.jsonl", "--shot-choice", "x"), r"one of: first, random", 2),

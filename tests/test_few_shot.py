@@ -413,6 +413,42 @@ def test_reasoning_that_is_not_there():
         FewShot(ASKED, reasoning=True)
 
 
+# --- in which resolution -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings, resolution, expected",
+    [
+        ({}, None, None),
+        ({}, 672, 672),
+        ({"high_resolution_shots": 1}, 672, ["native", "native", 672, 672]),
+        ({"high_resolution_shots": 0}, "dynamic", ["native"] * 3 + ["dynamic"]),
+        ({"high_resolution_shots": 9}, 672, [672] * 4),
+        ({"high_resolution_shots": 1}, None, ["native", "native", None, None]),
+        ({}, [1344], [None, None, None, 1344]),
+        ({"high_resolution_shots": 1}, [1344], ["native", "native", None, 1344]),
+    ],
+)
+def test_the_last_shots_are_read_as_the_question(settings, resolution, expected):
+    shots = FewShot(BARE, 3, choice="first", **settings)
+    for question in ("", "What?"):
+        found = shots.ask(question, "q.png", processor=CHAT, resolution=resolution)
+        assert found.resolution == expected
+
+
+def test_every_picture_of_a_shot_has_its_resolution():
+    two = [{"images": ["a", "b"], "answer": "x"}, {"image": "c", "answer": "y"}]
+    shots = FewShot(two, high_resolution_shots=1)
+    found = shots.ask("", ["q", "r"], processor=CHAT, resolution=672)
+    assert found.resolution == ["native", "native", 672, 672, 672]
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "2", True])
+def test_numbers_of_large_shots_that_are_none(wrong):
+    with pytest.raises(MM1Error, match=r"high_resolution_shots is .* must be a whole"):
+        FewShot(BARE, high_resolution_shots=wrong)
+
+
 # --- the same tokens, with less work -------------------------------------------------
 
 # Of SmallProcessor: words are tokens, a picture is four; images are numbers.
@@ -677,6 +713,28 @@ def test_answers_are_those_of_the_written_out_prompt(tiny, coloured, tmp_path, c
         assert len(tokens) == 1
     if choice != "nearest":
         assert cached.reused_tokens >= 3 * processor.tokens_per_image
+
+
+def test_mixed_resolutions_are_those_of_the_written_out_prompt(
+    tiny, coloured, tmp_path
+):
+    model, processor = tiny
+    shots = FewShot(coloured, 3, choice="first", high_resolution_shots=1)
+    query, side = tmp_path / "blue60.png", 2 * processor.image_settings.size
+    given = {"shots": shots, "max_tokens": 6, "resolution": side}
+    (found,) = batch_generate(model, processor, [""], [query], reuse=False, **given)
+    asked = shots.ask("", query, processor=processor)
+    out = generate(
+        *(model, processor, asked.prompt, asked.images),
+        **{"resolution": ["native", "native", side, side], "max_tokens": 6},
+        stop="\n",
+    )
+    assert found.token_ids == out.token_ids
+    inputs = processor(
+        asked.prompt, asked.images, resolution=["native", "native", side, side]
+    )
+    widths = [each.shape[-2] for each in inputs.pixel_values]
+    assert widths == [side // 2, side // 2, side, side]
 
 
 def test_a_broken_picture_of_a_shot_is_named_with_its_line(tiny, coloured, tmp_path):

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from helpers import assert_fails, need, need_tiny, needs, run_cli
+from mm1_mlx import load
 from mm1_mlx.errors import ImageError, PromptError
 from mm1_mlx.inputs.prompts import flatten_messages
 from mm1_mlx.inputs.video import (
+    frame_resolution,
     natural_order,
     pictures_in,
     place_videos,
@@ -308,6 +310,30 @@ def test_a_part_of_a_message(tmp_path):
     parts[1].pop("frames")
     _, images = flatten_messages([{"role": "user", "content": parts}])
     assert len(images) == 1 + 24
+
+
+def test_frames_are_read_whole():
+    """Whatever other pictures are read in; a list says it for each."""
+    frames = video_frames(FRAMES, 2)
+    other = Image.new("RGB", (8, 8))
+    assert frame_resolution(672, frames) == "native"
+    assert frame_resolution(None, frames) == "native"
+    assert frame_resolution(672, [other, *frames]) == [672, "native", "native"]
+    assert frame_resolution(None, [other, *frames]) == "native"
+    assert frame_resolution(672, [other, "a.png"]) == 672
+    assert frame_resolution([672, 336], frames) == [672, 336]
+
+
+def test_a_processor_reads_frames_whole():
+    need_tiny()
+    _, processor = load("mm1-tiny")
+    side = 2 * processor.image_settings.size
+    frames = video_frames(FRAMES, 2)
+    whole = processor("<image><image>?", frames, resolution=side)
+    assert whole.pixel_values.shape == processor("??", frames).pixel_values.shape
+    plain = [Image.fromarray(np.asarray(each)) for each in frames]
+    large = processor("<image><image>?", plain, resolution=side)
+    assert large.pixel_values.size > whole.pixel_values.size
 
 
 # --- the command ---------------------------------------------------------------------
