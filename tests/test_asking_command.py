@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers import ROOT, assert_fails, need_tiny, run_cli
+from mm1_mlx.cli.asking import read_asked
 from mm1_mlx.errors import PromptError
 from mm1_mlx.inputs.conversation import read_conversation
 
@@ -108,6 +109,15 @@ def test_a_pattern_is_every_file_that_fits_in_the_order_of_people(
     assert pattern["num_images"] == 3
     assert pattern["token_ids"] == answer("--image", *names, *ask)["token_ids"]
     assert_fails(generate("--image", f"{folder}/x*.png", *ask), r"No image file .*x\*")
+
+
+def test_the_order_of_pictures(folder):
+    """Of the flags, and within a pattern as people count."""
+    parser = import_module("mm1_mlx.generate").parser()
+    flags = ["--image", str(SHAPES), f"{folder}/p*.png", "--image", "last.png"]
+    args = parser.parse_args(["-p", "Hi", *flags])
+    names = [str(folder / f"p{n}.png") for n in (1, 2, 10)]
+    assert read_asked(args) == ("Hi", [str(SHAPES), *names, "last.png"])
 
 
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path, answer):
