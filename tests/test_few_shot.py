@@ -650,8 +650,11 @@ def test_features_are_computed_once(tiny, coloured, tmp_path, monkeypatch):
     assert counts == [6]
     # A file with other contents under the same name is another picture.
     Image.new("RGB", (20, 20), (0, 0, 0)).save(tmp_path / "red20.png")
-    for each in (again, FewShot(coloured, 2, choice="nearest", features=kept)):
-        each.choose(model, processor, query)
+    again.choose(model, processor, query)
+    assert counts == [6, 1]
+    FewShot(coloured, 2, choice="nearest", features=kept).choose(
+        model, processor, query
+    )
     assert counts == [6, 1]
 
 
