@@ -2,17 +2,20 @@
 
 import json
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
-from small import DENSE, SPARSE, SmallProcessor, small_model
+from small import DENSE, SPARSE, VISION, SmallProcessor, small_config, small_model
+from small_tokenizers import write_tiny
 from test_reuse import Work
 
 from helpers import assert_close, assert_equal, need_tiny
 from mm1_mlx import FewShot, Reuse, batch_generate, generate, image_features, load
+from mm1_mlx.config import ConnectorConfig
 from mm1_mlx.errors import (
     CheckpointError,
     ContextError,
@@ -25,7 +28,10 @@ from mm1_mlx.inference.features import Features
 from mm1_mlx.inference.generation import stream_generate
 from mm1_mlx.inference.shot_template import split_answer
 from mm1_mlx.inputs.examples import read_examples
-from mm1_mlx.inputs.images import load_image, pixels
+from mm1_mlx.inputs.images import ImageSettings, load_image, pixels
+from mm1_mlx.inputs.processor import Processor
+from mm1_mlx.inputs.tokenizer import load_tokenizer
+from mm1_mlx.inputs.video import video_frames
 
 CHAT = SimpleNamespace(chat_template="mm1-tiny")
 PLAIN = SimpleNamespace(chat_template=None)
@@ -572,6 +578,38 @@ def test_reasoning_and_answer_of_a_response():
     assert (found.reasoning, found.answer) == (reasoning.strip(), answer.strip())
     (same,) = batch_generate(model, processor, ["50"], [[7]], shots=shots, **SHORT)
     assert (same.reasoning, same.answer) == (found.reasoning, found.answer)
+
+
+# --- as many as in the paper ---------------------------------------------------------
+
+
+@pytest.fixture
+def paper(tmp_path) -> Processor:
+    """144 tokens a picture, and a context of 4096 (MM1 section 4)."""
+    vision = replace(VISION, image_size=24, patch_size=2)
+    connector = ConnectorConfig(type="average_pool", num_query_tokens=144)
+    text = replace(DENSE, vocab_size=400, max_position_embeddings=4096)
+    config = small_config(
+        text, vision_config=vision, connector_config=connector, image_token_id=4
+    )
+    tokenizer = load_tokenizer(write_tiny(tmp_path))
+    settings = ImageSettings(size=24)
+    return Processor(tokenizer, settings, config, chat_template="mm1-tiny")
+
+
+def test_sixteen_pictures_fit_and_24_frames_do(paper):
+    one = Image.new("RGB", (24, 24))
+    many = [{"image": one, "answer": f"label {i}"} for i in range(40)]
+    asked = FewShot(many, 16).ask("", one, processor=paper)
+    inputs = paper(asked.prompt, asked.images)
+    assert inputs.num_images == 17 and inputs.input_ids.shape[1] < 4096
+    frames = video_frames([one] * 100)
+    ids = paper("What happens?", frames).input_ids[0].tolist()
+    assert ids.count(4) == 24 * 144 == 3456
+    with pytest.raises(ContextError) as met:
+        paper("What happens?", [one] * 40)
+    assert (met.value.images, met.value.images_that_fit) == (40, 28)
+    assert "28 of the 40 images" in str(met.value)
 
 
 # --- with pictures -------------------------------------------------------------------

@@ -210,8 +210,7 @@ class Processor:
         suit the picture, at most max_tiles; or a list, one for each image (for a batch
         one entry for each prompt).
         chat_template_config: names and values of a Jinja template's own variables.
-        known: where pictures that were read are kept: a file with the same bytes is
-        not decoded again.
+        known: where pictures are kept: a file with the same bytes is decoded once.
 
         Raises PromptError and ImageError before anything is computed.
         """
