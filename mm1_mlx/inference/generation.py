@@ -232,9 +232,8 @@ def stream_generate(
     string).
 
     prompt: text with <image> where each picture belongs (else they come first), or a
-    list of messages {"role": ..., "content": ...}, where a content may have parts, as
-    {"type": "image", "image": FILE} or {"type": "video", "video": FILE}. images: one,
-    or a list in the order of their places; each a file, bytes, PIL image or array.
+    list of messages {"role": ..., "content": text or parts}. images: one, or a list in
+    the order of their places; each a file, bytes, a PIL image or an array.
 
     Settings (keywords), with their defaults:
         system=None: a system prompt

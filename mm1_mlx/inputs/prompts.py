@@ -117,8 +117,10 @@ def _part(part: Any) -> tuple[str, list]:
 def flatten_messages(messages: Any) -> tuple[list[dict[str, Any]], list]:
     """Messages whose content is text with <image> slots, and the images in them.
 
-    A message is {"role": "user", "content": "text"} or has a list of parts. Keys
-    beside role and content are kept for templates that read them.
+    A message is {"role": "user", "content": "text"} or has a list of parts, {"type":
+    "text", "text": ...}, {"type": "image", "image": FILE}, or {"type": "video",
+    "video": FILE, "frames": 24}, which becomes so many images. Keys beside role and
+    content are kept for templates that read them.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise PromptError(
