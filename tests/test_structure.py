@@ -67,7 +67,6 @@ FOREIGN = {
     "mlx_vlm": (f"{PEERS}mlx_vlm_",),
     "matplotlib": ("mm1_mlx/training/",),
     "pyarrow": ("mm1_mlx/checkpoint/parquet_file.py",),
-    "pyarrow": ("mm1_mlx/training/parquet_samples.py",),
     "av": ("mm1_mlx/inputs/video.py",),
     "wandb": ("mm1_mlx/cli/",),
     "yaml": ("mm1_mlx/cli/",),
