@@ -75,6 +75,7 @@ setup(
         "cuda12": ["mlx[cuda12]"],
         "cuda13": ["mlx[cuda13]"],
         "heic": ["pillow-heif>=0.18"],
+        "video": ["av>=14"],  # frames of mp4, mov, webm; it brings FFmpeg's libraries
         # The digits, the photographs and the fonts that mm1-tiny learns from, mlx-lm's
         # learned quantization; curves, --config, a bar, and parquet files.
         "train": [
@@ -101,6 +102,7 @@ setup(
             "matplotlib>=3.9",
             "skia-python>=87",  # draws test pictures that training never saw
             "tiktoken>=0.7",
+            "av>=14",  # films
             "pyarrow>=15",
         ],
         "dev": ["ruff>=0.15", "pyright[nodejs]>=1.1.400", "pre-commit>=4"],

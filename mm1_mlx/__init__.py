@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from mm1_mlx.errors import MM1Error
     from mm1_mlx.evaluation.runner import evaluate
     from mm1_mlx.inference.conversation import Conversation
+    from mm1_mlx.inference.features import image_features
+    from mm1_mlx.inference.few_shot import FewShot
     from mm1_mlx.inference.generation import (
         GenerationResponse,
         batch_generate,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from mm1_mlx.inputs.boxes import Region, boxes_of, with_boxes
     from mm1_mlx.inputs.drawing import draw_boxes
     from mm1_mlx.inputs.processor import Processor
+    from mm1_mlx.inputs.video import video_frames
     from mm1_mlx.loading import damage_report, load, load_adapters, quantize, save
     from mm1_mlx.models.mm1 import MM1
 
@@ -58,6 +61,7 @@ __all__ = [
     "MM1",
     "Adapters",
     "Conversation",
+    "FewShot",
     "GenerationResponse",
     "MM1Config",
     "MM1Error",
@@ -72,12 +76,14 @@ __all__ = [
     "drop_adapter",
     "evaluate",
     "generate",
+    "image_features",
     "load",
     "load_adapters",
     "quantize",
     "save",
     "stream_generate",
     "use_adapter",
+    "video_frames",
     "with_boxes",
 ]
 
@@ -89,6 +95,7 @@ _HOMES = {
     "Conversation": "mm1_mlx.inference.conversation",
     "MM1Config": "mm1_mlx.config",
     "MM1Error": "mm1_mlx.errors",
+    "FewShot": "mm1_mlx.inference.few_shot",
     "GenerationResponse": "mm1_mlx.inference.generation",
     "Processor": "mm1_mlx.inputs.processor",
     "Region": "mm1_mlx.inputs.boxes",
@@ -97,6 +104,7 @@ _HOMES = {
     "evaluate": "mm1_mlx.evaluation.runner",
     "generate": "mm1_mlx.inference.generation",
     "boxes_of": "mm1_mlx.inputs.boxes",
+    "image_features": "mm1_mlx.inference.features",
     "damage_report": "mm1_mlx.loading",
     "draw_boxes": "mm1_mlx.inputs.drawing",
     "drop_adapter": "mm1_mlx.adapters.switch",
@@ -107,6 +115,7 @@ _HOMES = {
     "stream_generate": "mm1_mlx.inference.generation",
     "use_adapter": "mm1_mlx.adapters.switch",
     "with_boxes": "mm1_mlx.inputs.boxes",
+    "video_frames": "mm1_mlx.inputs.video",
 }
 
 

@@ -27,6 +27,7 @@ from mm1_mlx.cli.answering import (
     settings_of,
     tell_problem,
 )
+from mm1_mlx.cli.asking import add_prompt, check_asking, naming_frames, read_asked
 from mm1_mlx.cli.boxes import (
     add_boxes,
     as_objects,
@@ -38,17 +39,19 @@ from mm1_mlx.cli.boxes import (
     wants_objects,
 )
 from mm1_mlx.cli.drafting import add_drafting, check_drafting, load_draft
+from mm1_mlx.cli.few_shot import add_shots, few_shot, look, told_of_shots
 from mm1_mlx.cli.generation_plan import add_plan, print_plan
 from mm1_mlx.cli.parser import Parser
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.verbs import make_callable
-from mm1_mlx.errors import PromptError, UsageError
 
 make_callable(__name__, "mm1_mlx.inference.generation")
 
 _EXAMPLES = """examples:
   python -m mm1_mlx.generate --image a.png -p "What colour is the star?"
   python -m mm1_mlx.generate --image a.png b.png -p "Which has more circles?"
+  python -m mm1_mlx.generate --video clip.mp4 --frames 8 -p "What happens?"
+  python -m mm1_mlx.generate --shots shots.jsonl --num-shots 8 --image a.png -p "What?"
   cat question.txt | python -m mm1_mlx.generate --image a.png -p - --json
 
 several processes share a model that exceeds one Mac (prompt and pictures are read by
@@ -67,22 +70,7 @@ def parser() -> Parser:
     )
     add = parser.add_argument
     add_model(parser)
-    add(
-        "--image",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="one or more pictures, in the order of their places; may be repeated",
-    )
-    add(
-        "-p",
-        "--prompt",
-        required=True,
-        metavar="TEXT",
-        help="with <image> where each picture belongs (else they come first); "
-        "'-' reads stdin",
-    )
+    add_prompt(parser)
     add_talk(parser)
     add(
         "--ignore-chat-template",
@@ -95,6 +83,7 @@ def parser() -> Parser:
     add_boxes(parser)
     add_plan(add_memory(parser))
     add_drafting(parser)
+    add_shots(parser)
     _add_output(parser)
     return parser
 
@@ -111,59 +100,39 @@ def _add_output(parser: Parser) -> None:
     parser.add_debug(group)
 
 
-def read_prompt(given: str) -> str:
-    """The prompt's text: what was given, or all of stdin for '-'."""
-    if given == "-":
-        if sys.stdin is None:
-            raise PromptError(
-                "The prompt should come from stdin (-p -), but stdin is closed."
-            )
-        try:
-            return sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise PromptError(
-                f"The prompt on stdin is not UTF-8 text (byte {error.start}). Save it "
-                f"as UTF-8."
-            ) from error
-    if any("\ud800" <= letter <= "\udfff" for letter in given):
-        raise PromptError(
-            "The prompt is not UTF-8 text. Check the terminal's encoding, or give it "
-            "in a file: -p - < FILE."
-        )
-    return given
-
-
 def run(args: argparse.Namespace) -> int | None:
     """Load, answer, print."""
     from mm1_mlx.inference.generation import stream_generate
     from mm1_mlx.inference.wired import wired_limit
     from mm1_mlx.processes import is_first, meet, together, world
 
-    if world().size() > 1 and args.prompt == "-":
-        raise UsageError("-p - cannot be read by several processes: give the text")
+    check_asking(args, world().size())
     check_memory(args)
     check_drafting(args, world().size())
     check_boxes(args)
-    prompt = read_prompt(args.prompt)
     settings = settings_of(args) | {"use_template": not args.ignore_chat_template}
+    settings["shots"] = few_shot(args)
+    prompt, images = read_asked(args)
     if args.plan:
         name = args.model or DEFAULT_MODEL
-        return print_plan(args, settings, prompt, name, resize_as_asked)
+        with naming_frames(args, images):
+            return print_plan(args, settings, prompt, images, name, resize_as_asked)
     # For one answer nothing is kept in memory.
     reuse = folder_reuse(args) or False
     model, processor = load_model(args, settings)
     settings["draft_model"] = load_draft(args, model, processor)
+    look(args, settings["shots"], model, processor)
     with together():
-        images = fetched(_images(args.image), args)
+        images = fetched(_images(images), args)
         prompt = fill_prompt(prompt, args, processor, images)
-    with wired_limit():
+    with wired_limit(), naming_frames(args, images):
         pieces = stream_generate(
             model, processor, prompt, images, reuse=reuse, **settings
         )
         if is_first():
             whole = _print_answer(pieces, args)
-            regions = regions_of(whole, args, processor)
-            more: dict[str, Any] = {}
+            regions = regions_of(whole, args, processor, len(images))
+            more = told_of_shots(whole, args)
             if args.json and wants_objects(args, processor):
                 more["boxes"] = as_objects(regions, images, args)
             _tell(whole, args, **more)
@@ -175,7 +144,7 @@ def run(args: argparse.Namespace) -> int | None:
     return None
 
 
-def _images(given: list[str]) -> list[Any]:
+def _images(given: list) -> list[Any]:
     """The pictures: files of the first process, whose bytes the others receive."""
     from mm1_mlx.processes import bytes_from_first, is_first, world
 

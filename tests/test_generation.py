@@ -302,7 +302,14 @@ def test_fields_that_callers_rely_on():
         "image_tiles",
         *("generation_tokens", "generation_tps", "ttft", "num_images"),
         *("image_tokens", "image_seconds", "image_size", "peak_memory"),
-        *("finish_reason", "reused_tokens", "drafted_tokens", "accepted_tokens"),
+        *(
+            "finish_reason",
+            "reused_tokens",
+            "drafted_tokens",
+            "accepted_tokens",
+            "shots",
+            "answer_mark",
+        ),
     }
 
 

@@ -67,6 +67,7 @@ FOREIGN = {
     "mlx_vlm": (f"{PEERS}mlx_vlm_",),
     "matplotlib": ("mm1_mlx/training/",),
     "pyarrow": ("mm1_mlx/checkpoint/parquet_file.py",),
+    "av": ("mm1_mlx/inputs/video.py",),
     "wandb": ("mm1_mlx/cli/",),
     "yaml": ("mm1_mlx/cli/",),
     "lmms_eval": ("mm1_mlx/evaluation/lmms_plugin.py",),

@@ -135,13 +135,20 @@ def fetched(images: Sequence[Any], args: argparse.Namespace) -> list[Any]:
     ]
 
 
-def regions_of(whole: Any, args: argparse.Namespace, processor: Any) -> list[Any]:
-    """The boxes and points of the answer; none without a picture."""
-    if not whole.num_images:
+def regions_of(
+    whole: Any, args: argparse.Namespace, processor: Any, pictures: int | None = None
+) -> list[Any]:
+    """The boxes and points of the answer; none without a picture.
+
+    pictures: how many are the prompt's own: boxes are not of examples before it.
+    """
+    count = whole.num_images if pictures is None else pictures
+    if not count:
         return []
     from mm1_mlx.inputs.boxes import boxes_of
 
-    return boxes_of(whole, processor, boxes=format_of(args, processor))
+    form = format_of(args, processor)
+    return boxes_of(whole.text, processor, pictures=count, boxes=form)
 
 
 def as_objects(

@@ -42,7 +42,8 @@ def check_folders(
 def print_plan(
     args: argparse.Namespace,
     settings: dict[str, Any],
-    prompt: str,
+    prompt: Any,
+    images: list,
     name: str,
     prepare: Callable[[Any, argparse.Namespace], None],
 ) -> int:
@@ -52,6 +53,7 @@ def print_plan(
     the plan, where it cannot fit; a warning where it may not.
     """
     from mm1_mlx.checkpoint.folder import read_config
+    from mm1_mlx.inference.asking import asked_of, read
     from mm1_mlx.inference.pictures import largest_side, pictures_of
     from mm1_mlx.inference.settings import Settings
     from mm1_mlx.inputs.processor import Processor
@@ -63,9 +65,11 @@ def print_plan(
     config = read_config(folder)
     processor = Processor.from_folder(folder, config)
     prepare(processor, args)
-    prompt = fill_prompt(prompt, args, processor, args.image)
-    reading = Settings.of(settings).reading()
-    inputs = processor(prompt, images=args.image, **reading)
+    prompt = fill_prompt(prompt, args, processor, images)
+    chosen = Settings.of(settings)
+    asked = asked_of(None, processor, prompt, images, chosen)
+    context = config.text_config.max_position_embeddings
+    inputs, _ = read(processor, asked, chosen, context)
     length = inputs.input_ids.shape[1]
     found = pictures_of(inputs, 0)
     vision = config.vision_config

@@ -7,11 +7,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.errors import ContextError, PromptError
+from mm1_mlx.inference.asking import asked_of, check_batch, check_one, read
+from mm1_mlx.inference.few_shot import Asked
 from mm1_mlx.inference.memory_plan import GenerationPlan, plan_answers
 from mm1_mlx.inference.pictures import Picture, largest_side, pictures_of
 from mm1_mlx.inference.reuse import Reuse, store_of
 from mm1_mlx.inference.settings import Settings
+from mm1_mlx.inference.shot_template import split_answer
 from mm1_mlx.inference.speculative import (
     SpeculativeDecoding,
     check_draft,
@@ -21,8 +23,6 @@ from mm1_mlx.inference.speculative import (
 from mm1_mlx.inference.steps import Decoding, generate_step
 from mm1_mlx.inference.text import AnswerText
 from mm1_mlx.inference.turns import Turn, as_one
-from mm1_mlx.inputs.processor import Processor
-from mm1_mlx.inputs.prompts import is_conversation, plural
 from mm1_mlx.models.mm1 import MM1
 
 __all__ = [
@@ -52,7 +52,8 @@ class GenerationResponse:
     most, in this process. finish_reason: "stop" (end of text, or a stop string),
     "length" (max_tokens, or the context is full), or None while it goes on.
     drafted_tokens: guessed so far by a draft model or lookup, accepted_tokens: those of
-    them in the answer; None where nothing guesses.
+    them in the answer; None where nothing guesses. shots: the examples that stood in
+    front, by their lines; answer_mark: what they have between reasoning and answer.
     """
 
     text: str
@@ -73,9 +74,21 @@ class GenerationResponse:
     finish_reason: str | None
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    shots: tuple[int, ...] = ()
+    answer_mark: str | None = None
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def reasoning(self) -> str | None:
+        """Of a whole answer, what stands before the mark of examples with reasoning."""
+        return split_answer(self.text, self.answer_mark)[0]
+
+    @property
+    def answer(self) -> str:
+        """Of a whole answer, what stands behind that mark; without one, all of it."""
+        return split_answer(self.text, self.answer_mark)[1]
 
 
 @dataclass
@@ -86,6 +99,7 @@ class _Request:
     pictures: list[Picture]
     image_tokens: int
     max_tokens: int
+    asked: Asked
     reused_tokens: int = 0
 
     @property
@@ -97,28 +111,12 @@ class _Request:
 
 
 def _read(
-    model: MM1,
-    processor: Any,
-    prompt: Prompt,
-    images: Images,
-    settings: Settings,
-    store: Reuse | None,
+    model: MM1, processor: Any, asked: Asked, settings: Settings, store: Reuse | None
 ) -> _Request:
     """Prompt and pictures through the processor; the context is checked here."""
-    _check_one(prompt)
-    _check_system(prompt, settings.system)
-    reading = settings.reading()
-    if store is not None and isinstance(processor, Processor):
-        reading["known"] = store.pixels
-    inputs = processor(prompt, images=images, **reading)
-    rows: Any = inputs.input_ids.tolist()
-    (ids,) = rows
     context = model.config.text_config.max_position_embeddings
-    if len(ids) >= context:
-        raise ContextError(
-            f"The prompt has {len(ids)} tokens, but the model's context has {context} "
-            f"and the answer needs room too. Shorten the prompt or use fewer images."
-        )
+    known = None if store is None else store.pixels
+    inputs, ids = read(processor, asked, settings, context, known)
     slot = model.config.image_token_id
     slots = ids.count(slot) if slot is not None else 0
     return _Request(
@@ -126,52 +124,8 @@ def _read(
         pictures=pictures_of(inputs, slots),
         image_tokens=slots,
         max_tokens=min(settings.max_tokens, context - len(ids)),
+        asked=asked,
     )
-
-
-def _check_one(prompt: Any) -> None:
-    """Refuse a list that is not one conversation: only its first would be answered."""
-    if not isinstance(prompt, (list, tuple)) or is_conversation(prompt):
-        return
-    raise PromptError(
-        f"The prompt is a list of {plural(len(prompt), 'entry', 'entries')}, but one "
-        f"text or one conversation (a list of "
-        f'{{"role": ..., "content": ...}}) was expected. For several prompts use '
-        f"batch_generate."
-    )
-
-
-def _check_batch(prompts: Any, images: Any) -> None:
-    """Refuse one prompt, or its pictures, where a list for each prompt belongs."""
-    one = "text" if isinstance(prompts, (str, bytes)) else "conversation"
-    if one == "text" or isinstance(prompts, dict) or is_conversation(prompts):
-        raise PromptError(
-            f"The prompts are one {one}, but batch_generate takes a list of prompts. "
-            f"Put it into a list, or use generate."
-        )
-    if images is None:
-        return
-    if not isinstance(images, (list, tuple)):
-        raise PromptError(
-            f"The images are one {type(images).__name__}, but batch_generate takes a "
-            f"list with an entry for each prompt: an image, a list of images, or None."
-        )
-    if len(images) != len(prompts):
-        raise PromptError(
-            f"There are {plural(len(prompts), 'prompt')} but "
-            f"{plural(len(images), 'entry', 'entries')} of images. Give one entry for "
-            f"each prompt: an image, a list of images, or None."
-        )
-
-
-def _check_system(prompt: Prompt, system: str | None) -> None:
-    if system is None or isinstance(prompt, str) or not prompt:
-        return
-    if prompt[0].get("role") == "system":
-        raise PromptError(
-            "system was given, but the messages begin with a system message already. "
-            "Use one of the two."
-        )
 
 
 def _check_memory(
@@ -257,6 +211,8 @@ class _Clock:
             finish_reason=finish_reason,
             drafted_tokens=decoding.drafted,
             accepted_tokens=decoding.accepted,
+            shots=tuple(shot.number for shot in request.asked.shots),
+            answer_mark=request.asked.mark,
         )
 
 
@@ -276,8 +232,8 @@ def stream_generate(
     string).
 
     prompt: text with <image> where each picture belongs (else they come first), or a
-    list of messages {"role": ..., "content": ...}. images: one, or a list in the order
-    of their places; each a file, bytes, a PIL image or an array.
+    list of messages {"role": ..., "content": text or parts}. images: one, or a list in
+    the order of their places; each a file, bytes, a PIL image or an array.
 
     Settings (keywords), with their defaults:
         system=None: a system prompt
@@ -304,6 +260,7 @@ def stream_generate(
         num_draft_tokens=3: guesses at a time, 64 at most. In 32 bits they change the
             speed, not the answer; in 16 several tokens at once may round otherwise
         check_memory=True: refuse what cannot fit, warn of what may not; False tries
+        shots=None: a FewShot, whose examples stand before the prompt
 
     reuse: what is kept of pictures and prompts between calls, so that what a prompt
     begins with like an earlier one (the same pictures, examples, or conversation) is
@@ -314,7 +271,7 @@ def stream_generate(
     Raises PromptError and ImageError from the processor, PromptError for a prompt over
     the context or a list of prompts, MM1Error for a setting out of range.
     """
-    _check_one(prompt)
+    check_one(prompt)
     chosen, store = Settings.of(settings), store_of(model, reuse)
     check_draft(chosen, model, processor)
     return _stream(model, processor, prompt, images, chosen, store)
@@ -330,9 +287,10 @@ def _stream(
 ) -> Generator[GenerationResponse, None, None]:
     clock = _Clock()
     with as_one(model):
-        request = _read(model, processor, prompt, images, settings, store)
+        asked = asked_of(model, processor, prompt, images, settings)
+        request = _read(model, processor, asked, settings, store)
         drafter = make_drafter(
-            settings, model, prompt, images, request.input_ids, store
+            settings, model, asked.prompt, asked.images, request.input_ids, store
         )
         _check_memory(model, [request], settings, store)
         turn = Turn(model, store, [request], settings)
@@ -340,7 +298,7 @@ def _stream(
     clock.image_seconds = turn.image_seconds
     answer = AnswerText(
         processor.detokenizer(),
-        settings.stops,
+        [*settings.stops, *asked.stops],
         _ends(model, processor),
         request.max_tokens,
     )
@@ -422,21 +380,31 @@ def batch_generate(
     """
     chosen, store = Settings.of(settings), store_of(model, reuse)
     refuse_for_batches(chosen)
-    _check_batch(prompts, images)
+    check_batch(prompts, images)
     if not len(prompts):
         return []
     clock = _Clock()
     lists = images if images is not None else [None] * len(prompts)
     with as_one(model):
+        rows = chosen.each(len(prompts))
+        every = [
+            asked_of(model, processor, *row)
+            for row in zip(prompts, lists, rows, strict=True)
+        ]
         requests = [
-            _read(model, processor, *row, store)
-            for row in zip(prompts, lists, chosen.each(len(prompts)), strict=True)
+            _read(model, processor, asked, row, store)
+            for asked, row in zip(every, rows, strict=True)
         ]
         _check_memory(model, requests, chosen, store)
         turn = Turn(model, store, requests, chosen)
     ends = _ends(model, processor)
     answers = [
-        AnswerText(processor.detokenizer(), chosen.stops, ends, request.max_tokens)
+        AnswerText(
+            processor.detokenizer(),
+            [*chosen.stops, *request.asked.stops],
+            ends,
+            request.max_tokens,
+        )
         for request in requests
     ]
     return _run_batch(model, requests, answers, turn, chosen, clock)

@@ -91,22 +91,26 @@ def fingerprint(model: MM1) -> dict[str, str]:
     numbers, evenly spread: a hash of all would read gigabytes.
     """
     config = {k: v for k, v in asdict(model.config).items() if k != "extra"}
-    flat = weights_of(model)
+    text = json.dumps(config, sort_keys=True, default=str)
+    return {
+        "config": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "weights": fingerprint_of(weights_of(model)),
+    }
+
+
+def fingerprint_of(weights: Weights) -> str:
+    """A digest of names, shapes, and 64 numbers of each weight, evenly spread."""
     some = {}
-    for name, array in sorted(flat):
+    for name, array in sorted(weights, key=lambda pair: pair[0]):
         part = array.reshape(-1)[:: -(-array.size // SAMPLED)]
         if mx.issubdtype(part.dtype, mx.floating):
             part = part.astype(mx.float32)  # as it was stored, or widened: the same
         some[name] = part
     mx.eval(some)
     digest = hashlib.sha256()
-    for name, array in sorted(flat):
+    for name, array in sorted(weights, key=lambda pair: pair[0]):
         digest.update(f"{name} {array.shape}".encode() + np.array(some[name]).tobytes())
-    text = json.dumps(config, sort_keys=True, default=str)
-    return {
-        "config": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "weights": digest.hexdigest()[:16],
-    }
+    return digest.hexdigest()[:16]
 
 
 def settings_of(model: MM1) -> tuple[str, str]:

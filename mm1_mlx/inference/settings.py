@@ -6,6 +6,7 @@ from typing import Any
 
 from mm1_mlx.config_tiling import MOST_TILES
 from mm1_mlx.errors import MM1Error
+from mm1_mlx.inference.few_shot import FewShot
 from mm1_mlx.inference.sampling import (
     check_number,
     make_logits_processors,
@@ -61,6 +62,7 @@ class Settings:
     num_draft_tokens: int = 3
     lookup: int | None = None
     check_memory: bool = True
+    shots: FewShot | None = None
 
     def __post_init__(self):
         for name, limits in _WHOLE.items():
@@ -84,6 +86,11 @@ class Settings:
             )
         self._set("resolution", check_resolution(self.resolution))
         self._check_draft()
+        if self.shots is not None and not isinstance(self.shots, FewShot):
+            raise MM1Error(
+                f"shots is of the type {type(self.shots).__name__}, but must be a "
+                f"FewShot: shots=FewShot(FILE, 8)."
+            )
         self.decoding()  # checks the sampling settings
 
     def _check_draft(self) -> None:
@@ -131,14 +138,21 @@ class Settings:
             return []
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
-    def reading(self) -> dict[str, Any]:
-        """The keyword arguments of the processor."""
-        given: dict[str, Any] = {"system": self.system}
-        for name in ("resolution", "max_tiles", "max_pixels"):
-            if (value := getattr(self, name)) is not None:
-                given[name] = value
+    def limits(self) -> dict[str, Any]:
+        """The keyword arguments of what reads a picture."""
+        given: dict[str, Any] = {}
+        if self.max_pixels is not None:
+            given["max_pixels"] = self.max_pixels
         if self.allow_url:
             given["allow_url"] = True
+        return given
+
+    def reading(self) -> dict[str, Any]:
+        """The keyword arguments of the processor."""
+        given: dict[str, Any] = {"system": self.system, **self.limits()}
+        for name in ("resolution", "max_tiles"):
+            if (value := getattr(self, name)) is not None:
+                given[name] = value
         if not self.use_template:
             given["use_template"] = False
         if self.chat_template_config:

@@ -128,7 +128,10 @@ def too_long(
     total = length + max_tokens
     answer = f" + {max_tokens} for the answer" if max_tokens else ""
     room = context - max(max_tokens, 1)  # an answer has a token at least
+    kept = _kept(length, slots, room)
     ways = _what_fits(length, slots, room, native, reread)
+    if kept:
+        ways.append(f"{kept} of the {len(slots)} images")
     advice = f"What fits: {'; or '.join(ways)}. " if ways else ""
     return ContextError(
         f"The prompt is too long: {length - image_tokens} text tokens + {image_tokens} "
@@ -138,7 +141,9 @@ def too_long(
             ", give fewer images, or ask for a shorter answer."
             if max_tokens
             else " or give fewer images."
-        )
+        ),
+        len(slots),
+        kept,
     )
 
 
@@ -175,15 +180,18 @@ def _what_fits(
         whole = _length([native] * len(slots), reread)
         if text + whole <= min(room, length - 1):
             ways.append("--resolution native (resolution='native')")
-    kept, used = 0, text
+    return ways
+
+
+def _kept(length: int, slots: Sequence[Slot], room: int) -> int:
+    """How many pictures fit, from the first on."""
+    kept, used = 0, length - sum(len(slot.ids) for slot in slots)
     for slot in slots:
         used += len(slot.ids)
         if used > room:
             break
         kept += 1
-    if kept:
-        ways.append(f"{kept} of the {len(slots)} images")
-    return ways
+    return kept
 
 
 def _fewer(way: Way, most: int) -> Way:

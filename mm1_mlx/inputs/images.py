@@ -8,7 +8,7 @@ Colour profiles are ignored, as the processors of the checkpoints ignore them.
 import io
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
@@ -83,7 +83,7 @@ _UPRIGHT = {
 }
 
 
-def _format(data: bytes) -> str | None:
+def file_format(data: bytes) -> str | None:
     """The format that the first bytes name, or None."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
@@ -129,7 +129,8 @@ def _not_an_image(data: bytes, name: str) -> ImageError:
     )
 
 
-def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
+def check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
+    """ImageError for a picture of no pixels, or of more than `max_pixels`."""
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width}x{height}: it holds no pixels.")
@@ -150,7 +151,7 @@ def _decode_heif(data: bytes, max_pixels: int, name: str) -> Image.Image:
             f"pip install 'mm1_mlx[heic]'"
         ) from error
     file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
-    _check_size(file.size, max_pixels, name)
+    check_size(file.size, max_pixels, name)
     return file.to_pillow()  # libheif has turned it upright already
 
 
@@ -196,14 +197,17 @@ def _over_pillows_limit(error: Exception, name: str) -> ImageError:
     )
 
 
-def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """The first frame of a picture file, upright, in the mode it is stored in."""
-    kind = _format(data)
+def _decode(
+    data: bytes, name: str, max_pixels: int, load: Callable | None = None
+) -> list[Image.Image]:
+    """The first frame of a picture file, or what `load` takes of it; upright, in the
+    mode it is stored in."""
+    kind = file_format(data)
     if kind is None:
         raise _not_an_image(data, name)
     try:
         if kind == "HEIF":
-            return _decode_heif(data, max_pixels, name)
+            return [_decode_heif(data, max_pixels, name)]
         if kind == "AVIF":
             from PIL import features
 
@@ -214,7 +218,8 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
                 )
         with _pillow_allows(max_pixels):
             image = _open(kind, data)
-            _check_size(image.size, max_pixels, name)
+            check_size(image.size, max_pixels, name)
+            frames = [image] if load is None else load(image)
             image.load()
     except (ImageError, MemoryError):
         raise
@@ -228,7 +233,7 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
             f"{name} is a damaged or cut off {kind} file ({reason[:120]}). Save or "
             f"download it again."
         ) from error
-    return _upright(image)
+    return [_upright(frame) for frame in frames]
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -327,7 +332,7 @@ def load_image(
     """
     if isinstance(source, Image.Image):
         name = "The given PIL image"
-        _check_size(source.size, max_pixels, name)
+        check_size(source.size, max_pixels, name)
         try:
             source.load()
         except Exception as error:
@@ -344,7 +349,7 @@ def load_image(
                 f"astype(mx.uint8)."
             )
         image = _from_array(np.asarray(source), name)
-        _check_size(image.size, max_pixels, name)
+        check_size(image.size, max_pixels, name)
         return _to_rgb(image, name)
     data, name = read_source(source, allow_url=allow_url, max_bytes=max_bytes)
     return decoded(data, name, max_pixels)
@@ -352,7 +357,14 @@ def load_image(
 
 def decoded(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """As load_image, of what read_source gave."""
-    return _to_rgb(_decode(data, name, max_pixels), name)
+    return _to_rgb(_decode(data, name, max_pixels)[0], name)
+
+
+def decoded_frames(
+    data: bytes, name: str, max_pixels: int, load: Callable
+) -> list[Image.Image]:
+    """As `decoded`: the frames that `load` takes of what Pillow opened."""
+    return [_to_rgb(each, name) for each in _decode(data, name, max_pixels, load)]
 
 
 def is_decoded(source: Any) -> bool:
@@ -369,13 +381,13 @@ def image_size(source: Any) -> tuple[int, int]:
     if isinstance(source, (str, bytes, PathLike)):
         data, name = read_source(source)
         # Whether a TIFF's size is given upright differs by Pillow's version.
-        if (kind := _format(data)) in _PLUGINS and kind != "TIFF":
+        if (kind := file_format(data)) in _PLUGINS and kind != "TIFF":
             try:
                 image = _open(kind, data)
                 turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             except Exception:
                 return load_image(source).size  # it says what is wrong
-            _check_size(image.size, MAX_PIXELS, name)
+            check_size(image.size, MAX_PIXELS, name)
             width, height = image.size
             return (height, width) if turned else (width, height)
     return load_image(source).size

@@ -49,6 +49,7 @@ from mm1_mlx.inputs.tokenizer import (
     load_tokenizer,
     number_tokenizer,
 )
+from mm1_mlx.inputs.video import frame_resolution
 
 __all__ = ["Inputs", "Processor"]
 
@@ -209,8 +210,7 @@ class Processor:
         suit the picture, at most max_tiles; or a list, one for each image (for a batch
         one entry for each prompt).
         chat_template_config: names and values of a Jinja template's own variables.
-        known: where pictures that were read are kept: a file with the same bytes is
-        not decoded again.
+        known: where pictures are kept: a file with the same bytes is decoded once.
 
         Raises PromptError and ImageError before anything is computed.
         """
@@ -237,6 +237,7 @@ class Processor:
             self._check_reads(its_images)
             texts.append(text)
             sources.append(its_images)
+            wanted = frame_resolution(wanted, its_images)
             ways.append(self.ways(len(its_images), wanted, max_tiles))
         return self._inputs(texts, sources, ways, read, max_tokens)
 

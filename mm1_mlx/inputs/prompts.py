@@ -18,6 +18,7 @@ from typing import Any
 from mm1_mlx.errors import PromptError
 
 IMAGE_TOKEN = "<image>"
+VIDEO_TOKEN = "<video>"  # what users write; the model reads so many images
 GUARD = "\ufdd0"  # a noncharacter: no text or vocabulary has it
 _TRACER = "\ufdd1"  # another one
 ROLES = ("system", "user", "assistant")
@@ -93,7 +94,7 @@ _IMAGE_KEYS = ("image", "url", "path", "image_url")
 
 
 def _part(part: Any) -> tuple[str, list]:
-    """The text of one content part, and the image it carries, if it carries one."""
+    """The text of one content part, and the images it carries."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"], []
@@ -101,17 +102,25 @@ def _part(part: Any) -> tuple[str, list]:
         held = [part[key] for key in _IMAGE_KEYS if part.get(key) is not None]
         held = [h.get("url") if isinstance(h, dict) else h for h in held]
         return IMAGE_TOKEN, held[:1]
+    if kind == "video" and part.get("video") is not None:
+        from mm1_mlx.inputs.video import FRAMES, video_frames  # Pillow
+
+        frames = video_frames(part["video"], part.get("frames", FRAMES))
+        return IMAGE_TOKEN * len(frames), list(frames)
     raise PromptError(
         f"A message has the part {str(part)[:80]!r}, but parts are "
-        f'{{"type": "text", "text": ...}} or {{"type": "image"}}.'
+        f'{{"type": "text", "text": ...}}, {{"type": "image"}} or {{"type": "video", '
+        f'"video": ..., "frames": 24}}.'
     )
 
 
 def flatten_messages(messages: Any) -> tuple[list[dict[str, Any]], list]:
     """Messages whose content is text with <image> slots, and the images in them.
 
-    A message is {"role": "user", "content": "text"} or has a list of parts. Keys
-    beside role and content are kept for templates that read them.
+    A message is {"role": "user", "content": "text"} or has a list of parts, {"type":
+    "text", "text": ...}, {"type": "image", "image": FILE}, or {"type": "video",
+    "video": FILE, "frames": 24}, which becomes so many images. Keys beside role and
+    content are kept for templates that read them.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise PromptError(

@@ -1,0 +1,209 @@
+"""Sort pictures into your own classes, by showing a model a few of each: no training.
+
+    python -m examples.classify PICTURES OUT --shots 8
+
+PICTURES/dax/1.png, PICTURES/dax/2.png, PICTURES/wug/1.png, ... are pictures of the
+classes "dax" and "wug" (a "_" in a name is a space). Of each class some are examples
+(--examples), the others are asked about. OUT gets shots.jsonl, the examples as
+`generate --shots` takes them, and answers.csv; printed is a table of what was right.
+Beside it stands what the nearest example alone would say, by the encoder's features:
+a model that learns from its shots should know at least as much.
+
+    python -m examples.classify --draw PICTURES
+
+draws a folder to try it with: shapes whose names mean nothing, in any colour.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.labels import find_pictures
+from examples.mm1_tiny.drawing import draw
+from examples.mm1_tiny.scenes import COLOURS, arrange
+from examples.mm1_tiny.scoring import wilson
+from mm1_mlx.cli.parser import Parser, some_text, whole_number
+from mm1_mlx.cli.progress import progress_bar
+from mm1_mlx.cli.run import run_door
+from mm1_mlx.errors import DatasetError, UsageError
+
+DRAWN = {"dax": "circle", "wug": "star", "tib": "heart"}  # name and shape
+AT_ONCE = 8  # questions in a batch
+
+
+@dataclass
+class Outcome:
+    """What was said of a picture, and what its nearest example is."""
+
+    picture: Path
+    label: str
+    answer: str
+    nearest: str
+
+
+def draw_pictures(folder: Path, count: int, seed: int) -> None:
+    """Draw `count` pictures of each of DRAWN into a folder of its own."""
+    if folder.exists():
+        raise DatasetError(f"{folder} is there already: name a new folder.")
+    rng = random.Random(f"classify/{seed}")
+    for name, shape in DRAWN.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            scene = arrange([(rng.choice(COLOURS), shape)], rng, smallest=0.25)
+            draw(scene, rng).save(folder / name / f"{i}.png")
+    print(f"{folder}: {count} pictures each of {', '.join(DRAWN)}")
+
+
+def divide(
+    pictures: dict[str, list[Path]], examples: int, rng: random.Random
+) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+    """(picture, label): `examples` of each class, and those that are asked about."""
+    shown, asked = [], []
+    for label, files in pictures.items():
+        if len(files) <= examples:
+            raise DatasetError(
+                f"{label!r} has {len(files)} pictures, but {examples} are examples and "
+                f"one or more must be left to ask about: add some, or --examples "
+                f"{max(len(files) - 1, 0)}."
+            )
+        files = rng.sample(files, len(files))
+        shown += [(file, label) for file in files[:examples]]
+        asked += [(file, label) for file in files[examples:]]
+    return shown, asked
+
+
+def write_shots(
+    file: Path, shown: Sequence[tuple[Path, str]], question: str | None
+) -> None:
+    """The examples as FewShot reads them; paths start from the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as out:
+        for picture, label in shown:
+            values = {"image": os.path.relpath(picture, file.parent), "answer": label}
+            if question:
+                values["prompt"] = question
+            out.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
+def classify(args: argparse.Namespace, asked: Sequence[tuple[Path, str]]) -> list:
+    """Ask about every picture, some at a time."""
+    from mm1_mlx import FewShot, batch_generate, load
+    from mm1_mlx.inference.features import Features
+
+    model, processor = load(args.model)
+    features = Features()
+    choice = {"choice": args.choice, "seed": args.seed, "balanced": True}
+    file = args.out / "shots.jsonl"
+    shots = FewShot(file, args.shots, features=features, **choice)
+    nearest = FewShot(file, 1, choice="nearest", features=features)
+    bar, outcomes = progress_bar(len(asked), "pictures"), []
+    for start in range(0, len(asked), AT_ONCE):
+        part = asked[start : start + AT_ONCE]
+        answers = batch_generate(
+            model,
+            processor,
+            [args.question or ""] * len(part),
+            [picture for picture, _ in part],
+            shots=shots,
+            max_tokens=args.max_tokens,
+        )
+        for (picture, label), answer in zip(part, answers, strict=True):
+            (near,) = nearest.choose(model, processor, [picture])
+            said = answer.answer.rstrip(".")
+            outcomes.append(Outcome(picture, label, said, near.answer))
+        bar.update(len(part))
+    bar.close()
+    return outcomes
+
+
+def write_answers(file: Path, outcomes: Sequence[Outcome]) -> None:
+    """One line for each picture that was asked about."""
+    with file.open("w", encoding="utf-8", newline="") as out:
+        rows = csv.writer(out)
+        rows.writerow(["picture", "class", "answer", "right", "nearest example"])
+        for o in outcomes:
+            right = int(o.answer == o.label)
+            rows.writerow([o.picture, o.label, o.answer, right, o.nearest])
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Shares that were right, by class, with 95% intervals (Wilson)."""
+    labels = sorted({o.label for o in outcomes})
+    lines = [f"{'class':<16}{'right':>12}{'95% interval':>18}{'nearest alone':>16}"]
+    for name in [*labels, "all"]:
+        some = [o for o in outcomes if name in (o.label, "all")]
+        right = sum(o.answer == o.label for o in some)
+        near = sum(o.nearest == o.label for o in some)
+        low, high = wilson(right, len(some))
+        interval = f"{low:.0%} to {high:.0%}"
+        share = f"{right} of {len(some)}"
+        lines.append(f"{name:<16}{share:>12}{interval:>18}{near / len(some):>16.0%}")
+    other = sum(o.answer not in labels for o in outcomes)
+    lines.append(f"{other} of {len(outcomes)} answers name no class")
+    return "\n".join(lines)
+
+
+def parser() -> Parser:
+    """The flags of this command."""
+    p = Parser(prog="python -m examples.classify", description=__doc__ or "")
+    add = p.add_argument
+    add("pictures", type=Path, metavar="PICTURES")
+    add("out", type=Path, nargs="?", metavar="OUT")
+    add("--draw", action="store_true", help="draw PICTURES, and end")
+    add("--count", type=whole_number(2), default=12, metavar="N", help="draw: of each")
+    add("--model", default="mm1-tiny", metavar="NAME")
+    add("--shots", type=whole_number(1), default=6, metavar="K", help="(%(default)s)")
+    add(
+        "--examples",
+        type=whole_number(1),
+        default=4,
+        metavar="N",
+        help="of each class, from which shots are chosen (%(default)s)",
+    )
+    add(
+        "--choice",
+        choices=("random", "nearest"),
+        default="random",
+        help="of shots; random ones are read once for all (%(default)s)",
+    )
+    add(
+        "--question",
+        type=some_text,
+        metavar="TEXT",
+        help="asked of each; without one, pictures are followed by their names alone",
+    )
+    add("--max-tokens", type=whole_number(1), default=16, metavar="N")
+    add("--seed", type=whole_number(0), default=0, metavar="N")
+    p.add_debug()
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw a folder of pictures, or sort one."""
+    if args.draw:
+        return draw_pictures(args.pictures, args.count, args.seed)
+    if args.out is None:
+        raise UsageError("two folders are needed: PICTURES and OUT")
+    rng = random.Random(args.seed)
+    shown, asked = divide(find_pictures(args.pictures), args.examples, rng)
+    write_shots(args.out / "shots.jsonl", shown, args.question)
+    outcomes = classify(args, asked)
+    write_answers(args.out / "answers.csv", outcomes)
+    print(table(outcomes))
+    print(f"{args.out / 'answers.csv'}: every answer", file=sys.stderr)
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command's exit code."""
+    return run_door(parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Find the pictures that look like one, by the features of a model's own encoder.
+
+    python -m examples.search PICTURES --query star.png --sheet found.png
+
+PICTURES is a folder; all pictures in it and in its folders are looked at. Printed are
+the nearest ones with their cosine; found.png shows them beside the query. --index FILE
+keeps the features: the next search looks only at pictures that are new or changed.
+
+    python -m examples.search PICTURES --draw
+
+draws a folder to try it with: shapes in all colours.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from examples.mm1_tiny.drawing import draw
+from examples.mm1_tiny.scenes import COLOURS, SHAPES, arrange
+from mm1_mlx.cli.parser import Parser, whole_number
+from mm1_mlx.cli.progress import counting
+from mm1_mlx.cli.run import run_door
+from mm1_mlx.errors import DatasetError, UsageError
+from mm1_mlx.inputs.images import load_image
+from mm1_mlx.inputs.video import ENDINGS, natural_order
+
+SIDE, GAP, ACROSS = 160, 8, 5  # of the contact sheet; pixels, pictures in a row
+
+
+def draw_pictures(folder: Path, count: int, seed: int) -> None:
+    """Draw `count` pictures of one thing each."""
+    if folder.exists():
+        raise DatasetError(f"{folder} is there already: name a new folder.")
+    folder.mkdir(parents=True)
+    rng = random.Random(f"search/{seed}")
+    for i in range(count):
+        colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
+        scene = arrange([(colour, shape)], rng, smallest=0.3)
+        draw(scene, rng).save(folder / f"{colour}_{shape}_{i}.png")
+    print(f"{folder}: {count} pictures")
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Every picture in a folder and its folders, in natural order, without hidden
+    ones."""
+    if not folder.is_dir():
+        raise DatasetError(f"There is no folder {folder}.")
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower().lstrip(".") in ENDINGS
+        and path.is_file()
+        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    ]
+    if not found:
+        raise DatasetError(f"{folder} has no pictures.")
+    return sorted(found, key=natural_order)
+
+
+def nearest(
+    args: argparse.Namespace, pictures: Sequence[Path]
+) -> list[tuple[float, Path]]:
+    """(cosine, picture), the most alike first; the query itself is left out."""
+    from mm1_mlx import load
+    from mm1_mlx.inference.features import Features
+
+    model, processor = load(args.model)
+    features = Features(args.index)
+    (wanted,) = features.of(model, processor, [args.query])
+    with counting("pictures") as progress:
+        rows = features.of(model, processor, pictures, progress=progress)
+    found = [
+        (float(row @ wanted), path)
+        for row, path in zip(rows, pictures, strict=True)
+        if not (args.query.exists() and path.samefile(args.query))
+    ]
+    return sorted(found, key=lambda pair: -pair[0])[: args.top]
+
+
+def sheet(query: Path, found: Sequence[tuple[float, Path]]) -> Image.Image:
+    """The query, framed, and what was found, each with its cosine and name."""
+    cells = [("query", query), *((f"{value:.3f}", path) for value, path in found)]
+    rows = -(-len(cells) // ACROSS)
+    step = SIDE + GAP
+    size = (GAP + min(len(cells), ACROSS) * step, GAP + rows * (step + 14))
+    page = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(page)
+    for i, (text, path) in enumerate(cells):
+        x, y = GAP + i % ACROSS * step, GAP + i // ACROSS * (step + 14)
+        picture = load_image(path)
+        picture.thumbnail((SIDE, SIDE))
+        left, top = (SIDE - picture.width) // 2, (SIDE - picture.height) // 2
+        page.paste(picture, (x + left, y + top))
+        if i == 0:
+            pen.rectangle((x - 3, y - 3, x + SIDE + 2, y + SIDE + 2), outline="red")
+        pen.text((x, y + SIDE + 2), f"{text} {path.name}"[:26], fill="black")
+    return page
+
+
+def parser() -> Parser:
+    """The flags of this command."""
+    p = Parser(prog="python -m examples.search", description=__doc__ or "")
+    add = p.add_argument
+    add("pictures", type=Path, metavar="PICTURES")
+    add("--query", type=Path, metavar="FILE", help="a picture")
+    add("--top", type=whole_number(1), default=9, metavar="N", help="(%(default)s)")
+    add("--sheet", type=Path, metavar="FILE", help="write a contact sheet (PNG)")
+    add("--index", type=Path, metavar="FILE", help="keep the features in this file")
+    add("--model", default="mm1-tiny", metavar="NAME")
+    add("--draw", action="store_true", help="draw PICTURES, and end")
+    add("--count", type=whole_number(2), default=60, metavar="N", help="draw: how many")
+    add("--seed", type=whole_number(0), default=0, metavar="N")
+    p.add_debug()
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw a folder of pictures, or search in one."""
+    if args.draw:
+        return draw_pictures(args.pictures, args.count, args.seed)
+    if args.query is None:
+        raise UsageError("the following arguments are required: --query")
+    if args.sheet is not None and args.sheet.suffix.lower() != ".png":
+        raise UsageError(f"--sheet {args.sheet} must end with .png")
+    found = nearest(args, find_pictures(args.pictures))
+    for value, path in found:
+        print(f"{value:.4f} {path}")
+    if args.sheet is not None:
+        args.sheet.parent.mkdir(parents=True, exist_ok=True)
+        sheet(args.query, found).save(args.sheet, format="PNG")
+        print(args.sheet, file=sys.stderr)
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command's exit code."""
+    return run_door(parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

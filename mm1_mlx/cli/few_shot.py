@@ -1,0 +1,147 @@
+"""Flags of few-shot prompting: which examples stand before the prompt."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from mm1_mlx.cli.parser import Parser, some_text, whole_number
+from mm1_mlx.errors import UsageError
+
+
+def _template(text: str) -> str:
+    """A shell passes a line break as two letters."""
+    return some_text(text).replace("\\n", "\n").replace("\\t", "\t")
+
+
+def add_shots(parser: Parser) -> None:
+    """--shots and how they are chosen and written."""
+    group = parser.add_argument_group("examples before the prompt (few-shot)")
+    add = group.add_argument
+    add(
+        "--shots",
+        metavar="FILE",
+        help='in every line {"image": FILE, "prompt": TEXT, "answer": TEXT}, also with '
+        '"images": [FILE, ...], "reasoning": TEXT, or without a prompt',
+    )
+    add(
+        "--num-shots",
+        type=whole_number(1),
+        metavar="K",
+        help="how many are shown (all)",
+    )
+    add(
+        "--shot-choice",
+        choices=("first", "random", "nearest"),
+        help="nearest: to the prompt's picture, by the encoder's features, the nearest "
+        "last (random; all are shown in the file's order)",
+    )
+    add(
+        "--shot-seed",
+        type=whole_number(0, 2**64 - 1),
+        metavar="N",
+        help="the same seed chooses the same ones (0)",
+    )
+    add(
+        "--balance-shots",
+        action="store_true",
+        help="as many of each answer as can be",
+    )
+    add(
+        "--shot-features",
+        metavar="FILE",
+        help="keep features for nearest here: the next run reads them",
+    )
+    _add_form(add)
+    _add_resolution(add)
+
+
+def _add_form(add: Callable) -> None:
+    """How they are written."""
+    add(
+        "--shot-template",
+        type=_template,
+        metavar="TEXT",
+        help="write them as text, as '{image} Question: {prompt} Short answer: "
+        "{answer}', and not as turns of the chat; without prompts '{image} {answer}'",
+    )
+    add(
+        "--shot-separator",
+        type=_template,
+        metavar="TEXT",
+        help=r"stands between them, and ends an answer, with --shot-template (\n)",
+    )
+    add(
+        "--no-shot-reasoning",
+        action="store_true",
+        help="leave out what they have as reasoning",
+    )
+    add(
+        "--answer-mark",
+        type=some_text,
+        metavar="TEXT",
+        help="stands between their reasoning and their answer (Answer:)",
+    )
+
+
+def _add_resolution(add: Callable) -> None:
+    """How large they are read."""
+    add(
+        "--high-resolution-shots",
+        type=whole_number(0),
+        metavar="N",
+        help="the last N in the prompt's --resolution, those before in the encoder's "
+        "own, which takes fewer tokens (all)",
+    )
+
+
+def few_shot(args: argparse.Namespace) -> Any:
+    """The FewShot of the flags, or None. Raises UsageError and DatasetError."""
+    given = {
+        "num_shots": args.num_shots,
+        "choice": args.shot_choice,
+        "seed": args.shot_seed,
+        "balanced": args.balance_shots or None,
+        "template": args.shot_template,
+        "separator": args.shot_separator,
+        "reasoning": False if args.no_shot_reasoning else None,
+        "answer_mark": args.answer_mark,
+        "features": args.shot_features,
+        "high_resolution_shots": args.high_resolution_shots,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.shots is not None:
+        from mm1_mlx.inference.few_shot import FewShot
+
+        return FewShot(args.shots, **given)
+    flags = {
+        "num_shots": "--num-shots",
+        "balanced": "--balance-shots",
+        "reasoning": "--no-shot-reasoning",
+        "answer_mark": "--answer-mark",
+        "high_resolution_shots": "--high-resolution-shots",
+    }
+    for name in given:
+        raise UsageError(f"{flags.get(name, f'--shot-{name}')} goes with --shots FILE")
+    return None
+
+
+def told_of_shots(whole: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """For --json: the lines of the examples, and reasoning and answer apart."""
+    told: dict[str, Any] = {"shots": list(whole.shots)} if args.shots else {}
+    if whole.answer_mark is not None:
+        told |= {"reasoning": whole.reasoning, "answer": whole.answer}
+    return told
+
+
+def look(args: argparse.Namespace, shots: Any, model: Any, processor: Any) -> None:
+    """Features of all examples, where the nearest are wanted: with a bar, it may take
+    long."""
+    if shots is None or shots.choice != "nearest":
+        return
+    from mm1_mlx.cli.progress import counting
+
+    limits: dict[str, Any] = {"allow_url": args.allow_url}
+    if args.max_image_pixels is not None:
+        limits["max_pixels"] = args.max_image_pixels
+    with counting("features") as progress:
+        shots.look(model, processor, progress=progress, **limits)

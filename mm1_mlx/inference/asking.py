@@ -1,0 +1,132 @@
+"""What is asked: prompts that are refused, examples in front, what is read of them."""
+
+from typing import Any
+
+from mm1_mlx.errors import ContextError, ImageError, PromptError
+from mm1_mlx.inference.few_shot import Asked
+from mm1_mlx.inference.settings import Settings
+from mm1_mlx.inputs.processor import Processor
+from mm1_mlx.inputs.prompts import is_conversation, plural
+from mm1_mlx.models.mm1 import MM1
+
+
+def asked_of(
+    model: MM1 | None, processor: Any, prompt: Any, images: Any, settings: Settings
+) -> Asked:
+    """A prompt with its pictures, behind the examples of settings.shots.
+
+    model: None where nearest examples cannot be looked for; the first ones are taken.
+    Raises PromptError and DatasetError.
+    """
+    check_one(prompt)
+    check_system(prompt, settings.system)
+    shots = settings.shots
+    if shots is None:
+        return Asked(prompt, images, resolution=settings.resolution)
+    if model is None and shots.choice == "nearest":
+        shots = shots.changed(choice="first")
+    return shots.ask(
+        prompt,
+        images,
+        model=model,
+        processor=processor,
+        use_template=settings.use_template,
+        resolution=settings.resolution,
+        **settings.limits(),
+    )
+
+
+def read(
+    processor: Any, asked: Asked, settings: Settings, context: int, known: Any = None
+) -> tuple[Any, list[int]]:
+    """What the processor gives for one prompt, and its ids.
+
+    context: of the model; one token of the answer must have room. known: see Processor.
+    Raises PromptError and ImageError; DatasetError names an example's line.
+    """
+    reading = settings.reading()
+    if known is not None and isinstance(processor, Processor):
+        reading["known"] = known
+
+    def read_it(asked: Asked) -> tuple[Any, list[int]]:
+        if asked.resolution is not None:
+            reading["resolution"] = asked.resolution
+        inputs = processor(asked.prompt, images=asked.images, **reading)
+        rows: Any = inputs.input_ids.tolist()
+        (ids,) = rows
+        if len(ids) >= context:
+            raise ContextError(
+                f"The prompt has {len(ids)} tokens, but the model's context has "
+                f"{context} and the answer needs room too. Shorten the prompt or use "
+                f"fewer images."
+            )
+        return inputs, ids
+
+    try:
+        return read_it(asked)
+    except ImageError as error:
+        raise asked.explained(error, **settings.limits()) from error
+    except ContextError as error:
+        if asked.again is None:
+            raise
+        fewer = 0  # by halves: the most shots that fit
+        beyond = len(asked.shots)
+        while beyond - fewer > 1:
+            middle = (fewer + beyond) // 2
+            try:
+                read_it(asked.again(middle))
+                fewer = middle
+            except ContextError:
+                beyond = middle
+        flag = f": --num-shots {fewer} (num_shots={fewer})" if fewer else ""
+        raise ContextError(
+            f"{error} Of {plural(len(asked.shots), 'shot')} {fewer} would fit{flag}.",
+            error.images,
+            error.images_that_fit,
+        ) from error
+
+
+def check_one(prompt: Any) -> None:
+    """Refuse a list that is not one conversation: only its first would be answered."""
+    if not isinstance(prompt, (list, tuple)) or is_conversation(prompt):
+        return
+    raise PromptError(
+        f"The prompt is a list of {plural(len(prompt), 'entry', 'entries')}, but one "
+        f"text or one conversation (a list of "
+        f'{{"role": ..., "content": ...}}) was expected. For several prompts use '
+        f"batch_generate."
+    )
+
+
+def check_batch(prompts: Any, images: Any) -> None:
+    """Refuse one prompt, or its pictures, where a list for each prompt belongs."""
+    one = "text" if isinstance(prompts, (str, bytes)) else "conversation"
+    if one == "text" or isinstance(prompts, dict) or is_conversation(prompts):
+        raise PromptError(
+            f"The prompts are one {one}, but batch_generate takes a list of prompts. "
+            f"Put it into a list, or use generate."
+        )
+    if images is None:
+        return
+    if not isinstance(images, (list, tuple)):
+        raise PromptError(
+            f"The images are one {type(images).__name__}, but batch_generate takes a "
+            f"list with an entry for each prompt: an image, a list of images, or None."
+        )
+    if len(images) != len(prompts):
+        raise PromptError(
+            f"There are {plural(len(prompts), 'prompt')} but "
+            f"{plural(len(images), 'entry', 'entries')} of images. Give one entry for "
+            f"each prompt: an image, a list of images, or None."
+        )
+
+
+def check_system(prompt: Any, system: str | None) -> None:
+    """Refuse two system messages."""
+    if system is None or isinstance(prompt, str) or not prompt:
+        return
+    if prompt[0].get("role") == "system":
+        raise PromptError(
+            "system was given, but the messages begin with a system message already. "
+            "Use one of the two."
+        )

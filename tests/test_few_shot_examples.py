@@ -1,0 +1,144 @@
+"""examples/classify.py and examples/search.py, as printed there; wrong inputs too."""
+
+import csv
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from examples import classify, search
+from helpers import assert_fails, need_tiny, run_python
+from mm1_mlx import FewShot
+from mm1_mlx.errors import DatasetError
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classify") / "pictures"
+    assert classify.main([str(folder), "--draw", "--count", "5"]) == 0
+    return folder
+
+
+def test_pictures_are_sorted_by_what_their_examples_show(classes, tmp_path, capsys):
+    need_tiny()
+    out = tmp_path / "out"
+    flags = ["--shots", "3", "--examples", "3", "--max-tokens", "4"]
+    for more in ([], ["--choice", "nearest", "--question", "What is it?"]):
+        capsys.readouterr()
+        code = classify.main([str(classes), str(out), *flags, *more])
+        assert code == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in printed[1:5]] == [
+            "dax",
+            "tib",
+            "wug",
+            "all",
+        ]
+        assert re.search(r"of 6 +\d+% to \d+% +\d+%$", printed[4])
+        with (out / "answers.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 6
+        assert all((row["answer"] == row["class"]) == int(row["right"]) for row in rows)
+        right = sum(int(row["right"]) for row in rows)
+        assert f" {right} of 6 " in printed[4]
+    shots = FewShot(out / "shots.jsonl").examples
+    assert sorted({shot.answer for shot in shots}) == ["dax", "tib", "wug"]
+    shown = {shot.images[0].resolve() for shot in shots}
+    assert len(shown) == 9 and not shown & {(classes / r["picture"]) for r in rows}
+    assert shots[0].prompt == "What is it?"
+
+
+def test_no_picture_is_both_shown_and_asked_about():
+    import random
+    from pathlib import Path
+
+    pictures = {k: [Path(f"{k}{i}") for i in range(9)] for k in ("a", "b")}
+    shown, asked = classify.divide(pictures, 4, random.Random(0))
+    assert len(shown) == 8 and len(asked) == 10
+    assert not {p for p, _ in shown} & {p for p, _ in asked}
+    assert all(path.name[0] == label for path, label in [*shown, *asked])
+    with pytest.raises(DatasetError, match=r"'a' has 9 pictures, .* --examples 8\."):
+        classify.divide(pictures, 9, random.Random(0))
+
+
+def test_the_table():
+    outcomes = [
+        classify.Outcome("1.png", "cat", "cat", "dog"),
+        classify.Outcome("2.png", "cat", "cow", "cat"),
+        classify.Outcome("3.png", "dog", "dog", "dog"),
+    ]
+    lines = [re.split(r"  +", line) for line in classify.table(outcomes).splitlines()]
+    assert [(line[0], line[1], line[-1]) for line in lines[1:4]] == [
+        ("cat", "1 of 2", "50%"),
+        ("dog", "1 of 1", "100%"),
+        ("all", "2 of 3", "67%"),
+    ]
+    assert lines[4] == ["1 of 3 answers name no class"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search") / "pictures"
+    assert search.main([str(folder), "--draw", "--count", "12"]) == 0
+    return folder
+
+
+def test_the_nearest_pictures(pictures, tmp_path, capsys):
+    need_tiny()
+    copy = pictures / "deep" / "copy.png"
+    copy.parent.mkdir(exist_ok=True)
+    query = sorted(pictures.glob("*.png"))[0]
+    shutil.copy(query, copy)
+    Image.new("RGB", (9, 9)).save(pictures / ".hidden.png")
+    flags = ["--query", str(query), "--top", "7", "--index", str(tmp_path / "i.bin")]
+    flags += ["--sheet", str(tmp_path / "new" / "a.png")]
+    printed = []
+    for _ in "12":  # the second time by the index
+        capsys.readouterr()
+        assert search.main([str(pictures), *flags]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    lines = printed[0].splitlines()
+    assert lines[0] == f"1.0000 {copy}" and len(lines) == 7
+    values = [float(line.split()[0]) for line in lines]
+    assert values == sorted(values, reverse=True) and values[-1] < 1
+    assert not any(str(query) == line.split()[1] for line in lines)
+    with Image.open(tmp_path / "new" / "a.png") as sheet:
+        assert sheet.size == (8 + 5 * 168, 8 + 2 * 182)  # the query and seven: two rows
+        assert sheet.getpixel((5, 5)) == (255, 0, 0)
+
+
+def command(*args):
+    return run_python("-m", *args)
+
+
+@pytest.mark.parametrize(
+    "args, message, code",
+    [
+        (("examples.classify", "{}"), r"two folders are needed: PICTURES and OUT", 2),
+        (("examples.classify", "{}/x", "{}/out"), r"There is no folder .*x: expect", 1),
+        (("examples.classify", "{}", "--draw"), r"is there already: name a new", 1),
+        (("examples.classify", "{}", "o", "--shots", "0"), r"whole number of 1 or", 2),
+        (("examples.search", "{}"), r"are required: --query", 2),
+        (("examples.search", "{}/x", "--query", "a.png"), r"There is no folder .*x", 1),
+        (("examples.search", "{}", "--query", "a.png"), r"has no pictures", 1),
+        (("examples.search", "{}", "--draw"), r"is there already: name a new", 1),
+        (("examples.search", "{}", "--query", "a", "--sheet", "b.gif"), r"\.png", 2),
+    ],
+)  # fmt: skip
+def test_wrong_inputs_are_one_line(tmp_path, args, message, code):
+    done = command(*(arg.replace("{}", str(tmp_path)) for arg in args))
+    assert_fails(done, message, code=code)
+
+
+def test_a_query_that_is_no_picture(pictures):
+    need_tiny()
+    done = command("examples.search", pictures, "--query", pictures / "absent.png")
+    assert_fails(done, r"No image file .*absent\.png")
+
+
+@pytest.mark.parametrize("name", ["classify", "search"])
+def test_help(name):
+    done = command(f"examples.{name}", "--help")
+    assert done.returncode == 0 and f"usage: python -m examples.{name}" in done.stdout
