@@ -25,6 +25,7 @@ from helpers import ROOT, assert_fails, clean_environment, need_tiny, run_cli
 from mm1_mlx.chat import main
 from mm1_mlx.cli import chat_paths, chat_session
 from mm1_mlx.cli.chat_commands import COMMANDS
+from mm1_mlx.inputs.boxes import Region
 
 SHAPES = ROOT / "examples" / "shapes.png"
 STAR, CIRCLE = "What colour is the star?", "What colour is the circle?"
@@ -181,6 +182,18 @@ def test_lines_that_are_not_text():
     )
     assert (done.returncode, done.stdout) == (1, b"yellow\n")
     assert done.stderr == b"error: A line on stdin is not UTF-8 text (byte 5).\n"
+
+
+def test_boxes_of_an_answer_are_drawn(chat, monkeypatch, tmp_path):
+    found = [Region(place=(0.1, 0.1, 0.5, 0.5), label="a thing")]
+    monkeypatch.setattr(chat_session, "regions_of", lambda *given: found)
+    out = tmp_path / "out.png"
+    done = chat(f"/image {SHAPES}", STAR, f"/draw {out}", f"/draw {SHAPES}", "/draw")
+    assert (done.returncode, done.stdout) == (1, "yellow\n")
+    told = done.stderr.splitlines()
+    assert told[0] == f"drawn: 1 on {out}"
+    assert "would write over the picture" in told[1] and "/draw FILE" in told[2]
+    assert Image.open(out).size == Image.open(SHAPES).size
 
 
 @pytest.mark.parametrize("redirection, code", [("<&-", 1), ("< /dev/null", 0)])
