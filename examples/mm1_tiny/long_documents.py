@@ -33,7 +33,9 @@ def pool(rng: random.Random, progress: float) -> list[naming.Shown]:
     is its own affair; the encoder reads each once.
     """
     if rng not in _pools:
-        settings = difficulty(progress) | {"max_things": 1}
+        # Large: what is new here is the name, not the seeing.
+        smallest = max(0.12, difficulty(progress)["smallest"])
+        settings = {"max_things": 1, "smallest": smallest}
         made = []
         for _ in range(POOL):
             scene = s.sample_scene(rng, **settings)
