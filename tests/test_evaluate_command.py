@@ -251,11 +251,26 @@ def test_wrong_inputs(data, arguments, message, tmp_path):
         (("--shots", "-2"), r"--shots"),
         (("--limit", "0"), r"--limit: must be a whole number of 1 or more"),
         (("--prompt-form", "cht"), r"unknown value 'cht'; did you mean 'chat'"),
+        (("--resolution", "big"), r"must be native, dynamic or a number of pixels"),
         (("--batchsize", "3"), r"unknown flag '--batchsize'; did you mean"),
     ],
 )
 def test_wrong_usage(arguments, message):
     assert_fails(run_cli("mm1_mlx.evaluate", *arguments), message, code=2)
+
+
+def test_pictures_in_tiles(data, tmp_path):
+    done = command(
+        *("--task", "colour", "--data", data, "--limit", 2, "--output", tmp_path),
+        *("--resolution", "dynamic", "--max-tiles", 4),
+    )
+    assert done.returncode == 0, done.stderr
+    header, *kept = records(tmp_path / "colour-0shot.jsonl")
+    asked = header["settings"]["generation"]
+    assert (asked["resolution"], asked["max_tiles"]) == ("dynamic", 4)
+    native = mm1_mlx.load("mm1-tiny")[1]("x", images=["examples/shapes.png"])
+    image_tokens = native.image_tokens[0]
+    assert all(record["prompt_tokens"] > 2 * image_tokens for record in kept)
 
 
 def test_places_for_several_tasks(data, tmp_path):

@@ -368,6 +368,20 @@ def test_choices_give_what_lmms_eval_takes_the_least_of(plugin, tiny):
     assert total == pytest.approx(score("", "red circle")[0], abs=2e-4)
 
 
+def test_pictures_in_tiles(plugin):
+    lm = make(plugin.SimpleModel, resolution="dynamic", max_tiles=4)
+    usual = make(plugin.SimpleModel)
+    counts = [
+        model.processor(ASKED, images=[circle("red").resize((300, 200))]).image_tokens
+        for model in (lm, usual)
+    ]
+    assert counts[0][0] > counts[1][0]
+    asked = [simple(0, max_new_tokens=2)]
+    assert isinstance(lm.generate_until(asked)[0], str)
+    one = request(ASKED, " red", visual, 0, "task", "val")
+    assert lm.loglikelihood([one])[0][0] != usual.loglikelihood([one])[0][0]
+
+
 @pytest.mark.parametrize(
     "given, expected",
     [

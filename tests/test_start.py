@@ -62,6 +62,7 @@ def _import_seconds() -> float:
         ("mm1_mlx.generate", "--help"),
         ("mm1_mlx", "generate", "--help"),
         ("mm1_mlx.benchmark", "--help"),
+        ("mm1_mlx.evaluate", "--help"),
         ("mm1_mlx.info", "--help"),
         ("mm1_mlx.pretrain", "--help"),
     ],
