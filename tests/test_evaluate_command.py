@@ -338,6 +338,15 @@ def test_a_module_without_tasks(tmp_path, text, message):
         tasks_from(str(tmp_path / "mine.py"))
 
 
+def test_benchmarks_have_short_names():
+    assert [task.name for task in find_tasks(["textvqa", "pope"])] == [
+        "textvqa_val",
+        "pope",
+    ]
+    with pytest.raises(DatasetError, match=r"no task 'textvq'\. Did you mean 'textvqa"):
+        find_tasks(["textvq"])
+
+
 def test_a_module_by_its_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_own_tasks.py").write_text("from evaluation_kit import TASKS\n")

@@ -7,10 +7,10 @@ from typing import Any
 
 from mm1_mlx.checkpoint.folder import replacing_file
 from mm1_mlx.errors import DatasetError
+from mm1_mlx.evaluation.published import published_table
 from mm1_mlx.evaluation.results import Result
 from mm1_mlx.evaluation.samples import Sample
 from mm1_mlx.evaluation.sheet import Failure, draw_sheet
-from mm1_mlx.evaluation.table import published_table
 from mm1_mlx.inputs.prompts import plural
 
 RESULTS, REPORT = "result.json", "report.md"

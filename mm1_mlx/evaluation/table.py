@@ -9,35 +9,11 @@ from types import ModuleType
 
 from mm1_mlx.errors import DatasetError
 from mm1_mlx.evaluation.samples import Task
+from mm1_mlx.evaluation.tasks import ALIASES, TASKS
 
 # Tasks that are not part of the installed package, by how their names begin.
 _TINY = "examples.mm1_tiny.evaluation"
 TINY = "mm1-tiny"
-
-
-def benchmarks() -> dict[str, Task]:
-    """The tasks of evaluation.tasks."""
-    found = _part("tasks")
-    return {} if found is None else dict(found.TASKS)
-
-
-def aliases() -> dict[str, str]:
-    """Other names of benchmarks, and theirs."""
-    found = _part("tasks")
-    return {} if found is None else dict(found.ALIASES)
-
-
-def published_table(task: str) -> str:
-    """What was published for a task, in Markdown; "" if nothing was."""
-    found = _part("published")
-    return "" if found is None else found.published_table(task)
-
-
-def _part(name: str) -> ModuleType | None:
-    name = f"mm1_mlx.evaluation.{name}"
-    if importlib.util.find_spec(name) is None:
-        return None
-    return importlib.import_module(name)
 
 
 def tiny_tasks() -> dict[str, Task]:
@@ -86,7 +62,7 @@ def _module(name: str) -> ModuleType:
 
 def all_tasks(modules: Sequence[str] = ()) -> dict[str, Task]:
     """Every task by name; those of `modules` go before others of their names."""
-    found = benchmarks() | tiny_tasks()
+    found = TASKS | tiny_tasks()
     for module in modules:
         found |= tasks_from(module)
     return found
@@ -99,9 +75,8 @@ def find_tasks(names: Sequence[str], modules: Sequence[str] = ()) -> list[Task]:
     """
     known = all_tasks(modules)
     chosen: dict[str, Task] = {}
-    others = aliases()
     for name in names:
-        name = name if name in known else others.get(name, name)
+        name = name if name in known else ALIASES.get(name, name)
         if name == TINY and (tiny := tiny_tasks()):
             chosen |= tiny
         elif name in known:
@@ -125,7 +100,7 @@ def _unknown(name: str, known: Mapping[str, Task]) -> str:
                 f"repository and not of the installed package: run this in the folder "
                 f"of a clone."
             )
-    near = difflib.get_close_matches(name.lower(), [*known, *aliases()], n=1)
+    near = difflib.get_close_matches(name.lower(), [*known, *ALIASES], n=1)
     guess = f" Did you mean '{near[0]}'?" if near else ""
     return (
         f"There is no task '{name}'.{guess} The tasks are {', '.join(sorted(known))}."
