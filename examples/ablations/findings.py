@@ -15,6 +15,8 @@ from examples.ablations.plan import BASE, PIXELS, TOKENS, Cell
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
 _T |= {9: 2.262, 10: 2.228, 12: 2.179, 15: 2.131, 20: 2.086, 30: 2.042}
 
+LITTLE = 0.05  # five points: where the paper finds little effect, ours
+
 Scores = dict[tuple[Cell, int], dict[str, Any]]  # by cell and seed
 
 
@@ -65,17 +67,16 @@ class Effect:
         return found
 
     def verdict(self, mean: float, reach: float | None) -> str:
-        """Whether these runs agree with the paper; an interval that holds 0 decides
-        nothing about a direction."""
+        """Whether these runs agree with the paper. An interval that holds 0 decides
+        no direction; one within LITTLE is a difference of little effect."""
         if reach is None:
             return "one seed"
-        sure = abs(mean) > reach
-        if self.expected is None:
-            return "a difference" if sure else "none seen"
-        if self.expected == 0:
-            return "disagrees" if sure else "agrees: none seen"
-        if not sure:
+        if self.expected == 0 and abs(mean) + reach <= LITTLE:
+            return "agrees"
+        if abs(mean) <= reach:
             return "open"
+        if not self.expected:
+            return "a difference"
         return "agrees" if mean * self.expected > 0 else "disagrees"
 
 

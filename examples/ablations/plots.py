@@ -1,4 +1,4 @@
-"""A picture for each table: every cell's measures, with intervals and single seeds."""
+"""A picture for each table, and one for each axis of a table that has several."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,13 @@ from examples.ablations.measure import MEASURES, share
 from examples.ablations.plan import Cell, Table, value_of
 
 _COLOURS = ("#2563eb", "#ea7317", "#15803d", "#64748b")
+_UNITS = {"tokens": " tokens", "pixels": " px"}
 
 
 def plot_table(
     folder: Path, table: Table, results: dict[tuple[Cell, int], dict[str, Any]]
 ) -> Path:
-    """Write TABLE.png; its path."""
+    """TABLE.png: every cell's measures with intervals and single seeds; its path."""
     from matplotlib.figure import Figure
 
     cells = [c for c in table.cells if any(c == known for known, _ in results)]
@@ -35,6 +36,56 @@ def plot_table(
     figure.suptitle(f"{table.title}: right answers in %", fontsize=10)
     figure.tight_layout()
     file = folder / f"{table.name}.png"
+    figure.savefig(file, bbox_inches="tight")
+    return file
+
+
+def plot_axis(
+    folder: Path,
+    table: Table,
+    key: str,
+    results: dict[tuple[Cell, int], dict[str, Any]],
+) -> Path | None:
+    """TABLE-KEY.png: the measures along one key, a line for each choice of the others;
+    its path. None where no two runs differ in the key alone."""
+    from matplotlib.figure import Figure
+
+    there = {cell for cell, _ in results}
+    cells = [cell for cell in table.cells if cell in there]
+    lines: dict[tuple[str, ...], list[Cell]] = {}
+    others = [other for other in table.keys if other != key]
+    for cell in cells:
+        fixed = tuple(f"{value_of(cell, o)}{_UNITS.get(o, '')}" for o in others)
+        lines.setdefault(fixed, []).append(cell)
+    lines = {fixed: own for fixed, own in lines.items() if len(own) > 1}
+    if not lines:
+        return None
+    along = [c for own in lines.values() for c in own]
+    values = list(dict.fromkeys(getattr(cell, key) for cell in along))
+    if isinstance(values[0], int):
+        values.sort()
+    figure = Figure(figsize=(12, 3.6), dpi=120)
+    panels = figure.subplots(1, len(MEASURES), squeeze=False)[0]
+    for panel, (measure, name) in zip(panels, MEASURES.items(), strict=True):
+        for number, (fixed, own) in enumerate(lines.items()):
+            own = sorted(own, key=lambda cell: values.index(getattr(cell, key)))
+            means, reaches = [], []
+            for cell in own:
+                of = [r["scores"] for (c, _), r in results.items() if c == cell]
+                mean, reach = mean_interval([100 * share(s, measure) for s in of])
+                means.append(mean)
+                reaches.append(reach or 0.0)
+            places = [values.index(getattr(c, key)) + 0.05 * number for c in own]
+            style = {"marker": "o", "ms": 4, "capsize": 3, "lw": 1.2}
+            panel.errorbar(places, means, reaches, label=", ".join(fixed), **style)
+        panel.set_xticks(range(len(values)), [str(value) for value in values])
+        panel.set_title(name, fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.grid(axis="y", alpha=0.3)
+    panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
+    figure.suptitle(f"{key}: right answers in %", fontsize=10)
+    figure.tight_layout()
+    file = folder / f"{table.name}-{key}.png"
     figure.savefig(file, bbox_inches="tight")
     return file
 

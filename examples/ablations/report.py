@@ -33,30 +33,35 @@ def read_results(folder: Path) -> dict[tuple[Cell, int], dict[str, Any]]:
 
 
 def write_report(folder: Path, readme: Path | None = None) -> list[Path]:
-    """report.md and a PNG for each table that has results; what was written.
+    """report.md, and PNGs for each table that has results and its axes; all files.
 
     readme: its tables, too, between `<!-- NAME -->` and `<!-- end NAME -->`.
     """
-    from examples.ablations.plots import plot_table
+    from examples.ablations.plots import plot_axis, plot_table
 
     results = read_results(folder)
-    parts, written = {}, []
+    parts, plots = {}, {}
     for table in TABLES:
         if not (text := table_text(table, results)):
             continue
         parts[table.name] = text
-        written.append(plot_table(folder, table, results))
+        plots[table.name] = [plot_table(folder, table, results)]
+        if len(table.keys) > 1:
+            along = (plot_axis(folder, table, key, results) for key in table.keys)
+            plots[table.name] += [file for file in along if file]
     lines = ["# Ablations", "", note(results)]
     for table in TABLES:
         if table.name in parts:
             lines += ["", f"## {table.title}", "", parts[table.name]]
-            lines += ["", f"![{table.title}]({table.name}.png)"]
+            for file in plots[table.name]:
+                lines += ["", f"![{table.title}]({file.name})"]
     report = folder / REPORT
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    written = [report, *(file for files in plots.values() for file in files)]
     if readme is not None:
         _put_into(readme, parts | {"note": note(results)})
         written.append(readme)
-    return [report, *written]
+    return written
 
 
 def note(results: dict[tuple[Cell, int], dict[str, Any]]) -> str:
