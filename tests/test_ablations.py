@@ -15,7 +15,7 @@ from examples.ablations.__main__ import main
 from examples.ablations.findings import EFFECTS, Effect, mean_interval
 from examples.ablations.plan import BASE, BY_NAME, FULL, QUICK, Cell, Run
 from examples.ablations.report import write_report
-from examples.ablations.work import do_run, result_of
+from examples.ablations.work import do_run, result_of, vocabulary
 from helpers import ROOT, assert_fails, needs, run_python
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.training.documents import Document
@@ -180,6 +180,7 @@ def made_result(cell: Cell, seed: int, right: int) -> dict:
         "cell": plan.as_dict(cell),
         "seed": seed,
         "recipe": {},
+        "vocabulary": vocabulary(),
         "size": asdict(FULL),
         "seconds": {"cpu": 120.0, "wall": 130.0},
         "documents": 10,
@@ -326,7 +327,10 @@ def test_the_commands(parts, tmp_path):
     assert report.stdout.splitlines() == [f"{out}/report.md", f"{out}/parts.png"]
     assert "Made with --quick" in (out / "report.md").read_text()
     mixed = run_python("-m", "examples.ablations", "run", "parts", "--out", out)
-    assert_fails(mixed, "is of another recipe than today's encoder-regions-48-seed0")
+    assert_fails(
+        mixed,
+        "is of another recipe or vocabulary than today's encoder-regions-48-seed0",
+    )
 
 
 def test_the_list_is_printed(capsys):
@@ -374,7 +378,16 @@ def test_results_that_are_none(tmp_path):
     with pytest.raises(CheckpointError, match="is not the result of a run"):
         write_report(tmp_path)
     file.write_text(json.dumps(made_result(BASE, 0, 1)))
-    with pytest.raises(ConfigError, match="another recipe than today's c_abstractor"):
+    # Another vocabulary alone is refused, too.
+    recipe = json.loads(json.dumps(run.recipe(QUICK)))
+    other = {"recipe": recipe, "vocabulary": "another"}
+    file.write_text(json.dumps(made_result(BASE, 0, 1) | other))
+    with pytest.raises(ConfigError, match="another recipe or vocabulary"):
+        result_of(tmp_path, run, QUICK)
+    file.write_text(json.dumps(made_result(BASE, 0, 1)))
+    with pytest.raises(
+        ConfigError, match="another recipe or vocabulary than today's c_abstractor"
+    ):
         result_of(tmp_path, run, QUICK)
 
 

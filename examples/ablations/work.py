@@ -4,6 +4,7 @@ Everything that is known about a run is in its folder; whoever finds a result.js
 does not train it again.
 """
 
+import hashlib
 import json
 import shutil
 import time
@@ -21,17 +22,24 @@ CURVE = 10  # steps that a point of the loss curve is a mean of
 
 
 def result_of(folder: Path, run: Run, size: Size) -> dict[str, Any] | None:
-    """What a finished run found, or None. ConfigError if it is of another recipe."""
+    """What a finished run found, or None. ConfigError if it is of another recipe or
+    vocabulary, which `report` would otherwise compare with today's."""
     file = folder / run.name / RESULT
     if not file.is_file():
         return None
     found = read_result(file)
-    if found["recipe"] != json.loads(json.dumps(run.recipe(size))):
+    recipe = json.loads(json.dumps(run.recipe(size)))
+    if (found["recipe"], found["vocabulary"]) != (recipe, vocabulary()):
         raise ConfigError(
-            f"{file} is of another recipe than today's {run.name}. Give another --out, "
-            f"or remove {file.parent} to train it again."
+            f"{file} is of another recipe or vocabulary than today's {run.name}. Give "
+            f"another --out, or remove {file.parent} to train it again."
         )
     return found
+
+
+def vocabulary() -> str:
+    """What tells mm1-tiny's vocabulary, which all runs share, from another."""
+    return hashlib.sha256(TOKENIZER.read_bytes()).hexdigest()[:16]
 
 
 def read_result(file: Path) -> dict[str, Any]:
@@ -40,7 +48,7 @@ def read_result(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}). Remove it.") from error
-    keys = {"name", "kind", "cell", "seed", "recipe", "seconds"}
+    keys = {"name", "kind", "cell", "seed", "recipe", "vocabulary", "seconds"}
     if not isinstance(found, dict) or not keys <= found.keys():
         raise CheckpointError(f"{file} is not the result of a run. Remove it.")
     return found
@@ -87,6 +95,7 @@ def do_run(
             "cell": as_dict(run.cell),
             "seed": run.seed,
             "recipe": recipe,
+            "vocabulary": vocabulary(),
             "size": asdict(size),
         }
         if run.kind == "joint":
