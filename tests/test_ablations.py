@@ -22,12 +22,13 @@ from mm1_mlx.training.documents import Document
 from mm1_mlx.training.pretraining import document_encoder
 from mm1_mlx.training.recipe import Recipe
 
-ALL = plan.runs_of(plan.TABLES)
+ALL = plan.runs_of(plan.BY_VALUE)
 
 # --- the list ------------------------------------------------------------------------
 
 
 def test_every_cell_of_every_table_is_run_with_every_seed():
+    assert set(plan.BY_VALUE) == set(plan.TABLES)
     joint = [run for run in ALL if run.kind == "joint"]
     wanted = {(c, s) for t in plan.TABLES for c in t.cells for s in (0, 1, 2)}
     assert Counter((run.cell, run.seed) for run in joint) == Counter(wanted)

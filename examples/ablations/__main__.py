@@ -101,7 +101,7 @@ def _runs(args: argparse.Namespace) -> list[Run]:
                 f"unknown table '{name}'{did_you_mean(name, known)} (of "
                 f"{', '.join(known)})"
             )
-    chosen = plan.TABLES if ALL in names else tuple(BY_NAME[name] for name in names)
+    chosen = plan.BY_VALUE if ALL in names else tuple(BY_NAME[name] for name in names)
     return plan.runs_of(chosen, tuple(range(args.seeds)))
 
 

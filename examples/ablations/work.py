@@ -64,13 +64,28 @@ def do_run(
 ) -> dict[str, Any] | None:
     """Train and measure a run; its result, or None where it was stopped.
 
-    progress: told the done share of the training's steps.
+    progress: told the done share of the training's steps. CheckpointError where
+    another process works on the same run.
     """
+    from mm1_mlx.checkpoint.disk import locked
+
+    own = folder / run.name
+    own.mkdir(parents=True, exist_ok=True)
+    with locked(own):
+        return _do_run(folder, run, size, progress, stop)
+
+
+def _do_run(
+    folder: Path,
+    run: Run,
+    size: Size,
+    progress: Callable[[float], None],
+    stop: Callable[[], bool],
+) -> dict[str, Any] | None:
     from mm1_mlx.checkpoint.folder import replacing_file
     from mm1_mlx.training.pretraining_run import pretrain
 
     own = folder / run.name
-    own.mkdir(parents=True, exist_ok=True)
     recipe = run.recipe(size)
     written = own / RECIPE
     written.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
@@ -142,12 +157,15 @@ class _Diary:
 
     def write(self) -> None:
         """Keep it for the process that goes on."""
+        from mm1_mlx.checkpoint.folder import replacing_file
+
         known = {
             "seconds": self._spent(),
             "documents": self._documents + self._now,
             "losses": {step: round(loss, 4) for step, loss in self._curve.items()},
         }
-        self._file.write_text(json.dumps(known) + "\n", encoding="utf-8")
+        with replacing_file(self._file) as temporary:
+            temporary.write_text(json.dumps(known) + "\n", encoding="utf-8")
 
     def found(self) -> dict[str, Any]:
         """What result.json holds of it; curve: (last step, mean loss) of every ten."""

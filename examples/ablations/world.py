@@ -20,8 +20,8 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 SHAPES = ("circle", "square", "triangle", "star")
 PAIRS = tuple(p for p in s.TRAINING_PAIRS if p[0] in COLOURS and p[1] in SHAPES)
 TASKS = ("count", "colour", "shape", "existence", "position", "caption")
-# Radius, as a part of the picture: the small ones are 8 of 48 pixels across.
-SMALLEST, LARGEST = 0.08, 0.22
+# Radius, as a part of the picture: the small ones are 10 of 48 pixels across.
+SMALLEST, LARGEST = 0.1, 0.24
 MOST_THINGS = 3
 MOST_SHOTS = 3
 NAMES = ("colour", "shape", "pair")  # what a naming document may name
