@@ -120,7 +120,7 @@ class Size:
     layers: int = 3
     batch: int = 8  # rows of a joint step; an encoder step has eight times the pictures
     steps: dict[str, int] = field(
-        default_factory=lambda: {"encoder": 600, "decoder": 500, "joint": 800}
+        default_factory=lambda: {"encoder": 600, "decoder": 500, "joint": 600}
     )
     rate: float = 0.002
     each: int = 100  # test questions of each task; see measure.py
@@ -164,8 +164,16 @@ class Run:
 
     @property
     def cost(self) -> float:
-        """Minutes of one core of the x86-64 server that the times were taken on."""
-        return 2.0
+        """Minutes of a processor core, about: seconds of a step, measured on an x86-64
+        server with its cores shared with other work, which makes them long."""
+        patches = (self.cell.pixels // PATCH) ** 2
+        if self.kind == "encoder":
+            seconds = 0.30 + 0.0067 * (patches - 36)
+        elif self.kind == "decoder":
+            seconds = 0.15
+        else:  # linear in both, to a few percent
+            seconds = 0.32 + 0.0029 * (patches - 36) + 0.0049 * (self.cell.tokens - 16)
+        return seconds * FULL.steps[self.kind] / 60
 
     def recipe(self, size: Size) -> dict[str, Any]:
         """What `pretrain` reads."""
