@@ -106,7 +106,7 @@ TABLES = (
     ),
 )
 BY_NAME = {table.name: table for table in TABLES}
-# How all are run: four tables are whole before the one that costs as much as they.
+# How all are run: four tables are whole before the one that costs more.
 BY_VALUE = tuple(
     BY_NAME[name] for name in ("mix", "encoders", "experts", "parts", "connectors")
 )
@@ -320,7 +320,7 @@ def _joint_stage(cell: Cell, size: Size) -> dict[str, Any]:
     return {
         **_common(size, "joint"),
         "row_length": max(160 + 2 * cell.tokens, 112 + 4 * cell.tokens),
-        "images_per_row": round(2.4 * caption + 5.0 * interleaved, 2),
+        "images_per_row": round(2.4 * caption + 5.6 * interleaved, 2),
         "targets_per_row": 48,
         "mix": {"caption": caption, "interleaved": interleaved, "text": text},
         "vision_rate": vision if cell.trained == "all" else 0.0,
