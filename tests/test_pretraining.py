@@ -239,6 +239,18 @@ def test_a_run_that_is_stopped_goes_on_exactly(stub, tmp_path):
     ).read_bytes()
 
 
+def test_with_both_rates_at_zero_only_the_connector_learns():
+    joint = {"vision_rate": 0.0, "decoder_rate": 0.0}
+    recipe = Recipe.from_dict(recipe_with(data="json", joint=joint))
+    source = type("Source", (), {"document": staticmethod(stub_document)})
+    trainer = make_joint(recipe, source)
+    before = dict(tree_flatten(trainer.module.parameters()))
+    next(iter(trainer.run(save_every=100)))
+    after = dict(tree_flatten(trainer.module.parameters()))
+    moved = {n for n in before if mx.any(before[n] != after[n]).item()}
+    assert moved and {name.partition(".")[0] for name in moved} == {"connector"}
+
+
 def test_a_finished_run_is_only_written_again(stub):
     files = stub()
     pretrain(*files)

@@ -124,9 +124,14 @@ class JointStage:
         self._images = images
 
     def rate_groups(self) -> list[Group]:
-        """The encoder may learn at a rate of its own."""
-        rate = self.settings.vision_rate
-        return [] if rate == 1.0 else [(lambda n: n.startswith("vision."), rate)]
+        """Encoder and decoder may learn at rates of their own; at 0 they stay."""
+        s = self.settings
+        parts = (("vision.", s.vision_rate), ("decoder.", s.decoder_rate))
+        return [
+            (lambda name, part=part: name.startswith(part), rate)
+            for part, rate in parts
+            if rate != 1.0
+        ]
 
     def host_batch(
         self,

@@ -59,6 +59,7 @@ class StageSettings:
         default_factory=lambda: {"caption": 0.45, "interleaved": 0.45, "text": 0.10}
     )
     vision_rate: float = 1.0  # the encoder's learning rate, relative
+    decoder_rate: float = 1.0  # the decoder's, likewise
     recompute: bool = False  # gradient checkpointing: less memory, a third slower
     contrast: float = 0.0  # joint stage: weight of the region contrast beside the text
     # joint stage: steps of another shape, for long documents; see `at`
@@ -126,7 +127,7 @@ class StageSettings:
         for key in ("clip", "images_per_row"):
             value = getattr(self, key)
             _check(name, key, value, _is_number(value) and value > 0, "above 0")
-        for key in ("weight_decay", "vision_rate", "contrast"):
+        for key in ("weight_decay", "vision_rate", "decoder_rate", "contrast"):
             value = getattr(self, key)
             _check(name, key, value, _is_number(value) and value >= 0, "0 or more")
         good = _is_number(self.floor) and 0 <= self.floor <= 1

@@ -1,0 +1,1 @@
+"""MM1's ablations in small: the list of runs, the runs, the report."""
