@@ -63,6 +63,32 @@ def test_tokens_of_two_questions_about_one_picture(to_tokens):
     assert tokens.images == ["picture"]
 
 
+def test_image_tokens_that_are_left_out_leave_positions_as_they_are(to_tokens):
+    document = asked("x")
+    document.images = ["one", "two"]
+    document.context = [Text("<user><image>a<image>")]
+    document.kept = [[1], None]
+    tokens = to_tokens(document, 100)
+    # two tokens a picture: the first one's first is not read
+    assert tokens.ids == [BOS, USER, IMAGE, A, IMAGE, IMAGE, A, ASSISTANT, X, EOS]
+    assert tokens.position == [0, 1, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert tokens.branch == [0] * 6 + [1] * 4
+    assert tokens.kept == [[1], None]
+    row = Row([tokens])
+    batch = collate([row], 12, PAD, targets=2)
+    assert batch.kept == [[1], None] and batch.source.tolist() == [7, 8]
+    assert [p.text for p in document.branches[0]] == ["a<assistant>", "x"]
+
+
+def test_what_is_left_out_makes_room(to_tokens):
+    document = asked("x")
+    to_tokens(document, 8)
+    with pytest.raises(DatasetError):
+        to_tokens(document, 7)
+    document.kept = [[0]]
+    assert len(to_tokens(document, 7).ids) == 7
+
+
 def test_an_end_mark_follows_each_turn_and_nothing_else(to_tokens):
     turns = [
         Text("<user>a<assistant>"),

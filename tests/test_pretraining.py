@@ -121,6 +121,81 @@ def test_the_router_losses_are_weighed_as_the_paper_does():
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_chosen_tokens_are_those_of_the_whole_picture():
+    """All tokens named one by one are all tokens; a shared picture is encoded once."""
+    from PIL import Image
+
+    from mm1_mlx.training.documents import Document, Text
+
+    shared = Image.new("RGB", (16, 16), (200, 0, 0))
+
+    def source_of(kept):
+        def document(rng, kind, progress):
+            turns = [Text("<image>y<image>")]
+            made = Document(kind, [shared] * 2, turns, [[Text("x", True)]])
+            made.kept = kept
+            return made
+
+        return type("Source", (), {"document": staticmethod(document)})
+
+    recipe = Recipe.from_dict(recipe_with())
+    Q = recipe.model.tokens_per_image
+    losses = []
+    for kept in ([], [list(range(Q))] * 2, [[0], None]):
+        stage = make_joint(recipe, source_of(kept)).stage
+        arrays, _ = stage.host_batch(random.Random(0), 3, 0.0)
+        assert (arrays[4] != 0).any(axis=(1, 2, 3)).sum() == 1
+        losses.append(stage.loss(*map(mx.array, arrays))[0].item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_alternate_steps_have_their_own_shape_and_data():
+    values = recipe_with()
+    own = {"share": 0.5, "batch": 2, "row_length": 40, "mix": {"interleaved": 1.0}}
+    values["stages"]["joint"] |= {"alternates": [own], "row_length": 24, "batch": 3}
+    settings = Recipe.from_dict(values).stages["joint"]
+    shapes = [(settings.at(i).batch, settings.at(i).row_length) for i in range(200)]
+    assert set(shapes) == {(3, 24), (2, 40)}
+    assert 70 < shapes.count((2, 40)) < 130  # 100 expected, standard deviation 7
+    step = shapes.index((2, 40))
+    source = type("Source", (), {"document": staticmethod(stub_document)})
+    stage = make_joint(Recipe.from_dict(values), source).stage
+    arrays, _ = stage.host_batch(random.Random(0), 2, 0.0, settings.at(step))
+    assert arrays[0].shape == (2, 40)
+
+
+@pytest.mark.parametrize(
+    "own, message",
+    [
+        ({"batch": 2}, r"alternates\[0\]\.share is None, but must be above 0"),
+        ({"share": 0.5, "steps": 2}, r"alternates\[0\]: unknown keys \['steps'\]"),
+        ({"share": 0.5, "batch": 0}, r"alternates\[0\]\.batch is 0"),
+        ({"share": 1.5}, "share is 1.5, but must be above 0 and below 1"),
+        (3, "alternates is .*a list of objects"),
+    ],
+)
+def test_wrong_alternates_are_named(own, message):
+    values = recipe_with()
+    values["stages"]["joint"]["alternates"] = [own]
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_dict(values)
+
+
+def test_a_frozen_encoder_works_ahead_and_stays_as_it_is():
+    values = recipe_with()
+    source = type("Source", (), {"document": staticmethod(stub_document)})
+    plain = make_joint(Recipe.from_dict(values), source).stage
+    values["stages"]["joint"] |= {"vision_rate": 0, "contrast": 0}
+    frozen = make_joint(Recipe.from_dict(values), source).stage
+    losses = []
+    for stage in (plain, frozen):
+        arrays, _ = stage.host_batch(random.Random(0), 3, 0.0)
+        losses.append(stage.loss(*map(mx.array, arrays))[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert plain.host_batch(random.Random(0), 3, 0.0)[0][4].ndim == 4
+    assert frozen.host_batch(random.Random(0), 3, 0.0)[0][4].ndim == 3
+
+
 def test_padding_takes_no_experts_place(monkeypatch):
     """A row is rarely full; what fills it must not push tokens out of an expert."""
     values = recipe_with()

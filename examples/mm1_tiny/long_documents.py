@@ -16,8 +16,11 @@ from examples.mm1_tiny.pictures import (
     scene_regions,
 )
 from mm1_mlx.training.documents import Document, Region, Text
+from mm1_mlx.training.encoder_stage import box_weights
 
 LONG_MIX = {"naming": 0.6, "tiles": 0.2, "steps": 0.14, "shots": 0.06}
+GLANCES = 0.6  # share of naming documents that read a few tokens of each picture
+SIDE = 8  # image tokens of a picture are SIDE x SIDE
 NUMBERED = 0.4  # share of "many": numbered pictures
 POOL = 28  # pictures of single things that the documents of a batch share
 FEW = 5  # pictures or tiles of a "long" document: what a row of 384 tokens holds
@@ -69,7 +72,20 @@ def _naming(rng: random.Random, progress: float, most: int) -> Document:
     least = 3 if most == FEW else FEW + 1
     shown, text = naming.named_pictures(pool(rng, progress), rng, least, most)
     images, regions = [x[1] for x in shown], [x[2] for x in shown]
-    return _document(images, regions, text, "naming")
+    document = _document(images, regions, text, "naming")
+    if rng.random() < GLANCES:
+        pairs = zip(images, regions, strict=True)
+        document.kept = [glance(image, own, rng) for image, own in pairs]
+    return document
+
+
+def glance(image: Any, regions: list[Region], rng: random.Random) -> list[int]:
+    """A quarter of a picture's tokens: mostly where its thing is, some beside it."""
+    on = box_weights(regions[0].box, *image.size, SIDE)
+    inside = [i for i, weight in enumerate(on) if weight > 0]
+    found = set(rng.sample(inside, min(12, len(inside))))
+    found |= set(rng.sample(range(SIDE * SIDE), 4))
+    return sorted(found)
 
 
 def _shots(rng: random.Random, progress: float, most: int) -> Document:

@@ -48,6 +48,10 @@ class Document:
     branches: each a list of pieces; at least one.
     tasks: a name per branch, for statistics.
     regions: a list per image, empty lists where nothing is known.
+    kept: of each image the numbers of the image tokens that are read, in order, or None
+        for all; empty: all of all. The others are left out, and everything keeps its
+        position: documents of many pictures cost a fraction where a few tokens show
+        what they are about (as patch dropout does in an encoder).
     """
 
     kind: str
@@ -56,3 +60,4 @@ class Document:
     branches: list[list[Text]]
     tasks: list[str] = field(default_factory=list)
     regions: list[list[Region]] = field(default_factory=list)
+    kept: list[list[int] | None] = field(default_factory=list)

@@ -7,7 +7,7 @@ every document and, after the context, with every branch.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -43,6 +43,8 @@ class Tokens:
     images: list
     regions: list[list[Region]]  # of each image
     tasks: list[str]
+    # Of each image the tokens that are read; None, or an empty list: all.
+    kept: list[list[int] | None] = field(default_factory=list)
 
 
 class DocumentEncoder:
@@ -104,13 +106,15 @@ class DocumentEncoder:
         )
         ids, supervised = [self.marks.bos, *ids], [False, *supervised]
         start = len(ids)
+        Q = self.marks.tokens_per_image
+        left_out = sum(Q - len(k) for k in document.kept if k is not None)
         branch, position = [0] * start, list(range(start))
         weight = _weights(supervised)
         tasks = []
         names = document.tasks or [""] * len(document.branches)
         for number, pieces in enumerate(document.branches, 1):
             new, flags = self._pieces(pieces, last=True)
-            if len(ids) + len(new) > max_tokens:
+            if len(ids) + len(new) - left_out > max_tokens:
                 continue
             ids += new
             branch += [number] * len(new)
@@ -123,7 +127,25 @@ class DocumentEncoder:
                 f"({start} before its first branch). Raise the row length."
             )
         regions = document.regions or [[] for _ in document.images]
-        return Tokens(ids, branch, position, weight, document.images, regions, tasks)
+        kept = document.kept or [None] * len(document.images)
+        read = self._read(ids, kept)
+        lists = ([x[i] for i in read] for x in (ids, branch, position, weight))
+        return Tokens(*lists, document.images, regions, tasks, kept)
+
+    def _read(self, ids: list[int], kept: list[list[int] | None]) -> list[int]:
+        """Places of the ids that are read: all but image tokens that are left out."""
+        if not any(numbers is not None for numbers in kept):
+            return list(range(len(ids)))
+        Q, read, seen = self.marks.tokens_per_image, [], 0
+        for place, one in enumerate(ids):
+            if one == self.marks.image:
+                image, number = divmod(seen, Q)
+                seen += 1
+                numbers = kept[image]
+                if numbers is not None and number not in numbers:
+                    continue
+            read.append(place)
+        return read
 
 
 def _weights(supervised: list[bool]) -> list[float]:
@@ -207,6 +229,7 @@ class Batch:
     Shapes:
         ids, document, branch, position: (R, L) int32
         images, regions: N pictures in reading order, and what stands in each
+    kept: of each picture the numbers of its tokens that are read, None for all
         source, target: (M,) flat index of the state that predicts, and the id it
             should predict; weight: (M,) float32, 0 where padded
     """
@@ -217,6 +240,7 @@ class Batch:
     position: np.ndarray
     images: list
     regions: list[list[Region]]
+    kept: list[list[int] | None]
     source: np.ndarray
     target: np.ndarray
     weight: np.ndarray
@@ -231,6 +255,7 @@ def collate(rows: list[Row], length: int, pad: int, targets: int = TARGETS) -> B
     branch, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     images: list = []
     regions: list[list[Region]] = []
+    kept: list[list[int] | None] = []
     source, target, weight = [], [], []
     count = 0
     for r, row in enumerate(rows):
@@ -243,6 +268,7 @@ def collate(rows: list[Row], length: int, pad: int, targets: int = TARGETS) -> B
             position[r, at:stop] = part.position
             images += part.images
             regions += part.regions
+            kept += part.kept or [None] * len(part.images)
             context = part.branch.count(0)
             for j, w in enumerate(part.weight):
                 if w and j:
@@ -263,6 +289,7 @@ def collate(rows: list[Row], length: int, pad: int, targets: int = TARGETS) -> B
         position=position,
         images=images,
         regions=regions,
+        kept=kept,
         source=np.array(source + [0] * extra, np.int32),
         target=np.array(target + [0] * extra, np.int32),
         weight=np.array(weight + [0.0] * extra, np.float32),

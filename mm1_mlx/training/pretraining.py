@@ -156,9 +156,9 @@ class JointStage:
         shots = _pixel_array([batch.images[i] for i in first_of], self._images, room)
         if self._features_ahead is not None:
             shots = self._features_ahead(shots, len(first_of))
-        slots = max(count * (s.row_length // self._tokens_per_image), 1)
-        shown = np.zeros(slots, np.int32)
-        shown[: len(which)] = which
+        shown = np.zeros(count * s.row_length, np.int32)
+        places = self._places(which, batch.kept)
+        shown[: len(places)] = places
         arrays = (
             batch.ids, batch.document, batch.branch, batch.position, shots, shown,
             batch.source, batch.target, batch.weight,
@@ -166,6 +166,16 @@ class JointStage:
         if self.contrast is not None:
             arrays += self._contrast_arrays(batch, first_of, room)
         return arrays, batch.documents
+
+    def _places(self, which: list[int], kept: list[list[int] | None]) -> list[int]:
+        """Which of all pictures' tokens stands in each image slot. which: the picture
+        of each image."""
+        Q = self._tokens_per_image
+        return [
+            Q * picture + number
+            for picture, numbers in zip(which, kept, strict=True)
+            for number in (range(Q) if numbers is None else numbers)
+        ]
 
     def _contrast_arrays(
         self, batch: Batch, first_of: list[int], room: int
@@ -182,8 +192,9 @@ class JointStage:
     ):  # fmt: skip
         """The whole loss and what is reported. Shapes as in training.packing.Batch.
 
-        shown: (N,) int32, which of `shots` stands in each image's place. regions: with
-        settings.contrast, what encoder_stage.contrast_arrays makes.
+        shown: (R * L,) int32, which token of `shots` stands in each image slot, in
+        reading order. regions: with settings.contrast, what
+        encoder_stage.contrast_arrays makes.
         """
         model = self._model
         features = shots
@@ -195,7 +206,7 @@ class JointStage:
             document,
             branch,
             position,
-            model.connector(features)[shown],
+            _chosen(model.connector(features), shown),
             source,
             target,
             weight,
@@ -206,6 +217,11 @@ class JointStage:
             loss = loss + self.settings.contrast * apart
             metrics |= {"contrast": apart, "regions": right}
         return loss, metrics
+
+
+def _chosen(tokens: mx.array, places: mx.array) -> mx.array:
+    """Image tokens by their places among all. (N, Q, D) -> (1, T, D)."""
+    return tokens.reshape(-1, tokens.shape[-1])[places][None]
 
 
 class _FeaturesAhead:
