@@ -70,10 +70,17 @@ def _document(
 
 def _naming(rng: random.Random, progress: float, most: int) -> Document:
     least = 3 if most == FEW else FEW + 1
+    return naming_document(rng, progress, least, most, GLANCES)
+
+
+def naming_document(
+    rng: random.Random, progress: float, least: int, most: int, glances: float
+) -> Document:
+    """Pictures that new words name; glances: how often only a few tokens of each."""
     shown, text = naming.named_pictures(pool(rng, progress), rng, least, most)
     images, regions = [x[1] for x in shown], [x[2] for x in shown]
     document = _document(images, regions, text, "naming")
-    if rng.random() < GLANCES:
+    if rng.random() < glances:
         pairs = zip(images, regions, strict=True)
         document.kept = [glance(image, own, rng) for image, own in pairs]
     return document

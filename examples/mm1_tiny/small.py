@@ -84,8 +84,8 @@ def small_picture(rng: random.Random) -> tuple[Image.Image, list[Question]]:
 
 @cache
 def reading() -> tuple[ImageSettings, TilingConfig]:
-    """How mm1-tiny reads pictures: recipe_7.json."""
-    recipe = read_recipe(Path(__file__).parent / "recipe_7.json")
+    """How mm1-tiny reads pictures: recipe_8.json."""
+    recipe = read_recipe(Path(__file__).parent / "recipe_8.json")
     assert recipe.model.tiling_config is not None
     return recipe.images, recipe.model.tiling_config
 
