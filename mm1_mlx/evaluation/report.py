@@ -223,7 +223,7 @@ def _groups(entry: Entry) -> str:
 
 
 def _scoring_of_errors() -> str:
-    return "They count as answered with nothing."
+    return "They count as wrong."
 
 
 def _errors(entry: Entry) -> str:

@@ -275,6 +275,8 @@ class _Run:
         )
 
     def _value(self, sample: Sample, record: Record) -> Answered:
+        if "error" in record:  # what a rule makes of "" may be right
+            return Answered(sample, "", None)
         text, clean = record["answer"], self.task.clean
         if self.how.form == "pretrain" and self.task.shot_clean is not None:
             clean = self.task.shot_clean

@@ -35,7 +35,7 @@ class Answered:
 
     sample: Sample
     text: str  # what the model said
-    value: Any  # after the task's post-processing
+    value: Any  # after the task's post-processing; None if it could not be asked
 
 
 @dataclass(frozen=True)
