@@ -55,6 +55,7 @@ def _task(
     shots: str | None = None,
     shot_clean: Clean | None = None,
     note: str = "",
+    boxes: bool = False,
 ) -> Task:
     """A row of the table. form: of prompts.FORMS. shots: the split that has them."""
     asked = FORMS[form]
@@ -74,6 +75,7 @@ def _task(
         shot_clean=shot_clean,
         metric=metric,
         hub=hub,
+        boxes=boxes,
         source=f"{asked.source}{'; ' if note else ''}{note}",
     )
 
@@ -108,6 +110,7 @@ def _boxes(family: str, name: str, read: Read, hub: str, splits: Iterable[str]):
             first_box,
             hub=hub,
             shots="train",
+            boxes=True,
         )
 
 
@@ -421,6 +424,7 @@ _ROWS += [
         metric,
         clean,
         shots="train",
+        boxes=name == "boxes",
     )
     for name, how, form, metric, clean in _OWN
 ]

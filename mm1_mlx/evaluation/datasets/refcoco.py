@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mm1_mlx.errors import DatasetError, ImageError
+from mm1_mlx.errors import MM1Error
 from mm1_mlx.evaluation.datasets.pictures import Pictures
 from mm1_mlx.evaluation.datasets.places import Place
 from mm1_mlx.evaluation.datasets.plain_pickle import read_plain
@@ -124,13 +124,14 @@ def _reader(folder: str, owner: str) -> Read:
 
 def _as_parts(sample: Sample) -> Sample:
     """Its box as parts of the picture's sides, 0 to 1. The picture's header is read
-    where the dataset does not say how large it is."""
+    where the dataset does not say how large it is; None where that is broken: then the
+    sample cannot be asked either."""
     box, size = sample.fields["box"], sample.fields.get("size")
     if size is None:
         try:
             size = image_size(sample.images[0].read())
-        except ImageError as error:
-            raise DatasetError(f"{sample.fields['where']}: {error}") from error
+        except MM1Error:
+            return replace(sample, fields={**sample.fields, "box": None})
     width, height = size
     sides = (width, height, width, height)
     parts = tuple(value / side for value, side in zip(box, sides, strict=True))
