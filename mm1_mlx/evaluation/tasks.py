@@ -6,6 +6,7 @@ whose answers a server keeps: figures on `val` are near them, not the same.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from mm1_mlx.errors import DatasetError
@@ -414,12 +415,13 @@ _OWN: list[tuple[str, str, str, Metric, Clean]] = [
     ),
     ("boxes", "IoU above 0.5", "refcoco", box_accuracy, first_box),
 ]
+_NEEDS = {"choices": "choices", "boxes": "box"}
 _ROWS += [
     _task(
         f"own_{name}",
         f"Your own test.jsonl, .json or .parquet: {how}",
         form,
-        own.read_own,
+        partial(own.read_own, needs=_NEEDS.get(name, "answers")),
         "test",
         metric,
         clean,
