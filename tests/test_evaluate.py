@@ -481,6 +481,15 @@ def test_a_damaged_line_is_named(model, processor, tmp_path):
         run(model, processor, numbers(5), output=tmp_path)
 
 
+def test_a_record_without_an_answer_is_named(model, processor, tmp_path):
+    run(model, processor, numbers(5), output=tmp_path)
+    file = tmp_path / "numbers-0shot.jsonl"
+    first, *_ = file.read_text().splitlines()
+    file.write_text(first + '\n{"id": "val0", "prompt": "x"}\n')
+    with pytest.raises(DatasetError, match=r"line 2 is no record of a sample, with"):
+        run(model, processor, numbers(5), output=tmp_path)
+
+
 def test_two_runs_do_not_share_a_folder(model, processor, tmp_path):
     from mm1_mlx.checkpoint.disk import locked
     from mm1_mlx.errors import CheckpointError

@@ -160,11 +160,13 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] == _FORMAT and {"model", "weights", "results"} <= set(found):
+            markdown({"adapter": None, **found})  # each entry has all that it needs
             return found
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise DatasetError(
-        f"{path} is not a result of this command. Give another --output."
+        f"{path} is not a result of this command, or damaged. Give another --output, "
+        f"or remove the file."
     )
 
 

@@ -97,7 +97,12 @@ def evaluate(
     if output is None:
         return run.all(asked, header, None, None)
     folder = Path(output).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DatasetError(
+            f"--output {folder} is a file, or lies in one: give a folder."
+        ) from None
     with locked(folder):
         journal = Journal(folder / how.file(task.name, ".jsonl"), header, force)
         try:
