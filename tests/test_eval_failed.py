@@ -81,29 +81,34 @@ def tiny():
     return load("mm1-tiny")
 
 
+def asked(tiny, task, **settings):
+    model, processor = tiny
+    return run(model, processor, task, **settings)
+
+
 def test_a_picture_that_was_mended_is_asked_again(tiny, tmp_path):
     out = tmp_path / "out"
     write(tmp_path, a="red", b=None)
-    first = run(*tiny, pictures(tmp_path), output=out)
+    first = asked(tiny, pictures(tmp_path), output=out)
     assert [r["id"] for r in first.failed] == ["1"]
     write(tmp_path, b="blue")
-    again = run(*tiny, pictures(tmp_path), output=out)
+    again = asked(tiny, pictures(tmp_path), output=out)
     assert again.failed == [] and again.answered == 2
 
 
 def test_a_picture_that_was_changed_is_refused(tiny, tmp_path):
     out = tmp_path / "out"
     write(tmp_path, a="red", b="blue")
-    run(*tiny, pictures(tmp_path), output=out)
+    asked(tiny, pictures(tmp_path), output=out)
     Image.new("RGB", (80, 64), "green").save(tmp_path / "b.png")
     with pytest.raises(DatasetError, match=r"picture file of sample 1 was another one"):
-        run(*tiny, pictures(tmp_path), output=out)
+        asked(tiny, pictures(tmp_path), output=out)
 
 
 def test_what_is_expected_is_todays(tiny, tmp_path):
     write(tmp_path, a="red", b="blue")
-    run(*tiny, pictures(tmp_path), output=tmp_path / "out")
-    other = run(*tiny, pictures(tmp_path, "blue"), output=tmp_path / "out")
+    asked(tiny, pictures(tmp_path), output=tmp_path / "out")
+    other = asked(tiny, pictures(tmp_path, "blue"), output=tmp_path / "out")
     assert other.answered == 0
     assert [r["expected"] for r in other.records] == [["blue"], ["blue"]]
 
