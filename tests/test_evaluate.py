@@ -477,7 +477,7 @@ def test_a_damaged_line_is_named(model, processor, tmp_path):
     with pytest.raises(DatasetError, match=r"line 4 is not a JSON object.*--force"):
         run(model, processor, numbers(5), output=tmp_path)
     file.write_text("".join([*lines[:3], '{"a": 1}\n', *lines[4:]]))
-    with pytest.raises(DatasetError, match="line 4: no record of a sample"):
+    with pytest.raises(DatasetError, match="line 4 is no record of a sample"):
         run(model, processor, numbers(5), output=tmp_path)
 
 
