@@ -90,25 +90,28 @@ def evaluate(
     task = in_form_of(task, processor)
     given = _generation(task, how, settings)
     run = _Run(model, processor, task, how, given, store_of(model, reuse), watch)
-    header = _header(model, task, where, how, given)
-    if task.boxes:
-        header["boxes"] = form_in_words(processor)
+    header = _header(model, processor, task, where, how, given)
     asked = _questions(task, where, limit, how, processor)
     if output is None:
         return run.all(asked, header, None, None)
-    folder = Path(output).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise DatasetError(
-            f"--output {folder} is a file, or lies in one: give a folder."
-        ) from None
+    folder = _made(Path(output).expanduser())
     with locked(folder):
         journal = Journal(folder / how.file(task.name, ".jsonl"), header, force)
         try:
             return run.all(asked, header, folder, journal)
         finally:
             journal.close()
+
+
+def _made(folder: Path) -> Path:
+    """The folder of an output, made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DatasetError(
+            f"--output {folder} is a file, or lies in one: give a folder."
+        ) from None
+    return folder
 
 
 def _generation(task: Task, how: How, settings: dict[str, Any]) -> dict[str, Any]:
@@ -139,13 +142,20 @@ def _questions(
 
 
 def _header(
-    model: MM1, task: Task, where: Source, how: How, given: dict[str, Any]
+    model: MM1,
+    processor: Any,
+    task: Task,
+    where: Source,
+    how: How,
+    given: dict[str, Any],
 ) -> dict[str, Any]:
     """What decides the answers. Not the limit: a larger one goes on with a smaller.
 
     The batch size does: in 16 bits rounding depends on who is in a batch.
     """
+    boxes = {"boxes": form_in_words(processor)} if task.boxes else {}
     return {
+        **boxes,
         "task": task.name,
         "split": task.split,
         "data": str(where) if task.needs_data else None,
