@@ -15,7 +15,7 @@ from mm1_mlx.cli.parser import Parser, number, some_text, whole_number
 from mm1_mlx.cli.resolution import add_resolution
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.verbs import make_callable
-from mm1_mlx.errors import UsageError
+from mm1_mlx.errors import MM1Error, UsageError
 
 make_callable(__name__, "mm1_mlx.evaluation.runner")
 
@@ -200,18 +200,24 @@ def run(args: argparse.Namespace) -> int | None:
 
 def _check(tasks: list[Any], places: dict[str, Any], args: argparse.Namespace) -> None:
     """What can be refused before a model is loaded."""
-    from mm1_mlx.evaluation.choosing import source_of
-    from mm1_mlx.evaluation.few_shot import check_shots
+    from mm1_mlx.evaluation.choosing import choose_samples, source_of
+    from mm1_mlx.evaluation.few_shot import Shots, check_shots
 
-    for task in tasks:
-        source_of(task, places[task.name])
-        for k in args.shots:
-            check_shots(task, k)
+    if args.output is not None and args.output.is_file():
+        raise UsageError(f"--output {args.output} is a file: give a folder")
+    sources = [source_of(task, places[task.name]) for task in tasks]
+    for task, k in product(tasks, args.shots):
+        check_shots(task, k)
+    for task, where in zip(tasks, sources, strict=True):
+        if task.needs_data:  # what is made is good
+            choose_samples(task, where, args.limit, args.seed)
+            Shots(task, where, max(args.shots), args.seed)
 
 
 def _evaluate(
     tasks: list[Any], places: dict[str, Any], args: argparse.Namespace
-) -> None:
+) -> int | None:
+    """Ask and report row by row; 1 where one could not be, after the others."""
     import json
 
     from mm1_mlx.cli.evaluation import EvaluationView
@@ -229,20 +235,28 @@ def _evaluate(
         output, args.model, fingerprint(model), args.adapter_path, args.force
     )
     view = EvaluationView()
+    rows, failed = list(_rows(tasks, args)), 0
     with wired_limit():
         try:
-            for task, shots, wrong in _rows(tasks, args):
-                result = evaluate(
-                    model,
-                    processor,
-                    task,
-                    data=places[task.name],
-                    shots=shots,
-                    wrong_images=wrong,
-                    output=output,
-                    watch=view,
-                    **_settings(args),
-                )
+            for task, shots, wrong in rows:
+                try:
+                    result = evaluate(
+                        model,
+                        processor,
+                        task,
+                        data=places[task.name],
+                        shots=shots,
+                        wrong_images=wrong,
+                        output=output,
+                        watch=view,
+                        **_settings(args),
+                    )
+                except MM1Error as error:
+                    if len(rows) == 1 or isinstance(error, UsageError):
+                        raise
+                    failed += 1
+                    view.line(f"{task.name}, {shots}-shot: error: {error}")
+                    continue
                 report.add(result)
                 line = json.dumps(result.to_dict()) if args.json else str(result)
                 print(line, flush=True)
@@ -251,7 +265,11 @@ def _evaluate(
             raise
         finally:
             view.close()
-    print(f"{output / REPORT}", file=sys.stderr)
+    if failed < len(rows):
+        print(f"{output / REPORT}", file=sys.stderr)
+    if failed:
+        view.line(f"error: {failed} of {len(rows)} rows could not be asked, see above")
+    return 1 if failed else None
 
 
 def _usual_output(args: argparse.Namespace) -> Path:
@@ -289,9 +307,13 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _places(tasks: list[Any], given: list[str]) -> dict[str, str | None]:
     """Where each task is read from, None for its own place."""
-    named = dict(text.split("=", 1) for text in given if _names_task(text, tasks))
-    plain = [text for text in given if not _names_task(text, tasks)]
     reading = [task.name for task in tasks if task.needs_data]
+    if given and not reading:
+        names = ", ".join(task.name for task in tasks)
+        raise UsageError(f"--data: {names} makes its own samples. Leave --data out")
+    pairs = [(_task_of(text, reading), text) for text in given]
+    named = {name: text.split("=", 1)[1] for name, text in pairs if name is not None}
+    plain = [text for name, text in pairs if name is None]
     if len(plain) > 1:
         raise UsageError(
             f"--data names {len(plain)} places without a task; write TASK=PLACE"
@@ -305,8 +327,22 @@ def _places(tasks: list[Any], given: list[str]) -> dict[str, str | None]:
     return found
 
 
-def _names_task(text: str, tasks: list[Any]) -> bool:
-    return text.partition("=")[0] in {task.name for task in tasks} and "=" in text
+def _task_of(text: str, reading: list[str]) -> str | None:
+    """Of TASK=PLACE the task, by its name or alias; None for a place alone."""
+    from mm1_mlx.evaluation.tasks import ALIASES
+
+    name, equals, _ = text.partition("=")
+    if not equals:
+        return None
+    found = name if name in reading else ALIASES.get(name, name)
+    if found in reading:
+        return found
+    if Path(text).expanduser().exists():
+        return None
+    raise UsageError(
+        f"--data {text}: '{name}' is not one of the tasks that are asked here and read "
+        f"data ({', '.join(reading)})"
+    )
 
 
 def _listing(tasks: dict[str, Any]) -> str:

@@ -227,10 +227,13 @@ def test_mathvista(tmp_path):
         },
         {"pid": "2", "question": "Q", "decoded_image": cell(), "choices": ["a", "b"]},
     ]
+    rows[1]["answer"] = "b"
     path = tmp_path / "data" / "testmini-00000-of-00001-725687bf7a18d64b.parquet"
     write_table(path, rows)
     found = list(science.read_mathvista(tmp_path, "testmini"))
-    assert [s.answers for s in found] == [("1.2",), ()] and colour(found[0]) == "blue"
+    assert [s.answers for s in found] == [("1.2",), ("b",)] and colour(
+        found[0]
+    ) == "blue"
     assert found[0].fields["precision"] == 1
     assert found[0].fields["category"] == "math"
 

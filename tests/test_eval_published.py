@@ -1,6 +1,7 @@
 """Benchmarks in the layouts in which they are published, made up and tiny."""
 
 import base64
+from pathlib import Path
 
 import pytest
 from dataset_kit import colour, lines, png, put
@@ -349,6 +350,16 @@ def test_chartqa(tmp_path):
     ]
     assert plain(found[1]) == {"type": "augmented", "category": "augmented"}
     assert colour(found[0]) == "green"
+
+
+def test_chartqa_in_a_folder_that_is_named_from_here(tmp_path, monkeypatch):
+    for part in ("human", "augmented"):
+        row = {"imgname": "two.png", "query": "How many?", "label": "14"}
+        put(tmp_path, f"charts/test/test_{part}.json", [row])
+    put(tmp_path, "charts/test/png/two.png", "green")
+    monkeypatch.chdir(tmp_path)
+    found = list(documents.read_chartqa(Path("charts"), "test"))
+    assert [colour(sample) for sample in found] == ["green", "green"]
 
 
 @pytest.mark.parametrize("place", ["documents", "spdocvqa_images"])

@@ -57,6 +57,11 @@ def test_one_figure():
     assert one.reference.startswith("LLaVA, docs/MODEL_ZOO.md at commit")
 
 
+def test_a_figure_with_shots_stands_with_them():
+    (one,) = published("chartqa", model="GPT-4V")
+    assert (one.value, one.shots) == (78.5, 4) and "4 shots and chain" in one.note
+
+
 def test_a_table_names_its_sources_once():
     text = published_table("ok_vqa_val2014")
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]

@@ -477,7 +477,16 @@ def test_a_damaged_line_is_named(model, processor, tmp_path):
     with pytest.raises(DatasetError, match=r"line 4 is not a JSON object.*--force"):
         run(model, processor, numbers(5), output=tmp_path)
     file.write_text("".join([*lines[:3], '{"a": 1}\n', *lines[4:]]))
-    with pytest.raises(DatasetError, match="line 4: no record of a sample"):
+    with pytest.raises(DatasetError, match="line 4 is no record of a sample"):
+        run(model, processor, numbers(5), output=tmp_path)
+
+
+def test_a_record_without_an_answer_is_named(model, processor, tmp_path):
+    run(model, processor, numbers(5), output=tmp_path)
+    file = tmp_path / "numbers-0shot.jsonl"
+    first, *_ = file.read_text().splitlines()
+    file.write_text(first + '\n{"id": "val0", "prompt": "x"}\n')
+    with pytest.raises(DatasetError, match=r"line 2 is no record of a sample, with"):
         run(model, processor, numbers(5), output=tmp_path)
 
 

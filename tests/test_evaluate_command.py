@@ -20,7 +20,7 @@ from helpers import (
     run_cli,
     run_python,
 )
-from mm1_mlx.errors import DatasetError
+from mm1_mlx.errors import DatasetError, UsageError
 from mm1_mlx.evaluation import report
 from mm1_mlx.evaluation.report import Report, failures, markdown
 from mm1_mlx.evaluation.samples import Sample, Score
@@ -200,7 +200,7 @@ def test_broken_pictures_are_counted_and_named(data, tmp_path):
     text = (tmp_path / "out" / "report.md").read_text()
     assert "colour, 0-shot: 2 of 6" in text
     assert "| val-2 | val.jsonl:3 |" in text and "| val-4 | val.jsonl:5 |" in text
-    assert "They count as answered with nothing." in text
+    assert "They count as wrong." in text
     _, *kept = records(tmp_path / "out" / "colour-0shot.jsonl")
     assert [r["id"] for r in kept if "error" in r] == ["val-2", "val-4"]
     assert "val4.png" in kept[4]["error"]
@@ -233,6 +233,14 @@ def test_where_no_picture_can_be_read_nothing_is_reported(tmp_path):
         ),
         (("--task", "colour", "--data", "DATA/.."), r"has no val\.jsonl"),
         (("--task", "tiny_nothing"), r"There is no task 'tiny_nothing'"),
+        # what the second task or the shots need is read before the model is loaded
+        (
+            (
+                *("--model", "/absent", "--task", "colour", "no_shots"),
+                *("--data", "colour=DATA", "no_shots=DATA/.."),
+            ),
+            r"has no val\.jsonl",
+        ),
     ],
 )
 def test_wrong_inputs(data, arguments, message, tmp_path):
@@ -289,6 +297,75 @@ def test_places_for_several_tasks(data, tmp_path):
         str(data),
         str(tmp_path / "all" / "no_shots"),
     ]
+
+
+def places(names, *data):
+    from mm1_mlx.evaluate import _places
+
+    return _places(find_tasks(names, [str(KIT)]), list(data))
+
+
+def test_places_by_short_names_and_with_equals_signs(tmp_path):
+    two = ["coco", "colour"]
+    assert places(two, "coco=a", "colour=b") == {
+        "coco_karpathy_test": "a",
+        "colour": "b",
+    }
+    odd = tmp_path / "limit=4"
+    odd.mkdir()
+    assert places(["colour"], str(odd)) == {"colour": str(odd)}
+
+
+@pytest.mark.parametrize(
+    "names, data, message",
+    [
+        (
+            ["colour"],
+            ["color=a"],
+            r"--data color=a: 'color' is not .* \(colour\)",
+        ),
+        (["colour"], ["pope=a"], r"'pope' is not one of the tasks that are asked here"),
+        (["tiny_count"], ["a"], r"--data: tiny_count makes its own samples"),
+        (["tiny_count"], ["tiny_count=a"], r"--data: tiny_count makes its own samples"),
+    ],
+)
+def test_places_that_nobody_reads(names, data, message):
+    with pytest.raises(UsageError, match=message):
+        places(names, *data)
+
+
+def test_after_a_task_that_fails_the_others_are_asked(data, tmp_path):
+    broken = write_dataset(tmp_path / "broken", 2)
+    for i in range(2):
+        (broken / f"val{i}.png").unlink()
+    done = command(
+        *("--task", "colour", "no_shots", "--limit", 2, "--output", tmp_path / "out"),
+        *("--data", f"colour={broken}", f"no_shots={data}"),
+    )
+    first, *_, last = done.stderr.splitlines()
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert first.startswith("colour, 0-shot: error: colour: not one of 2 samples")
+    assert last == "error: 1 of 2 rows could not be asked, see above"
+    assert done.stdout.startswith("no_shots 0-shot: ")
+    rows = json.loads((tmp_path / "out" / "result.json").read_text())["results"]
+    assert [row["task"] for row in rows] == ["no_shots"]
+
+
+def test_an_output_that_is_a_file(data, tmp_path, model, processor):
+    file = tmp_path / "out"
+    file.write_text("")
+    done = command("--task", "colour", "--data", data, "--output", file)
+    assert_fails(done, r"--output .*out is a file: give a folder", code=2)
+    with pytest.raises(DatasetError, match=r"out/a is a file, or lies in one"):
+        mm1_mlx.evaluate(model, processor, COLOUR, data=data, output=file / "a")
+
+
+@pytest.mark.parametrize("results", [[{}], [1], {"a": 1}, None])
+def test_damaged_results(tmp_path, results):
+    text = {"format": "mm1_mlx results 1", "model": "m", "weights": {}}
+    (tmp_path / "result.json").write_text(json.dumps(text | {"results": results}))
+    with pytest.raises(DatasetError, match=r"is not a result of this command, or dama"):
+        Report(tmp_path, "m", {})
 
 
 def test_other_settings_on_the_same_folder(whole, data):

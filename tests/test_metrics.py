@@ -222,6 +222,13 @@ def test_letters(text, letter):
     assert cleaning.letter(text, sample) == letter
 
 
+def test_a_choice_of_one_letter_is_the_whole_text_of_it():
+    """AI2D asks for letters in drawings."""
+    sample = Sample(id="", choices=("C", "F", "G", "H"))
+    assert [cleaning.letter(t, sample) for t in ("F", "H.", "B", "C")] == list("BDBC")
+    assert cleaning.letter("Z", sample) is None
+
+
 def test_exact_letters():
     sample = Sample(id="0", choices=("x", "y"))
     assert cleaning.exact_letter(" b ", sample) == "B"

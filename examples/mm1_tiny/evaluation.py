@@ -90,7 +90,10 @@ def _clean(text: str, sample: Sample) -> str:
 
 def share_right(answered: Sequence[Answered]) -> Score:
     """The share of right answers in percent, with Wilson's interval, and by group."""
-    right = [one.sample.fields["asked"].is_right(one.value) for one in answered]
+    right = [
+        one.value is not None and one.sample.fields["asked"].is_right(one.value)
+        for one in answered
+    ]
     low, high = wilson(sum(right), len(right))
     groups: dict[str, list[bool]] = {}
     for one, good in zip(answered, right, strict=True):

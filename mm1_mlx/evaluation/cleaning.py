@@ -107,7 +107,8 @@ def letter(text: str, sample: Sample) -> str | None:
     match = _OPENING.match(said) or _SAID.search(said)
     if match:
         found = match.group(1).upper()
-        return found if LETTERS.index(found) < n else None
+        if LETTERS.index(found) < n:
+            return found
     plain = said.removesuffix(".").strip().lower()
     for name, choice in zip(LETTERS, sample.choices, strict=False):
         if choice.strip().removesuffix(".").lower() == plain:

@@ -58,8 +58,11 @@ class Journal:
         self._check(self._parsed(lines[0], 1))
         for number, line in enumerate(lines[1:], 2):
             record = self._parsed(line, number)
-            if not isinstance(record.get("id"), str):
-                raise DatasetError(f"{self.path}, line {number}: no record of a sample")
+            if not all(isinstance(record.get(key), str) for key in ("id", "answer")):
+                raise DatasetError(
+                    f"{self.path}, line {number} is no record of a sample, with 'id' "
+                    f"and 'answer': the file is damaged. --force starts it anew."
+                )
             self.records.pop(record["id"], None)  # the last one stands last
             self.records[record["id"]] = record
         return whole

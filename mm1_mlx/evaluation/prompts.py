@@ -183,7 +183,12 @@ def first_answer(sample: Sample) -> str:
 
 
 def spelled_box(sample: Sample) -> str:
-    """A box as MM1.5 writes it: <left,top,right,bottom> in parts of 1000."""
+    """A box as MM1.5 writes it: <left,top,right,bottom> in parts of 1000.
+
+    "" without a box: of a picture whose size is not known.
+    """
+    if sample.fields["box"] is None:
+        return ""
     numbers = (min(round(part * 1000), 999) for part in sample.fields["box"])
     return f"<{','.join(map(str, numbers))}>"
 

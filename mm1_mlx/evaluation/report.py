@@ -65,6 +65,9 @@ class Report:
                 for r in result.failed[:_ERRORS]
             ],
         }
+        old = next((e for e in self._entries if _key(e) == key), None)
+        if old is not None and result.answered < result.n:
+            entry["timing"] = _timing(old["timing"], entry["timing"])
         kept = [e for e in self._entries if _key(e) != key]
         self._entries = sorted([*kept, entry], key=_key)
         values = {"format": _FORMAT, **self._about, "results": self._entries}
@@ -101,6 +104,18 @@ def _key(entry: Entry) -> tuple[str, int, bool]:
     return entry["task"], entry["shots"], entry["wrong_images"]
 
 
+def _timing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run that went on with an earlier one: what both together took."""
+    if not now["answered"]:
+        return dict(before)
+    total = {k: before[k] + now[k] for k in ("answered", "seconds", "tokens")}
+    speed = round(total["tokens"] / max(total["seconds"], 1e-9), 2)
+    peak = max(before["peak_memory_gb"], now["peak_memory_gb"])
+    seconds = round(total["seconds"], 2)
+    more = {"tokens_per_second": speed, "peak_memory_gb": peak, "seconds": seconds}
+    return total | more
+
+
 def _name(entry: Entry) -> str:
     wrong = ", wrong pictures" if entry["wrong_images"] else ""
     return f"{entry['task']}, {entry['shots']}-shot{wrong}"
@@ -119,7 +134,8 @@ def failures(result: Result, most: int = FAILURES) -> list[Failure]:
         wrong = [lowest[i * len(lowest) // most] for i in range(most)]
     chosen = sorted(wrong)[:most]
     return [
-        _failure(result.samples[place], result.records[place]) for _, place in chosen
+        _failure(result.samples[place], result.records[place], result.task.boxes)
+        for _, place in chosen
     ]
 
 
@@ -128,25 +144,29 @@ def _wrong(result: Result) -> int:
     return sum(score is not None and score < 1 for score in scores)
 
 
-def _failure(sample: Sample, record: Mapping[str, Any]) -> Failure:
+def _failure(sample: Sample, record: Mapping[str, Any], boxes: bool) -> Failure:
     question = sample.question or str(record["prompt"])
     if sample.choices:
         letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
         pairs = zip(letters, sample.choices, strict=False)
         question += " " + " ".join(f"{letter}) {text}" for letter, text in pairs)
-    expected = " / ".join(dict.fromkeys(sample.answers))
-    return Failure(sample.id, sample.images, question, expected, record["answer"])
+    expected = " / ".join(dict.fromkeys(sample.answers or record["expected"]))
+    drawn = (sample.fields["box"], record["value"]) if boxes else (None, None)
+    found = record["answer"]
+    return Failure(sample.id, sample.images, question, expected, found, *drawn)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] == _FORMAT and {"model", "weights", "results"} <= set(found):
+            markdown({"adapter": None, **found})  # each entry has all that it needs
             return found
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise DatasetError(
-        f"{path} is not a result of this command. Give another --output."
+        f"{path} is not a result of this command, or damaged. Give another --output, "
+        f"or remove the file."
     )
 
 
@@ -223,7 +243,7 @@ def _groups(entry: Entry) -> str:
 
 
 def _scoring_of_errors() -> str:
-    return "They count as answered with nothing."
+    return "They count as wrong."
 
 
 def _errors(entry: Entry) -> str:
@@ -271,4 +291,8 @@ def _settings(entries: Sequence[Entry]) -> str:
     )
     seen = {tuple(e["versions"].items()) for e in entries}
     lines = [", ".join(f"{k} {v}" for k, v in some) for some in sorted(seen)]
-    return _table(heads, rows) + "\n\n" + "\n".join(f"Versions: {v}." for v in lines)
+    below = [f"Versions: {v}." for v in lines]
+    for e in entries:
+        if "boxes" in e["settings"]:
+            below.append(f"Boxes of {_name(e)}: {e['settings']['boxes']}.")
+    return _table(heads, rows) + "\n\n" + "\n".join(below)

@@ -58,9 +58,9 @@ class Result:
     """What a task has given; `str` is one line of it.
 
     records: one for each sample, as the file has them. failed: how many could not be
-    asked (a broken picture, too long for the context); they are scored as the empty
-    answer. answered: how many were asked now, in `seconds`; the others were known
-    from before. tokens: of these answers. settings: what decides the answers.
+    asked (a broken picture, too long for the context); they count as wrong. answered:
+    how many were asked now, in `seconds`; the others were known from before. tokens:
+    of these answers. settings: what decides the answers.
     """
 
     task: Task

@@ -1,5 +1,6 @@
 """One task, asked and scored: batches, what fails, what is kept to go on with."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import mlx.core as mx
 
 from mm1_mlx._version import __version__
 from mm1_mlx.checkpoint.disk import locked
-from mm1_mlx.errors import DatasetError, MM1Error
+from mm1_mlx.errors import ContextError, DatasetError, MM1Error
 from mm1_mlx.evaluation.choosing import (
     choose_samples,
     source_of,
@@ -29,6 +30,7 @@ from mm1_mlx.evaluation.results import (
     Watch,
     check_count,
 )
+from mm1_mlx.evaluation.said_boxes import form_in_words, in_form_of
 from mm1_mlx.evaluation.samples import Answered, Sample, Score, Source, Task
 from mm1_mlx.evaluation.table import find_task
 from mm1_mlx.inference.generation import batch_generate
@@ -85,20 +87,31 @@ def evaluate(
     if limit is not None:
         check_count("limit", limit, 1)
     where = source_of(task, data)
+    task = in_form_of(task, processor)
     given = _generation(task, how, settings)
     run = _Run(model, processor, task, how, given, store_of(model, reuse), watch)
-    header = _header(model, task, where, how, given)
+    header = _header(model, processor, task, where, how, given)
     asked = _questions(task, where, limit, how, processor)
     if output is None:
         return run.all(asked, header, None, None)
-    folder = Path(output).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _made(Path(output).expanduser())
     with locked(folder):
         journal = Journal(folder / how.file(task.name, ".jsonl"), header, force)
         try:
             return run.all(asked, header, folder, journal)
         finally:
             journal.close()
+
+
+def _made(folder: Path) -> Path:
+    """The folder of an output, made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DatasetError(
+            f"--output {folder} is a file, or lies in one: give a folder."
+        ) from None
+    return folder
 
 
 def _generation(task: Task, how: How, settings: dict[str, Any]) -> dict[str, Any]:
@@ -129,13 +142,20 @@ def _questions(
 
 
 def _header(
-    model: MM1, task: Task, where: Source, how: How, given: dict[str, Any]
+    model: MM1,
+    processor: Any,
+    task: Task,
+    where: Source,
+    how: How,
+    given: dict[str, Any],
 ) -> dict[str, Any]:
     """What decides the answers. Not the limit: a larger one goes on with a smaller.
 
     The batch size does: in 16 bits rounding depends on who is in a batch.
     """
+    boxes = {"boxes": form_in_words(processor)} if task.boxes else {}
     return {
+        **boxes,
         "task": task.name,
         "split": task.split,
         "data": str(where) if task.needs_data else None,
@@ -227,12 +247,12 @@ class _Run:
                 "id": one.sample.id,
                 "images": [reference(i, folder) for i in one.sample.images],
                 "prompt": one.prompt,
-                "expected": list(one.sample.answers),
+                **self._told_of(one.sample),
             }
-            if "where" in one.sample.fields:
-                record["where"] = str(one.sample.fields["where"])
+            if stamps := _stamps(one.sample):
+                record["files"] = stamps
             if isinstance(response, MM1Error):
-                record |= {"answer": "", "error": str(response)}
+                record |= {"answer": "", "error": self._why(response)}
             else:
                 self.tokens += response.generation_tokens
                 record |= {
@@ -243,6 +263,21 @@ class _Run:
                 }
             found.append(record)
         return found
+
+    def _told_of(self, sample: Sample) -> Record:
+        """What the dataset says of a sample besides its question."""
+        expected = list(sample.answers)
+        if self.task.boxes and not expected:
+            expected = [self.task.target(sample)]
+        told: Record = {"expected": expected}
+        if "where" in sample.fields:
+            told["where"] = str(sample.fields["where"])
+        return told
+
+    def _why(self, error: MM1Error) -> str:
+        if isinstance(error, ContextError) and (shots := self.how.shots):
+            return f"{error} Or take --shots {shots - 1} or fewer."
+        return str(error)
 
     def _answers(self, some: Sequence[Asked]) -> list[Any]:
         """A response for each question, or the error that keeps it from one.
@@ -275,6 +310,8 @@ class _Run:
         )
 
     def _value(self, sample: Sample, record: Record) -> Answered:
+        if "error" in record:  # what a rule makes of "" may be right
+            return Answered(sample, "", None)
         text, clean = record["answer"], self.task.clean
         if self.how.form == "pretrain" and self.task.shot_clean is not None:
             clean = self.task.shot_clean
@@ -318,7 +355,8 @@ class _Run:
         scored = []
         for one, record, each in zip(asked, chosen, score.each, strict=True):
             value = self._value(one.sample, record).value
-            scored.append(record | {"value": value, "score": each})
+            told = self._told_of(one.sample)
+            scored.append(record | told | {"value": value, "score": each})
         return Result(
             task=self.task,
             how=self.how,
@@ -353,9 +391,15 @@ def _usable(journal: Journal, plan: Sequence[Sequence[Asked]]) -> dict[str, Reco
     """What is known of each sample, without the batch that the file ends in.
 
     That one is asked again as a whole, so that a run that was cut off gives what one
-    in a piece does: in 16 bits rounding depends on who is in a batch.
+    in a piece does: in 16 bits rounding depends on who is in a batch. So are those of
+    samples that could not be asked: what was wrong may have been mended.
     """
     records = dict(journal.records)
+    failed = {name for name, record in records.items() if "error" in record}
+    for some in plan:
+        names = {one.sample.id for one in some}
+        if names & failed:
+            records = {k: v for k, v in records.items() if k not in names}
     last = journal.last()
     for some in plan:
         names = [one.sample.id for one in some]
@@ -364,13 +408,32 @@ def _usable(journal: Journal, plan: Sequence[Sequence[Asked]]) -> dict[str, Reco
     return records
 
 
+def _stamps(sample: Sample) -> list[list[int]]:
+    """Size and time of change of a sample's picture files; [] where one is no file."""
+    if not all(isinstance(image, (str, os.PathLike)) for image in sample.images):
+        return []
+    try:
+        found = [os.stat(image) for image in sample.images]
+    except (OSError, ValueError):  # an address
+        return []
+    return [[one.st_size, one.st_mtime_ns] for one in found]
+
+
 def _check_prompts(journal: Journal, asked: Sequence[Asked]) -> None:
-    """DatasetError where the file's answers are to other prompts than today's."""
+    """DatasetError where the file's answers are to other prompts than today's, or to
+    other pictures."""
     for one in asked:
         record = journal.records.get(one.sample.id)
-        if record is not None and record.get("prompt") != as_kept(one.prompt):
+        if record is None or "error" in record:
+            continue
+        other = None
+        if record.get("prompt") != as_kept(one.prompt):
+            other = "prompt of"
+        elif record.get("files", []) != _stamps(one.sample):
+            other = "picture file of"
+        if other is not None:
             raise DatasetError(
-                f"{journal.path}: the prompt of sample {one.sample.id} was another one "
+                f"{journal.path}: the {other} sample {one.sample.id} was another one "
                 f"when this was begun: the task or its data have changed. Give another "
                 f"--output; --force starts it anew."
             )

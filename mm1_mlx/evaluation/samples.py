@@ -35,7 +35,7 @@ class Answered:
 
     sample: Sample
     text: str  # what the model said
-    value: Any  # after the task's post-processing
+    value: Any  # after the task's post-processing; None if it could not be asked
 
 
 @dataclass(frozen=True)
@@ -89,3 +89,6 @@ class Task:
     shuffled: bool = False  # the dataset has no order: a limit takes its first
     # generate's settings that belong to the task, such as a resolution.
     settings: Mapping[str, Any] = field(default_factory=dict)
+    # True: values and fields["box"] are boxes, as parts of the picture's sides, which
+    # the run has read and shown as the model's folder says (said_boxes.in_form_of).
+    boxes: bool = False

@@ -16,7 +16,7 @@ _SIZE, _LINE = 15, 19  # of the letters, and from line to line
 _LINES = {"asked": 4, "expected": 2, "found": 3}  # at most
 _LABEL = 76  # pixels in front of an answer
 _BLACK, _GREY, _RED, _PALE = "#111827", "#6b7280", "#b91c1c", "#f1f5f9"
-_FRAME = "#cbd5e1"
+_FRAME, _BLUE = "#cbd5e1", "#1d4ed8"
 _SHOWN = 2  # pictures side by side
 
 
@@ -29,6 +29,9 @@ class Failure:
     question: str
     expected: str
     found: str
+    # Boxes to draw into the first picture, as parts of its sides.
+    expected_box: tuple[float, ...] | None = None
+    found_box: tuple[float, ...] | None = None
 
 
 def draw_sheet(failures: Sequence[Failure], path: Path, title: str) -> None:
@@ -48,7 +51,10 @@ def draw_sheet(failures: Sequence[Failure], path: Path, title: str) -> None:
         row, column = divmod(place, _COLUMNS)
         left = _GAP + column * (_WIDTH + _GAP)
         y = top + sum(heights[:row]) + row * _GAP
-        _paste(sheet, draw, failure.images, left, y, font)
+        size = _paste(sheet, draw, failure.images, left, y, font)
+        for box, colour in ((failure.expected_box, _BLUE), (failure.found_box, _RED)):
+            if size is not None and box is not None:
+                _outline(draw, box, (left, y), size, colour)
         y += _HEIGHT + _GAP // 2
         for label, text, colour in cells[place]:
             draw.text((left, y), label or "", fill=_GREY, font=font)
@@ -117,12 +123,16 @@ def _paste(
     left: int,
     top: int,
     font: Any,
-) -> None:
-    """The first pictures side by side, or a field that says why there is none."""
+) -> tuple[int, int] | None:
+    """The first pictures side by side, or a field that says why there is none.
+
+    The size of the first one on the sheet, None where it is not there.
+    """
+    first = None
     shown = images[:_SHOWN]
     if not shown:
         _field(draw, "text only", left, top, _WIDTH, font)
-        return
+        return None
     room = (_WIDTH - _GAP // 2 * (len(shown) - 1)) // len(shown)
     for place, source in enumerate(shown):
         start = left + place * (room + _GAP // 2)
@@ -134,6 +144,7 @@ def _paste(
         scale = min(room / picture.width, _HEIGHT / picture.height)
         size = [max(1, round(side * scale)) for side in picture.size]
         kind = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC
+        first = (size[0], size[1]) if place == 0 else first
         sheet.paste(picture.resize((size[0], size[1]), kind), (start, top))
         draw.rectangle(
             (start, top, start + size[0] - 1, top + size[1] - 1), outline=_FRAME
@@ -142,6 +153,20 @@ def _paste(
         text = f"and {more} more"
         right = left + _WIDTH - font.getlength(text)
         draw.text((right, top + _HEIGHT - _LINE), text, fill=_RED, font=font)
+    return first
+
+
+def _outline(
+    draw: ImageDraw.ImageDraw,
+    box: Sequence[float],
+    start: tuple[int, int],
+    size: tuple[int, int],
+    colour: str,
+) -> None:
+    """A box of a picture that lies at `start` of the sheet."""
+    corners = [start[i % 2] + part * (size[i % 2] - 1) for i, part in enumerate(box)]
+    (left, right), (top, bottom) = sorted(corners[::2]), sorted(corners[1::2])
+    draw.rectangle((left, top, right, bottom), outline=colour, width=2)
 
 
 def _field(

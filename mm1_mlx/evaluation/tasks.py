@@ -6,6 +6,7 @@ whose answers a server keeps: figures on `val` are near them, not the same.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from mm1_mlx.errors import DatasetError
@@ -55,6 +56,7 @@ def _task(
     shots: str | None = None,
     shot_clean: Clean | None = None,
     note: str = "",
+    boxes: bool = False,
 ) -> Task:
     """A row of the table. form: of prompts.FORMS. shots: the split that has them."""
     asked = FORMS[form]
@@ -74,6 +76,7 @@ def _task(
         shot_clean=shot_clean,
         metric=metric,
         hub=hub,
+        boxes=boxes,
         source=f"{asked.source}{'; ' if note else ''}{note}",
     )
 
@@ -108,6 +111,7 @@ def _boxes(family: str, name: str, read: Read, hub: str, splits: Iterable[str]):
             first_box,
             hub=hub,
             shots="train",
+            boxes=True,
         )
 
 
@@ -411,16 +415,18 @@ _OWN: list[tuple[str, str, str, Metric, Clean]] = [
     ),
     ("boxes", "IoU above 0.5", "refcoco", box_accuracy, first_box),
 ]
+_NEEDS = {"choices": "choices", "boxes": "box"}
 _ROWS += [
     _task(
         f"own_{name}",
         f"Your own test.jsonl, .json or .parquet: {how}",
         form,
-        own.read_own,
+        partial(own.read_own, needs=_NEEDS.get(name, "answers")),
         "test",
         metric,
         clean,
         shots="train",
+        boxes=name == "boxes",
     )
     for name, how, form, metric, clean in _OWN
 ]

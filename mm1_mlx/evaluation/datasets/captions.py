@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mm1_mlx.evaluation.datasets.pictures import Pictures
+from mm1_mlx.evaluation.datasets.pictures import Pictures, relative
 from mm1_mlx.evaluation.datasets.places import Place
 from mm1_mlx.evaluation.datasets.rows import (
     Broken,
@@ -20,6 +20,7 @@ from mm1_mlx.evaluation.datasets.rows import (
     name,
     read_json,
     samples_of,
+    shown,
     text,
     texts,
 )
@@ -66,17 +67,25 @@ def _karpathy(place: Place, split: str) -> Iterator[Sample]:
             if "split" not in values:
                 raise Fault("has no 'split'")
             return
-        folder = text(values, "filepath")
+        folder = relative(text(values, "filepath"))
         image = pictures.find(
             text(values, "filename"), folder, f"images/{folder}", "images", ""
         )
         sentences = first(values, "sentences")
         if not isinstance(sentences, list):
             raise Fault("'sentences' must be a list")
-        captions = texts({"sentences": [s.get("raw") for s in sentences]}, "sentences")
+        captions = tuple(text(_object(s), "raw") for s in sentences)
+        if not captions:
+            raise Fault("'sentences' is empty")
         yield _sample(name(values, "cocoid", "imgid"), image, captions)
 
     return samples_of(entries(path, read_json(path), "images"), make, str(path))
+
+
+def _object(sentence: Any) -> dict[str, Any]:
+    if not isinstance(sentence, dict):
+        raise Fault(f"a sentence is {shown(sentence)}, but must be an object")
+    return sentence
 
 
 def _captions_json(

@@ -60,8 +60,9 @@ def _charts(place: Place, split: str) -> Iterator[Sample]:
         for part, path in paths.items():
             listed = entries(path, read_json(path))()
             for number, (where, values) in enumerate(listed):
-                own = {"part": part, "key": f"{part}-{number}", "folder": path.parent}
-                yield where, merged(values, **own)
+                own = {"part": part, "key": f"{part}-{number}"}
+                folder = path.parent.relative_to(place.folder)
+                yield where, merged(values, **own, folder=folder)
 
     def make(values: dict[str, Any]) -> Iterable[Sample]:
         file = text(values, "imgname")

@@ -75,7 +75,8 @@ def _seed(only_images: bool) -> Callable[[Place, str], Iterator[Sample]]:
         found = read_json(path)
         asked = entries(path, found, "questions")
         names = found.get("question_type")
-        kinds = {v: k for k, v in names.items()} if isinstance(names, dict) else {}
+        names = names if isinstance(names, dict) else {}
+        kinds = {v: k for k, v in names.items() if isinstance(v, int)}
         pictures = Pictures(place.folder)
 
         def make(values: dict[str, Any]) -> Iterable[Sample]:

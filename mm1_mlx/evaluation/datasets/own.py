@@ -24,6 +24,7 @@ from mm1_mlx.evaluation.datasets.rows import (
     choices,
     entries,
     first,
+    is_number,
     json_lines,
     letter,
     merged,
@@ -51,17 +52,20 @@ _KNOWN = (
 _MARK = "<image>"
 
 
-def read_own(source: Source, split: str) -> Iterator[Sample]:
+def read_own(source: Source, split: str, needs: str = "") -> Iterator[Sample]:
     """Questions of a file, or of the test.jsonl, test.json or test.parquet of a folder
-    or of a dataset on the hub. The paths of pictures start from the folder."""
+    or of a dataset on the hub. The paths of pictures start from the folder.
+
+    needs: "answers", "choices" or "box", what each question must have.
+    """
     path = Path(source).expanduser()
     if path.is_file():
-        return _file_samples([path], path.parent)
+        return _file_samples([path], path.parent, needs)
     place = open_place(source, split, others=lambda names: _wanted(names, split))
     files = place.parquet(split)
     if not files:
         files = [place.need(f"{split}.jsonl", f"{split}.json")]
-    return _file_samples(files, place.folder)
+    return _file_samples(files, place.folder, needs)
 
 
 def _wanted(names: list[str], split: str) -> list[str]:
@@ -71,7 +75,7 @@ def _wanted(names: list[str], split: str) -> list[str]:
     return files and files + [n for n in names if n.lower().endswith(ENDINGS)]
 
 
-def _file_samples(files: list[Path], folder: Path) -> Iterator[Sample]:
+def _file_samples(files: list[Path], folder: Path, needs: str) -> Iterator[Sample]:
     what = str(files[0])
     kind = files[0].suffix.lower()
     pictures = Pictures(folder)
@@ -85,7 +89,12 @@ def _file_samples(files: list[Path], folder: Path) -> Iterator[Sample]:
         raise DatasetError(f"{what} is no data: expected .jsonl, .json or .parquet.")
 
     def make(values: dict[str, Any]) -> Iterable[Sample]:
-        yield _sample(values, pictures)
+        if needs:
+            first(values, *(("answers", "answer") if needs == "answers" else (needs,)))
+        sample = _sample(values, pictures)
+        if needs == "choices" and not sample.choices:
+            raise Fault("'choices' is empty")
+        yield sample
 
     return samples_of(rows, make, what)
 
@@ -147,9 +156,11 @@ def _images(values: dict[str, Any], pictures: Pictures) -> tuple[Any, ...]:
 
 def _box(box: Any) -> tuple[float, ...]:
     good = isinstance(box, (list, tuple)) and len(box) == 4
-    if not good or not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in box):
+    if not good or not all(is_number(v) and 0 <= v <= 1 for v in box):
         raise Fault(
             f"'box' is {shown(box)}, but must be [left, top, right, bottom] as parts "
             f"of the picture, 0 to 1"
         )
+    if box[0] == box[2] or box[1] == box[3]:
+        raise Fault(f"'box' is {shown(box)}, a box without area")
     return tuple(map(float, box))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mm1_mlx.errors import DatasetError, ImageError
+from mm1_mlx.errors import MM1Error
 from mm1_mlx.evaluation.datasets.pictures import Pictures
 from mm1_mlx.evaluation.datasets.places import Place
 from mm1_mlx.evaluation.datasets.plain_pickle import read_plain
@@ -19,6 +19,7 @@ from mm1_mlx.evaluation.datasets.rows import (
     Row,
     entries,
     first,
+    is_number,
     merged,
     name,
     read_json,
@@ -38,7 +39,7 @@ def _pixels(values: dict[str, Any]) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of COCO's left, top, width and height."""
     found = first(values, "bbox")
     good = isinstance(found, list) and len(found) == 4
-    if not good or not all(isinstance(v, (int, float)) for v in found):
+    if not good or not all(map(is_number, found)):
         raise Fault(f"'bbox' is {shown(found)}, but must be left, top, width, height")
     left, top, width, height = map(float, found)
     if not (width > 0 and height > 0):
@@ -105,6 +106,8 @@ def _phrases(
     about = values["images"][number]
     image = pictures.find(text(about, "file_name"), *_PHOTOS, "")
     size = (first(about, "width"), first(about, "height"))
+    if not all(is_number(side) and side > 0 for side in size):
+        raise Fault(f"image {number} has the size {shown(size)}, but must have pixels")
     fields = {"box": _pixels(values["boxes"][key]), "size": size, "image_id": number}
     sentences = first(values, "sentences")
     if not isinstance(sentences, list):
@@ -124,13 +127,14 @@ def _reader(folder: str, owner: str) -> Read:
 
 def _as_parts(sample: Sample) -> Sample:
     """Its box as parts of the picture's sides, 0 to 1. The picture's header is read
-    where the dataset does not say how large it is."""
+    where the dataset does not say how large it is; None where that is broken: then the
+    sample cannot be asked either."""
     box, size = sample.fields["box"], sample.fields.get("size")
     if size is None:
         try:
             size = image_size(sample.images[0].read())
-        except ImageError as error:
-            raise DatasetError(f"{sample.fields['where']}: {error}") from error
+        except MM1Error:
+            return replace(sample, fields={**sample.fields, "box": None})
     width, height = size
     sides = (width, height, width, height)
     parts = tuple(value / side for value, side in zip(box, sides, strict=True))

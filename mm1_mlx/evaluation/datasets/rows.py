@@ -43,6 +43,8 @@ def samples_of(
             found = bool(list(make(values))) or found
         except Fault as fault:
             faults.append(f"{where}: {fault}")
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            faults.append(f"{where}: a value of the wrong type ({shown(str(error))})")
     if faults:
         raise DatasetError(_summary(faults, count, what))
     if not found:
@@ -105,6 +107,12 @@ def name(values: Mapping[str, Any], *keys: str) -> str:
     return str(value)
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number that can be computed with: no NaN, nothing huge."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return good and abs(value) < 1e12
+
+
 def texts(values: Mapping[str, Any], *keys: str) -> tuple[str, ...]:
     """A list of texts, at least one; a single text and {"answer": ...} will do."""
     value = first(values, *keys)
@@ -119,7 +127,9 @@ def texts(values: Mapping[str, Any], *keys: str) -> tuple[str, ...]:
 def letter(values: Mapping[str, Any], key: str, choices: int) -> str:
     """The letter of the right choice, which is given as letter or as its number."""
     value = first(values, key)
-    found = str(int(value) if isinstance(value, float) else value).strip()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # what a table made of a column with gaps
+    found = str(value).strip()
     if found.isascii() and found.isdigit() and int(found) < choices:
         return LETTERS[int(found)]
     if len(found) == 1 and found.upper() in LETTERS[:choices]:

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mm1_mlx.evaluation.datasets.pictures import Pictures
+from mm1_mlx.errors import DatasetError
+from mm1_mlx.evaluation.datasets.pictures import Pictures, relative
 from mm1_mlx.evaluation.datasets.places import Place
 from mm1_mlx.evaluation.datasets.rows import (
     Fault,
@@ -18,6 +19,7 @@ from mm1_mlx.evaluation.datasets.rows import (
     choices,
     entries,
     first,
+    is_number,
     kept,
     letter,
     merged,
@@ -27,7 +29,7 @@ from mm1_mlx.evaluation.datasets.rows import (
     shown,
     text,
 )
-from mm1_mlx.evaluation.datasets.tables import Read, picture, reader
+from mm1_mlx.evaluation.datasets.tables import SPLIT, Read, is_secret, picture, reader
 from mm1_mlx.evaluation.samples import Sample
 
 # --- ScienceQA -----------------------------------------------------------------------
@@ -37,7 +39,8 @@ _SQA = ("hint", "task", "grade", "subject", "topic", "skill")
 
 def _sqa_sample(values: dict[str, Any], key: str, image: Any) -> Sample:
     options = choices(values, "choices")
-    hint = (values.get("hint") or "").strip()
+    hint = "" if values.get("hint") is None else text(values, "hint", empty=True)
+    hint = hint.strip()
     context = "image" if image is not None else "text" if hint else "none"
     fields = kept(values, *_SQA) | {"hint": hint, "context": context}
     return Sample(
@@ -75,7 +78,7 @@ def _sqa(place: Place, split: str) -> Iterator[Sample]:
     def make(values: dict[str, Any]) -> Iterable[Sample]:
         file, number, image = values.get("image"), values["pid"], None
         if file:
-            folder = f"{values.get('split') or split}/{number}"
+            folder = relative(f"{values.get('split') or split}/{number}")
             image = pictures.find(file, f"images/{folder}", folder, f"data/{folder}")
         yield _sqa_sample(values, number, image)
 
@@ -163,14 +166,26 @@ _MATH_METADATA = (
 )
 
 
-def _math_sample(values: dict[str, Any], image: Any) -> Sample:
+def _precision(values: dict[str, Any]) -> int:
+    """Decimals of a number."""
+    found = first(values, "precision")
+    if not is_number(found) or found != int(found) or not 0 <= found <= 15:
+        raise Fault(f"'precision' is {shown(found)}, but must be a number of decimals")
+    return int(found)
+
+
+def _math_sample(values: dict[str, Any], image: Any, secret: bool) -> Sample:
     answer = values.get("answer")
     options = choices(values, "choices") if values.get("choices") else ()
     metadata = values.get("metadata")
     fields = kept(metadata if isinstance(metadata, dict) else {}, *_MATH_METADATA)
     fields |= kept(values, *_MATH)
-    if "precision" in fields:
-        fields["precision"] = int(fields["precision"])
+    if "query" in fields:
+        text(fields, "query")
+    if "precision" in fields or fields.get("answer_type") == "float":
+        fields["precision"] = _precision(fields)
+    if answer in (None, "") and not secret:
+        raise Fault("has no 'answer'")
     return Sample(
         id=name(values, "pid"),
         images=(image,),
@@ -184,7 +199,7 @@ def _math_sample(values: dict[str, Any], image: Any) -> Sample:
 def _math_row(values: dict[str, Any]) -> Iterable[Sample]:
     """AI4Math/MathVista: `image` is a name there, `decoded_image` the picture."""
     (image,) = picture(values, "decoded_image")
-    yield _math_sample(values, image)
+    yield _math_sample(values, image, is_secret(values[SPLIT]))
 
 
 def _math(place: Place, split: str) -> Iterator[Sample]:
@@ -203,7 +218,8 @@ def _math(place: Place, split: str) -> Iterator[Sample]:
     pictures = Pictures(place.folder)
 
     def make(values: dict[str, Any]) -> Iterable[Sample]:
-        yield _math_sample(values, pictures.find(text(values, "image"), "", "images"))
+        image = pictures.find(text(values, "image"), "", "images")
+        yield _math_sample(values, image, is_secret(split))
 
     return samples_of(lambda: listed, make, str(path))
 
@@ -235,7 +251,11 @@ def _ai2d_sample(
 
 def _ai2d(place: Place, split: str) -> Iterator[Sample]:
     """questions/0.png.json with images/0.png; ai2d_test_ids.csv names the test part."""
-    ids = place.need("ai2d_test_ids.csv").read_text(encoding="utf-8").split()
+    path = place.need("ai2d_test_ids.csv")
+    try:
+        ids = path.read_text(encoding="utf-8").split()
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read: {shown(str(error))}.") from error
     test = {line.strip().strip(",").removesuffix(".png") for line in ids}
     files = [
         place.folder / found

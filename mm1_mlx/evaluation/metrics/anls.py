@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mm1_mlx.evaluation.metrics.scores import average
+from mm1_mlx.evaluation.metrics.scores import average, said
 from mm1_mlx.evaluation.samples import Answered, Score
 
 THRESHOLD = 0.5
@@ -60,5 +60,5 @@ def _best(
 
 def anls_score(answered: Sequence[Answered]) -> Score:
     """ANLS x 100: the mean over the questions."""
-    each = [anls(str(one.value), one.sample.answers) for one in answered]
+    each = [anls(said(one), one.sample.answers) for one in answered]
     return average(answered, each)

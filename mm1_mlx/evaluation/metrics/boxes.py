@@ -36,7 +36,9 @@ def box_accuracy(answered: Sequence[Answered]) -> Score:
     The value is a box in the same unit, or None where the answer held none.
     """
     right = [
-        one.value is not None and iou(one.value, one.sample.fields["box"]) > THRESHOLD
+        one.value is not None
+        and one.sample.fields["box"] is not None  # of a picture of unknown size
+        and iou(one.value, one.sample.fields["box"]) > THRESHOLD
         for one in answered
     ]
     return share(answered, right)

@@ -73,7 +73,7 @@ def mmmu_accuracy(answered: Sequence[Answered]) -> Score:
     the subjects (`fields["category"]`), and "macro", their mean.
     """
     right = [
-        open_match(one.value, one.sample.answers)
+        one.value is not None and open_match(one.value, one.sample.answers)
         if is_open(one.sample)
         # as the script: only the letter of the choice itself is right
         else choice_right(one)

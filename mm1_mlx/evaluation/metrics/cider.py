@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mm1_mlx.evaluation.metrics.ptb import tokenize
-from mm1_mlx.evaluation.metrics.scores import average
+from mm1_mlx.evaluation.metrics.scores import average, said
 from mm1_mlx.evaluation.samples import Answered, Score
 
 N = 4  # n-grams of 1 to 4 words
@@ -88,12 +88,12 @@ def cider_score(answered: Sequence[Answered]) -> Score:
     The interval is a bootstrap of the captions' figures; rarities stay those of the
     whole set, for the groups, too. each is CIDEr / 10.
     """
-    said = tokenize([str(one.value) for one in answered])
+    captions = tokenize([said(one) for one in answered])
     flat = tokenize([text for one in answered for text in one.sample.answers])
     references, start = [], 0
     for one in answered:
         end = start + len(one.sample.answers)
         references.append(flat[start:end])
         start = end
-    each = [score / 10 for score in cider(said, references)]
+    each = [score / 10 for score in cider(captions, references)]
     return average(answered, each, scale=1000.0)

@@ -14,5 +14,8 @@ def exact_match(answer: str, references: Sequence[str]) -> bool:
 
 def exact_accuracy(answered: Sequence[Answered]) -> Score:
     """The share of exact matches in percent, with Wilson's interval."""
-    right = [exact_match(str(one.value), one.sample.answers) for one in answered]
+    right = [
+        one.value is not None and exact_match(str(one.value), one.sample.answers)
+        for one in answered
+    ]
     return share(answered, right)

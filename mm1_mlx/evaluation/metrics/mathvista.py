@@ -115,6 +115,8 @@ def same(value: str | None, sample: Sample) -> bool:
 def mathvista_accuracy(answered: Sequence[Answered]) -> Score:
     """The share of right answers in percent. The value is what `extract` gives."""
     right = [
-        same(comparable(str(one.value), one.sample), one.sample) for one in answered
+        one.value is not None
+        and same(comparable(str(one.value), one.sample), one.sample)
+        for one in answered
     ]
     return share(answered, right)

@@ -50,6 +50,8 @@ _FIGURES = ("accuracy", "precision", "recall", "f1", "yes")
 def pope_score(answered: Sequence[Answered]) -> Score:
     """F1 in percent, the mean of the splits (random, popular, adversarial).
 
+    A sample that could not be asked (None) is neither a yes nor a no, so wrong.
+
     MM1.5 and the papers around it state this mean; groups has the five figures for
     all splits together (their mean) and for each of them.
     """

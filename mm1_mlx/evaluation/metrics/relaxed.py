@@ -37,7 +37,8 @@ def relaxed_accuracy(answered: Sequence[Answered]) -> Score:
     share of right answers; with a limit on the samples it keeps both parts equal.
     """
     right = [
-        any(relaxed_match(str(one.value), answer) for answer in one.sample.answers)
+        one.value is not None
+        and any(relaxed_match(str(one.value), answer) for answer in one.sample.answers)
         for one in answered
     ]
     score = share(answered, right)

@@ -6,6 +6,11 @@ from mm1_mlx.evaluation.metrics.intervals import bootstrap, wilson
 from mm1_mlx.evaluation.samples import Answered, Score
 
 
+def said(one: Answered) -> str:
+    """The value as text; "" where the sample could not be asked."""
+    return "" if one.value is None else str(one.value)
+
+
 def by_category(
     answered: Sequence[Answered], values: Sequence[float]
 ) -> dict[str, list[float]]:

@@ -8,7 +8,7 @@ use are options.
 import re
 from collections.abc import Sequence
 
-from mm1_mlx.evaluation.metrics.scores import average
+from mm1_mlx.evaluation.metrics.scores import average, said
 from mm1_mlx.evaluation.samples import Answered, Score
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -106,5 +106,5 @@ def vqa_accuracy(
 
 def vqa_score(answered: Sequence[Answered]) -> Score:
     """VQA accuracy in percent: the mean over the questions."""
-    each = [vqa_accuracy(str(one.value), one.sample.answers) for one in answered]
+    each = [vqa_accuracy(said(one), one.sample.answers) for one in answered]
     return average(answered, each)
