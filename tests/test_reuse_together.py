@@ -12,6 +12,7 @@ from test_reuse import SHORT, SHOTS, plain
 from mm1_mlx import Reuse
 from mm1_mlx.errors import MemoryPlanError, MM1Warning
 from mm1_mlx.inference import generation, memory_plan
+from mm1_mlx.inference.asking import asked_of
 from mm1_mlx.inference.generation import batch_generate, generate, stream_generate
 from mm1_mlx.inference.reuse import store_of
 from mm1_mlx.inference.settings import Settings
@@ -109,8 +110,11 @@ def test_what_is_kept_goes_straight_into_a_cache(rows):
             generate(model, processor, f"{prompt} {more}", max_tokens=2)
     store = store_of(model, None)
     requests = [
-        generation._read(model, processor, f"{prompt} 12 9 9", None, settings, store)
-        for prompt in prompts
+        generation._read(model, processor, asked, settings, store)
+        for asked in (
+            asked_of(model, processor, f"{prompt} 12 9 9", None, settings)
+            for prompt in prompts
+        )
     ]
     turn = Turn(model, store, requests, settings)
     gc.collect()

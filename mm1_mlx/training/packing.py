@@ -129,8 +129,16 @@ class DocumentEncoder:
         regions = document.regions or [[] for _ in document.images]
         kept = document.kept or [None] * len(document.images)
         read = self._read(ids, kept)
-        lists = ([x[i] for i in read] for x in (ids, branch, position, weight))
-        return Tokens(*lists, document.images, regions, tasks, kept)
+        return Tokens(
+            ids=[ids[i] for i in read],
+            branch=[branch[i] for i in read],
+            position=[position[i] for i in read],
+            weight=[weight[i] for i in read],
+            images=document.images,
+            regions=regions,
+            tasks=tasks,
+            kept=kept,
+        )
 
     def _read(self, ids: list[int], kept: list[list[int] | None]) -> list[int]:
         """Places of the ids that are read: all but image tokens that are left out."""
