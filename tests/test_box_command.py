@@ -186,6 +186,18 @@ def test_a_pattern_or_a_film_does_not_hide_what_would_be_written_over(tmp_path, 
     assert (tmp_path / "o-2.png").read_bytes() == before
 
 
+def test_a_box_that_is_cut_is_said(says, tmp_path, capsys):
+    asked = says("yes")
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
+    form = ("--image", tmp_path / "a.png", "--box-format", "mm1", "-p", "Is <box>?")
+    assert ask(*form, "--box", "50,-5,120,60") == 0
+    message = "The box 50,-5,120,60 is cut to 50,0,100,60: the picture is 100x100."
+    assert message in capsys.readouterr().err
+    assert asked["prompt"] == "Is <500,0,999,600>?"
+    assert ask(*form, "--box", "100,60,50,0") == 0
+    assert "is cut" not in capsys.readouterr().err
+
+
 def test_a_place_that_nothing_fills_is_said(says, capsys):
     asked = says("yes")
     question = ("-p", "Is <box> at <point>?", "--image", SHAPES)

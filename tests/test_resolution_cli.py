@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_told(picture, tmp_path, capsys):
         (["--image", "PICTURE", "--output", "x.png"], 2, "give --tiles, too"),
         (["--allow-url"], 2, "--allow-url goes with --image FILE"),
         (["--image", "PICTURE", "--tiles", "--output", "x.jpg"], 2, "end with .png"),
-        (["--image", "PICTURE", "--max-image-pixels", "9"], 1, "9"),
+        (["--image", "PICTURE", "--max-image-pixels", "9"], 1, "pixels"),
         (["--image", "http://a.example/a", "--allow-url"], 1, "https"),
         (["--image", "PICTURE", "adapter"], 2, "an adapter or --image, not both"),
         (["--image", "missing.png"], 1, "No image file missing.png"),

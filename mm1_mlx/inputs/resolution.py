@@ -77,8 +77,8 @@ def ways_of(
     if max_tiles is not None and ways and not any(map(_is_dynamic, ways)):
         raise PromptError(
             f"max_tiles is {max_tiles}, but no picture is read in dynamic tiles: give "
-            f"resolution 'dynamic' with it (--resolution dynamic). Frames of videos are "
-            f"never cut."
+            f"resolution 'dynamic' with it (--resolution dynamic). Frames of videos "
+            f"are never cut."
         )
     if ways and not isinstance(resolution, list):
         most = ways[0].tiling and ways[0].tiling.max_images
