@@ -108,7 +108,7 @@ def frame_resolution(resolution: Any, images: Sequence[Any]) -> Any:
     if resolution is None:
         return "native"
     cut = resolution == "dynamic" or (
-        isinstance(resolution, Integral) and resolution > LARGEST_WHOLE
+        isinstance(resolution, Integral) and int(resolution) > LARGEST_WHOLE
     )
     if cut:
         warnings.warn(
