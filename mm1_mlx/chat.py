@@ -59,7 +59,9 @@ def parser() -> Parser:
         help="pictures for the first question",
     )
     parser.add_argument(
-        "--load", metavar="FILE", help="go on with a conversation that /save wrote"
+        "--load",
+        metavar="FILE",
+        help="go on with a conversation: /save wrote it, or it is as for --messages",
     )
     add_talk(parser)
     add_length(parser)

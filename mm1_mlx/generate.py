@@ -32,6 +32,7 @@ from mm1_mlx.cli.boxes import (
     add_boxes,
     as_objects,
     check_boxes,
+    check_drawings,
     draw,
     fetched,
     fill_prompt,
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace) -> int | None:
     settings = settings_of(args) | {"use_template": not args.ignore_chat_template}
     settings["shots"] = few_shot(args)
     prompt, images = read_asked(args)
+    check_drawings(args, images)
     if args.plan:
         name = args.model or DEFAULT_MODEL
         with naming_frames(args, images):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from helpers import ROOT, assert_fails, need_tiny, run_cli
 from mm1_mlx.cli.asking import read_asked
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import ImageError, PromptError
 from mm1_mlx.inputs.conversation import read_conversation
 
 SHAPES = ROOT / "examples" / "shapes.png"
@@ -108,7 +108,8 @@ def test_a_pattern_is_every_file_that_fits_in_the_order_of_people(
     names = [folder / f"p{n}.png" for n in (1, 2, 10)]
     assert pattern["num_images"] == 3
     assert pattern["token_ids"] == answer("--image", *names, *ask)["token_ids"]
-    assert_fails(generate("--image", f"{folder}/x*.png", *ask), r"No image file .*x\*")
+    message = r"No file fits the pattern .*x\*\.png\. Check the folder"
+    assert_fails(generate("--image", f"{folder}/x*.png", *ask), message)
 
 
 def test_the_order_of_pictures(folder):
@@ -166,7 +167,7 @@ def test_forms_of_a_conversation(tmp_path):
         {"role": "assistant", "content": "red"},
         {"role": "user", "content": "And now?"},
     ]
-    picture = str(tmp_path / "p1.png")
+    picture = str(write(tmp_path, "p1.png", ""))
     for form in (
         write(tmp_path, "a.json", TALK),
         write(tmp_path, "b.jsonl", "\n".join(map(json.dumps, TALK)) + "\n\n"),
@@ -174,6 +175,10 @@ def test_forms_of_a_conversation(tmp_path):
         write(tmp_path, "d.json", {"messages": flat, "images": ["p1.png"]}),
     ):
         assert read_conversation(form) == (flat, [picture]), form
+    odd = [flat[2] | {"content": "And\u2028now\u0085?"}, flat[1]]
+    lines = "\r\n".join(json.dumps(m, ensure_ascii=False) for m in odd)
+    (tmp_path / "g.jsonl").write_text(lines, encoding="utf-8")
+    assert read_conversation(tmp_path / "g.jsonl") == (odd, [])
     one = write(tmp_path, "e.jsonl", flat[2])
     assert read_conversation(one) == ([flat[2]], [])
     other = [TALK[0] | {"content": [{"type": "image", "image": "https://a.example/a"}]}]
@@ -190,6 +195,25 @@ def test_forms_of_a_conversation(tmp_path):
         ("3", r"is no conversation: expected a JSON list of messages"),
         ("[]", r"The conversation has no messages"),
         ('{"messages": 3}', r"is no conversation"),
+        ('{\n "role": "user",\n "content": x}', r"not JSON .*line 3, character 13"),
+        (
+            '{"role": "user", "content": "a"}\n\n{"role": "user"}',
+            r"talk\.json, line 3: A message of",
+        ),
+        (
+            '{"role": "user", "content": "a"}\n'
+            '{"role": "user", "content": [{"type": "image", "image": "no.png"}]}',
+            r"talk\.json, line 2: No image file .*no\.png",
+        ),
+        (
+            [TALK[1], TALK[1] | {"role": 3}],
+            r"talk\.json, message 2: A message is",
+        ),
+        ('{"messages": [], "images": ["no.png"]}', r"has no messages"),
+        (
+            {"messages": TALK[1:], "images": ["no.png"]},
+            r'talk\.json, "images": No image file .*no\.png',
+        ),
         ('[{"role": 3}]', r"A message is \"\{'role': 3\}\", but must be"),
         ('[{"role": "user", "content": [{"type": "sound"}]}]', r"has the part"),
         (
@@ -199,7 +223,8 @@ def test_forms_of_a_conversation(tmp_path):
     ],
 )
 def test_files_that_hold_no_conversation(tmp_path, text, message):
-    with pytest.raises(PromptError, match=message) as met:
+    write(tmp_path, "p1.png", "")
+    with pytest.raises((PromptError, ImageError), match=message) as met:
         read_conversation(write(tmp_path, "talk.json", text))
     assert str(met.value).startswith(str(tmp_path))
 

@@ -171,6 +171,45 @@ def test_wrong_flags_are_refused_before_anything_is_read(flags, pattern, tmp_pat
     assert_fails(done, pattern, code=2)
 
 
+def test_a_pattern_or_a_film_does_not_hide_what_would_be_written_over(tmp_path, capsys):
+    """Names are those of the real pictures: o-2.png is one of them."""
+    need_tiny()
+    for name in ("o-1.png", "o-2.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    before = (tmp_path / "o-2.png").read_bytes()
+    draw = ("--draw", tmp_path / "o.png")
+    assert ask("-p", "hi", "--image", f"{tmp_path}/*.png", *draw) == 2
+    assert "would write over the picture" in capsys.readouterr().err
+    video = ("--video", tmp_path, "--image", SHAPES)
+    assert ask("-p", "hi", *video, *draw) == 2
+    assert "would write over the picture" in capsys.readouterr().err
+    assert (tmp_path / "o-2.png").read_bytes() == before
+
+
+def test_a_box_that_is_cut_is_said(says, tmp_path, capsys):
+    asked = says("yes")
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
+    form = ("--image", tmp_path / "a.png", "--box-format", "mm1", "-p", "Is <box>?")
+    assert ask(*form, "--box", "50,-5,120,60") == 0
+    message = "The box 50,-5,120,60 is cut to 50,0,100,60: the picture is 100x100."
+    assert message in capsys.readouterr().err
+    assert asked["prompt"] == "Is <500,0,999,600>?"
+    assert ask(*form, "--box", "100,60,50,0") == 0
+    assert "is cut" not in capsys.readouterr().err
+
+
+def test_a_place_that_nothing_fills_is_said(says, capsys):
+    asked = says("yes")
+    question = ("-p", "Is <box> at <point>?", "--image", SHAPES)
+    assert ask(*question) == 0
+    told = capsys.readouterr().err
+    assert "note: <box> in the prompt is read as text: --box fills it\n" in told
+    assert "note: <point> in the prompt is read as text: --point fills it\n" in told
+    assert asked["prompt"] == "Is <box> at <point>?"
+    assert ask(*question, "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_nothing_to_draw_on():
     done = run_cli("generate", "-p", "hi", "--draw", "out.png")
     assert_fails(done, r"--draw goes with --image", code=2)

@@ -83,7 +83,7 @@ def test_what_fails_is_one_line_and_the_chat_goes_on(chat):
         r"No image file absent\.png",
         r"unknown command '/imge'; did you mean '/image'\?",
         r"/stats takes on or off, not 'maybe'",
-        r"No conversation x\.json",
+        r"x\.json cannot be read: No such file",
         r"/save needs the name of a file",
         r"There is no question to take back",
         r"There is no question to ask again",
@@ -117,11 +117,31 @@ def test_a_conversation_is_saved_and_loaded(chat, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["talk.json", "talk.md"]
 
 
+def test_a_chat_goes_on_with_what_generate_reads(chat, tmp_path):
+    """JSON Lines, pictures beside the messages, paths from the file's folder; and a
+    name in quotes."""
+    Image.open(SHAPES).save(tmp_path / "a.png")
+    part = {"type": "image", "image": "a.png"}
+    said = {"role": "assistant", "content": "yellow"}
+    first = {"role": "user", "content": [part, {"type": "text", "text": STAR}]}
+    lines = "\n".join(map(json.dumps, (first, said)))
+    (tmp_path / "my talk.jsonl").write_text(lines)
+    flat = {"messages": [first | {"content": STAR}, said], "images": ["a.png"]}
+    (tmp_path / "flat.json").write_text(json.dumps(flat))
+    for name in ("my talk.jsonl", "flat.json"):
+        save = f"/save '{tmp_path}/saved {name}'"
+        done = chat(f'/load "{tmp_path / name}"', "/image", save)
+        assert (done.returncode, done.stderr) == (0, f"1. {tmp_path / 'a.png'}\n")
+        saved = json.loads((tmp_path / f"saved {name}").read_text())["messages"]
+        named = {"type": "image", "image": str(tmp_path / "a.png")}
+        assert saved[0]["content"] == [named, {"type": "text", "text": STAR}]
+
+
 @pytest.mark.parametrize(
     "text, pattern",
     [
-        ("{", r"is not a conversation that /save wrote as JSON"),
-        ("{}", r"has no list of messages"),
+        ("{", r"x\.json: not JSON"),
+        ("{}", r"x\.json, message 1: A message is '\{\}', but must be"),
         (
             '{"messages": [{"role": "assistant", "content": "x"}]}',
             r"Message 1 .* 'user",
@@ -188,11 +208,16 @@ def test_boxes_of_an_answer_are_drawn(chat, monkeypatch, tmp_path):
     found = [Region(place=(0.1, 0.1, 0.5, 0.5), label="a thing")]
     monkeypatch.setattr(chat_session, "regions_of", lambda *given: found)
     out = tmp_path / "out.png"
-    done = chat(f"/image {SHAPES}", STAR, f"/draw {out}", f"/draw {SHAPES}", "/draw")
+    done = chat(
+        f"/image {SHAPES}", STAR, f"/draw '{out}'", f"/draw {SHAPES}", "/draw",
+        f"/draw {out}", "/draw x.bmp",
+    )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "yellow\n")
     told = done.stderr.splitlines()
     assert told[0] == f"drawn: 1 on {out}"
-    assert "would write over the picture" in told[1] and "/draw FILE" in told[2]
+    assert "is there already: give another" in told[1] and "/draw FILE" in told[2]
+    assert "out.png is there already: give another name" in told[3]
+    assert told[4].startswith("error: /draw x.bmp must end with .png")
     assert Image.open(out).size == Image.open(SHAPES).size
 
 
@@ -247,7 +272,7 @@ def test_ctrl_c_before_the_first_token_and_twice_ends_at_once():
 
 WRONG_START = [
     (("--image", "absent.png"), r"No image file absent\.png", 1),
-    (("--load", "absent.json"), r"No conversation absent\.json", 1),
+    (("--load", "absent.json"), r"absent\.json cannot be read: No such", 1),
     (("--system", "Be brief."), r"no place for a system message", 1),
     (("--model", "mm1-tinny"), r"mm1-tinny.*mm1-tiny", 1),
     (("--prompt", "x"), r"unknown flag '--prompt'", 2),

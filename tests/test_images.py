@@ -415,3 +415,8 @@ def test_no_network_module_without_a_url(tmp_path, picture):
 def test_long_names_are_shortened():
     assert len(sources.shown("x" * 1000)) == 120
     assert sources.shown("a\nb\x1b[2J") == "a?b?[2J"
+
+
+def test_bytes_that_are_no_picture():
+    with pytest.raises(ImageError, match=r"^The picture is not an image, or of a form"):
+        load_image(b"no picture")

@@ -116,7 +116,8 @@ def test_from_three_pictures_on_none_is_cut(dynamic):
     """MM1.5: fewer than three, unless they are asked for one by one."""
     _, processor = dynamic
     three = [WIDE] * 3
-    found = processor("<image>" * 3 + "?", three, resolution="dynamic", max_tiles=3)
+    with pytest.warns(MM1Warning, match="has 3 images, and with more than 2 none is"):
+        found = processor("<image>" * 3 + "?", three, resolution="dynamic", max_tiles=3)
     assert found.pixel_values.shape[0] == 3 and found.layouts == ()
     each = processor("<image>" * 3 + "?", three, resolution=["dynamic", None, "native"])
     assert [layout.tiles for layout in each.layouts] == [4, 1, 1]
@@ -227,6 +228,10 @@ def test_a_model_that_was_never_trained_for_tiles_is_warned_of(words):
     with pytest.warns(MM1Warning, match="trained for dynamic tiles: its answers may"):
         found = processor("?", picture(64, 16), resolution="dynamic")
     assert found.layouts == (Layout(1, 4, 64, 16),)
+    with warnings.catch_warnings(record=True) as met:
+        warnings.simplefilter("always")
+        processor("?", [WIDE] * 3, resolution="dynamic")  # too many: no tiles result
+    assert ["trained" in str(one.message) for one in met] == [False]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         processor("?", WIDE, resolution="native")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers import assert_fails, need, need_tiny, needs, run_cli
 from mm1_mlx import load
-from mm1_mlx.errors import ImageError, PromptError
+from mm1_mlx.errors import ImageError, MM1Warning, PromptError
 from mm1_mlx.inputs.prompts import flatten_messages
 from mm1_mlx.inputs.video import (
     frame_resolution,
@@ -312,13 +312,31 @@ def test_a_part_of_a_message(tmp_path):
     assert len(images) == 1 + 24
 
 
+def test_more_frames_than_any_context_holds_are_refused_unread(capsys):
+    """Before a file is opened, and by the flag before anything."""
+    from mm1_mlx.generate import main
+
+    with pytest.raises(ImageError, match="frames is 4097, but must be 4096 at most"):
+        video_frames("absent.mp4", 4097)
+    with pytest.raises(SystemExit) as ended:
+        main(["--video", "absent.mp4", "--frames", "4097", "-p", "Hi"])
+    assert ended.value.code == 2
+    assert "must be a whole number from 1 to 4096" in capsys.readouterr().err
+
+
 def test_frames_are_read_whole():
     """Whatever other pictures are read in; a list says it for each."""
     frames = video_frames(FRAMES, 2)
     other = Image.new("RGB", (8, 8))
-    assert frame_resolution(672, frames) == "native"
+    assert frame_resolution(672, frames) == 672
     assert frame_resolution(None, frames) == "native"
-    assert frame_resolution(672, [other, *frames]) == [672, "native", "native"]
+    assert frame_resolution(672, [other, *frames]) == [672, 672, 672]
+    for cut in ("dynamic", 1344):
+        with pytest.warns(MM1Warning, match=rf"read with .*'native', not .*{cut}"):
+            assert frame_resolution(cut, frames) == "native"
+        with pytest.warns(MM1Warning):
+            mixed = frame_resolution(cut, [other, *frames])
+        assert mixed == [cut, "native", "native"]
     assert frame_resolution(None, [other, *frames]) == "native"
     assert frame_resolution(672, [other, "a.png"]) == 672
     assert frame_resolution([672, 336], frames) == [672, 336]
@@ -330,10 +348,10 @@ def test_a_processor_reads_frames_whole():
     side = 2 * processor.image_settings.size
     frames = video_frames(FRAMES, 2)
     whole = processor("<image><image>?", frames, resolution=side)
-    assert whole.pixel_values.shape == processor("??", frames).pixel_values.shape
+    assert whole.pixel_values.shape == (2, side, side, 3)
     plain = [Image.fromarray(np.asarray(each)) for each in frames]
     large = processor("<image><image>?", plain, resolution=side)
-    assert large.pixel_values.size > whole.pixel_values.size
+    assert np.array_equal(large.pixel_values, whole.pixel_values)
 
 
 # --- the command ---------------------------------------------------------------------

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mm1_mlx.cli.parser import Parser, whole_number
-from mm1_mlx.errors import ContextError, PromptError, UsageError
+from mm1_mlx.errors import ContextError, ImageError, PromptError, UsageError
 
 
 def add_prompt(parser: Parser) -> None:
@@ -35,7 +35,7 @@ def add_prompt(parser: Parser) -> None:
     )
     add(
         "--frames",
-        type=whole_number(1),
+        type=whole_number(1, 4096),  # MOST_FRAMES of inputs/video.py
         metavar="N",
         help="frames of each video, from the middle of N equal parts (24)",
     )
@@ -132,13 +132,20 @@ def read_asked(args: argparse.Namespace) -> tuple[Any, list]:
 
 def _expanded(names: list[str]) -> list[str]:
     """Patterns that no shell has replaced, as the files that fit."""
+    from mm1_mlx.inputs.sources import pasted_path, shown
     from mm1_mlx.inputs.video import natural_order
 
     found: list[str] = []
     for name in names:
         fits: list[str] = []
         if glob.has_magic(name) and "://" not in name and not os.path.lexists(name):
-            fits = sorted(glob.glob(os.path.expanduser(name)), key=natural_order)
+            pattern = os.path.expanduser(name)
+            fits = sorted(glob.glob(pattern), key=natural_order)
+            if not fits and not os.path.lexists(pasted_path(name)):
+                raise ImageError(
+                    f"No file fits the pattern {shown(name)}. Check the folder and the "
+                    f"ending."
+                )
         found += fits or [name]
     return found
 

@@ -11,6 +11,7 @@ from typing import Any
 from mm1_mlx.cli.parser import Parser
 from mm1_mlx.config_boxes import STYLES, BoxFormat
 from mm1_mlx.errors import ImageError, UsageError
+from mm1_mlx.inputs.sources import pasted_path
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -67,30 +68,53 @@ def add_boxes(parser: Parser) -> None:
 
 def check_boxes(args: argparse.Namespace) -> None:
     """UsageError for a --draw that could never be written, before anything is read."""
-    if args.draw is None:
-        return
-    place = Path(args.draw).expanduser()
+    if args.draw is not None:
+        check_place(args.draw, "--draw")
+
+
+def check_place(name: str, command: str) -> None:
+    """UsageError where a drawing cannot have this name; command: what it came with."""
+    place = Path(name).expanduser()
     if place.suffix.lower() not in _FORMATS:
         raise UsageError(
-            f"--draw {args.draw} must end with {', '.join(_FORMATS)}: that is the "
-            f"format"
+            f"{command} {name} must end with {', '.join(_FORMATS)}: that is the format"
         )
-    if not args.image:
-        raise UsageError("--draw goes with --image: there is no picture to draw on")
     if not place.parent.is_dir():
-        raise UsageError(f"--draw {args.draw}: the folder {place.parent} is not there")
-    places = [_place(args.draw, i, len(args.image)) for i in range(len(args.image))]
-    for image in args.image:
-        if any(_is_same(place, image) for place in places):
-            raise UsageError(
-                f"--draw would write over the picture {image}: give another name"
-            )
+        raise UsageError(f"{command} {name}: the folder {place.parent} is not there")
 
 
-def _is_same(place: Path, image: str) -> bool:
-    """Whether both names are of one file that is there."""
-    there = place.exists() and os.path.exists(image)
-    return there and os.path.samefile(place, image)
+def check_drawings(args: argparse.Namespace, images: Sequence[Any]) -> None:
+    """UsageError where --draw has no picture, or would write over one of the user's.
+
+    images: the prompt's pictures, as read_asked found them.
+    """
+    if args.draw is None:
+        return
+    if not images:
+        raise UsageError("--draw goes with --image: there is no picture to draw on")
+    given = [x for x in [*images, *args.video] if isinstance(x, (str, os.PathLike))]
+    for place in places_of(args.draw, len(images)):
+        for image in given:
+            if _is_part(place, os.fspath(image)):
+                raise UsageError(
+                    f"--draw would write over the picture {place}: give another name"
+                )
+
+
+def places_of(name: str, pictures: int) -> list[Path]:
+    """Where the drawings of so many pictures may go."""
+    return [_place(name, picture, pictures) for picture in range(pictures)]
+
+
+def _is_part(place: Path, given: str) -> bool:
+    """Whether a file is there, and is the one that was given, or a frame in it."""
+    try:
+        path = pasted_path(given)
+        if path.is_dir():
+            return place.exists() and place.parent.samefile(path)
+        return place.exists() and path.exists() and place.samefile(path)
+    except (ImageError, OSError, ValueError):  # an address, or what is no path
+        return False
 
 
 def format_of(args: argparse.Namespace, processor: Any) -> BoxFormat | None:
@@ -106,6 +130,7 @@ def fill_prompt(
 ) -> str:
     """The prompt with --box and --point in their places. PromptError, ImageError."""
     if not args.box and not args.point:
+        _note_unfilled(prompt, args)
         return prompt
     from mm1_mlx.inputs.boxes import with_boxes
 
@@ -118,6 +143,16 @@ def fill_prompt(
         form=format_of(args, processor),
         max_pixels=args.max_image_pixels,
     )
+
+
+def _note_unfilled(prompt: str, args: argparse.Namespace) -> None:
+    """A model may read <box> as text: that is asked for, or a flag was forgotten."""
+    if not isinstance(prompt, str):
+        return
+    for slot, flag in (("<box>", "--box"), ("<point>", "--point")):
+        # Qwen-VL's form of a box stands between such marks.
+        if slot in prompt and slot.replace("<", "</") not in prompt:
+            _say(f"note: {slot} in the prompt is read as text: {flag} fills it", args)
 
 
 def fetched(images: Sequence[Any], args: argparse.Namespace) -> list[Any]:

@@ -1,6 +1,5 @@
 """Conversations as files: JSON to go on with, Markdown to read."""
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,26 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mm1_mlx.errors import MM1Error, PromptError
-
-
-def read_messages(place: Path) -> list[Any]:
-    """The messages of a file that /save wrote, or of a list of messages in JSON."""
-    try:
-        values = json.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise PromptError(f"No conversation {place}. Check the path.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise PromptError(
-            f"{place} is not a conversation that /save wrote as JSON: {error}."
-        ) from error
-    messages = values.get("messages") if isinstance(values, dict) else values
-    if not isinstance(messages, list):
-        raise PromptError(
-            f"{place} has no list of messages: it is not a conversation that /save "
-            f"wrote as JSON."
-        )
-    return messages
+from mm1_mlx.errors import MM1Error
 
 
 def write_text(place: Path, text: str) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mm1_mlx.cli.answering import DEFAULT_MODEL, tell_problem
-from mm1_mlx.cli.boxes import check_boxes, draw, regions_of
+from mm1_mlx.cli.boxes import check_place, draw, places_of, regions_of
 from mm1_mlx.cli.chat_commands import ALIASES, COMMANDS, table
-from mm1_mlx.cli.chat_files import as_markdown, read_messages, write_text
+from mm1_mlx.cli.chat_files import as_markdown, write_text
 from mm1_mlx.cli.chat_lines import Lines
 from mm1_mlx.cli.chat_paths import is_path, paths_in, split_paths
 from mm1_mlx.cli.parser import did_you_mean
@@ -21,7 +21,9 @@ from mm1_mlx.cli.statistics import statistics
 from mm1_mlx.errors import ContextError, PromptError, UsageError
 from mm1_mlx.inference.conversation import Conversation
 from mm1_mlx.inference.wired import wired_limit
+from mm1_mlx.inputs.conversation import read_conversation
 from mm1_mlx.inputs.prompts import plural
+from mm1_mlx.inputs.sources import pasted_path
 
 _FULL = "/clear starts anew, /drop forgets the oldest turn, then /retry asks again"
 
@@ -42,7 +44,7 @@ class Session:
     def start(self) -> None:
         """What the flags ask for; errors end the command."""
         if self._args.load is not None:
-            self._talk.restore(read_messages(Path(self._args.load).expanduser()))
+            self._restore(Path(self._args.load).expanduser())
             self._note(f"loaded: {plural(len(self._talk.exchanges), 'turn')}")
         if self._args.system is not None:
             self._talk.system = self._args.system
@@ -238,14 +240,18 @@ class Session:
         if not argument or last is None:
             raise UsageError("/draw FILE goes with an answer that has boxes or points")
         pictures = [p for each in self._talk.exchanges for p in each.pictures]
+        place = str(pasted_path(argument))
+        check_place(place, "/draw")
+        if not pictures:
+            raise UsageError("/draw has no picture to draw on: show one with /image")
+        for each in places_of(place, len(pictures)):
+            self._check_free(each)
         how = argparse.Namespace(
-            draw=argument,
-            image=[picture.name for picture in pictures],
+            draw=place,
             box_format=None,
             quiet=False,
             max_image_pixels=self._args.max_image_pixels,
         )
-        check_boxes(how)
         regions = regions_of(last, how, self._processor)
         draw(regions, [picture.source for picture in pictures], how)
 
@@ -254,10 +260,9 @@ class Session:
             raise UsageError("/save needs the name of a file, such as chat.json")
         if not self._talk.exchanges:
             raise PromptError("There is no turn yet to save.")
-        place = Path(argument).expanduser()
+        place = pasted_path(argument)
         place = place if place.suffix else place.with_suffix(".json")
-        if place.exists() and place.resolve() not in self._written:
-            raise UsageError(f"{place} is there already: give another name")
+        self._check_free(place)
         model = self._args.model or DEFAULT_MODEL
         messages = self._talk.messages()
         text = as_markdown(messages, model)
@@ -271,11 +276,18 @@ class Session:
     def _do_load(self, argument: str) -> None:
         if not argument:
             raise UsageError("/load needs the name of a file that /save wrote")
-        place = Path(argument).expanduser()
-        self._talk.restore(read_messages(place))
+        place = pasted_path(argument)
+        self._restore(place)
         self._written.add(place.resolve())
         self._unanswered = None
         self._note(f"loaded: {plural(len(self._talk.exchanges), 'turn')}")
+
+    def _restore(self, place: Path) -> None:
+        self._talk.restore(*read_conversation(place))
+
+    def _check_free(self, place: Path) -> None:
+        if place.exists() and place.resolve() not in self._written:
+            raise UsageError(f"{place} is there already: give another name")
 
     # --- telling ---------------------------------------------------------------------
 

@@ -90,7 +90,8 @@ def _add_resolution(add: Callable) -> None:
         type=whole_number(0),
         metavar="N",
         help="the last N in the prompt's --resolution, those before in the encoder's "
-        "own, which takes fewer tokens (all)",
+        "own, which takes fewer tokens; tiles also where there are many pictures (all "
+        "as the prompt's, without tiles where there are many)",
     )
 
 

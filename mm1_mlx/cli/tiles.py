@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm1_mlx.cli.parser import whole_number
 from mm1_mlx.cli.resolution import add_resolution
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import MM1Error, PromptError, UsageError
@@ -27,9 +28,21 @@ def add_tiles(parser: Any) -> None:
         "--output",
         type=Path,
         metavar="PNG",
-        help="where --tiles writes (NAME-tiles.png, in this folder)",
+        help="where --tiles writes (NAME-tiles.png, in this folder); what is there is "
+        "replaced",
     )
     add_resolution(group)
+    add(
+        "--max-image-pixels",
+        type=whole_number(1),
+        metavar="N",
+        help="refuse pictures with more pixels than this",
+    )
+    add(
+        "--allow-url",
+        action="store_true",
+        help="let --image be an https address too",
+    )
 
 
 def check_tiles(args: argparse.Namespace) -> None:
@@ -39,6 +52,8 @@ def check_tiles(args: argparse.Namespace) -> None:
         "--resolution": args.resolution,
         "--max-tiles": args.max_tiles,
         "--output": args.output,
+        "--max-image-pixels": args.max_image_pixels,
+        "--allow-url": args.allow_url,
     }
     if args.image is None:
         for flag, value in given.items():
@@ -46,6 +61,8 @@ def check_tiles(args: argparse.Namespace) -> None:
                 raise UsageError(f"{flag} goes with --image FILE")
     if args.output is not None and not args.tiles:
         raise UsageError("--output is where --tiles draws: give --tiles, too")
+    if args.output is not None and args.output.suffix.lower() != ".png":
+        raise UsageError(f"--output {args.output} must end with .png: it is a PNG")
     if args.image is not None and args.adapter is not None:
         raise UsageError("give the folder of an adapter or --image, not both")
 
@@ -101,7 +118,10 @@ def _see(args: argparse.Namespace, config: MM1Config, folder: Path | None) -> _S
         words = number_tokenizer(config.text_config.vocab_size)
         settings = ImageSettings(size=config.vision_config.image_size)
         processor = Processor(words, settings, config, chat_template="plain")
-    image = load_image(args.image)
+    limits: dict[str, Any] = {"allow_url": args.allow_url}
+    if args.max_image_pixels is not None:
+        limits["max_pixels"] = args.max_image_pixels
+    image = load_image(args.image, **limits)
     (way,) = processor.ways(1, args.resolution, args.max_tiles)
     (slot,) = processor.slots([way], [way.layout(*image.size)])
     problem = ""

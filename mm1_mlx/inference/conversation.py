@@ -14,6 +14,7 @@ from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
     flatten_messages,
     image_separator,
+    place_images,
     render_chat,
     with_image_slots,
 )
@@ -225,13 +226,19 @@ class Conversation:
             for message in self._flat()
         ]
 
-    def restore(self, messages: Sequence[Any]) -> None:
+    def restore(
+        self, messages: Sequence[Any], images: Sequence[Any] | None = None
+    ) -> None:
         """Take messages in place of what was said, pictures read anew.
 
         messages: those of `messages()`, or others: a system message or none, then
-        questions and answers in turn. PromptError, ImageError: then nothing is changed.
+        questions and answers in turn. images: the pictures of their <image>, where
+        the messages hold none. PromptError, ImageError: then nothing is changed.
         """
-        flat, images = flatten_messages(messages)
+        flat, held = flatten_messages(messages)
+        images = held or list(images or ())
+        if images and not any(IMAGE_TOKEN in message["content"] for message in flat):
+            flat = place_images(flat, len(images))
         system = None
         if flat[0]["role"] == "system":
             system, flat = flat[0]["content"], flat[1:]

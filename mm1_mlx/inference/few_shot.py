@@ -88,7 +88,8 @@ class FewShot:
     both apart.
     high_resolution_shots: how many of the last ones are read in the question's
     resolution, those before them in the encoder's own ("native"), which takes fewer
-    tokens; None is all. (MM1's mixed resolution.)
+    tokens; None reads all as the question, so without dynamic tiles where there are too
+    many pictures for them. (MM1's mixed resolution.)
     features: a Features that knows pictures already, or the file where it keeps them.
 
     Raises DatasetError for what is wrong with the examples, with the line's number,

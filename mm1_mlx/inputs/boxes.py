@@ -6,12 +6,13 @@ are parts of a side, 0 to 1, of a frame: the picture, or the square the model re
 
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mm1_mlx.config_boxes import STYLES, BoxFormat
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import MM1Warning, PromptError
 from mm1_mlx.inputs.images import image_size, load_image
 from mm1_mlx.inputs.phrases import label_before, picture_before
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN, plural
@@ -332,6 +333,7 @@ def with_boxes(
     A place belongs to the picture whose <image> stands last before it; where pictures
     have no places they come first, so to the last one. form: how the model writes
     boxes, where its folder does not say. max_pixels: of a picture, as in load_image.
+    MM1Warning for a box of which a part lies outside of the picture.
     PromptError where counts differ, or nobody knows how this model writes them.
     """
     for slot, given in ((BOX_SLOT, boxes), (POINT_SLOT, points)):
@@ -357,9 +359,22 @@ def with_boxes(
             picture += 1
         elif left.get(piece):
             size = sizes[min(max(picture, 1), len(sizes)) - 1]
-            piece = from_pixels(left[piece].pop(0), *size, form, resize_mode=mode)
+            pixels = left[piece].pop(0)
+            piece = from_pixels(pixels, *size, form, resize_mode=mode)
+            _warn_if_cut(pixels, *size)
         out.append(piece)
     return "".join(out)
+
+
+def _warn_if_cut(pixels: Sequence[float], width: int, height: int) -> None:
+    inside = _inside(pixels, width, height)
+    if sorted(inside) != sorted(map(float, pixels)):
+        warnings.warn(
+            f"The box {_listed(pixels)} is cut to {_listed(inside)}: the picture is "
+            f"{width}x{height}.",
+            MM1Warning,
+            stacklevel=3,
+        )
 
 
 def size_of(image: Any, max_pixels: int | None = None) -> Size:

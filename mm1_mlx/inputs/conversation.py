@@ -10,20 +10,24 @@ in every line. Paths start from the file's folder.
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import ImageError, PromptError
 from mm1_mlx.inputs.prompts import flatten_messages
-from mm1_mlx.inputs.sources import shown
+from mm1_mlx.inputs.sources import pasted_path, read_source, shown
 
+_ADDRESS = r"data:|[a-zA-Z]+://"
 _PATHS = ("image", "url", "path", "image_url", "video")
 
 
 def read_conversation(file: str | os.PathLike) -> tuple[list[dict[str, Any]], list]:
     """Messages whose content is text with <image> marks, and the pictures, in order.
 
-    PromptError for what is no conversation, with the line's number.
+    PromptError for what is no conversation, ImageError for a picture that is not
+    there: with the line's number, of one JSON value with the message's.
     """
     path = Path(file).expanduser()
     name = shown(str(path))
@@ -38,30 +42,62 @@ def read_conversation(file: str | os.PathLike) -> tuple[list[dict[str, Any]], li
         raise PromptError(
             f"{name} is not UTF-8 text (byte {error.start}). Save it as UTF-8."
         ) from error
-    messages, images = _messages(text, name)
+    messages, images, unit = _messages(text, name)
     folder = path.parent
-    messages = [_with_paths(message, folder) for message in messages]
-    try:
-        flat, held = flatten_messages(messages)
-    except PromptError as error:
-        raise PromptError(f"{name}: {error}") from error
+    flat, held = [], []
+    if not messages:
+        raise PromptError(
+            f"{name}: The conversation has no messages: expected a list of "
+            f'{{"role": "user", "content": "..."}}.'
+        )
+    for number, message in messages:
+        with _named(f"{name}, {unit} {number}"):
+            said, its = flatten_messages([_with_paths(message, folder)])
+            _check_there(its)
+        flat += said
+        held += its
     if held and images:
         raise PromptError(
             f'{name}: the messages hold pictures, and "images" has more. Give them in '
             f"one place only."
         )
-    return flat, held or [_located(image, folder) for image in images]
+    images = [_located(image, folder) for image in images]
+    with _named(f'{name}, "images"'):
+        _check_there(images)
+    return flat, held or images
 
 
-def _messages(text: str, name: str) -> tuple[list, list]:
-    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if text.lstrip()[:1] == "{" and (len(lines) > 1 or '"role"' in text):
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Errors say where in the file they are."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{where}: {error}") from error
+    except PromptError as error:
+        raise PromptError(f"{where}: {error}") from error
+
+
+def _check_there(images: list) -> None:
+    """ImageError for the path of a file that is not there."""
+    for image in images:
+        if not isinstance(image, str) or re.match(_ADDRESS, image):
+            continue
         try:
-            whole = json.loads(text)
-        except ValueError:
-            return [_line(line, f"{name}, line {i}") for i, line in lines], []
-    else:
-        whole = _line(text, name)
+            there = pasted_path(image).exists()
+        except (OSError, ValueError):
+            there = False
+        if not there:
+            read_source(image)  # says why
+
+
+def _messages(text: str, name: str) -> tuple[list[tuple[int, Any]], list, str]:
+    """Messages with their numbers, the pictures beside them, and what is numbered."""
+    # Not splitlines: texts may hold other line ends than JSON Lines.
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if len(lines) > 1 and _is_json(lines[0][1]):
+        return [(i, _line(line, f"{name}, line {i}")) for i, line in lines], [], "line"
+    whole = _line(text, name)
     if isinstance(whole, dict) and "messages" in whole:
         images = whole.get("images") or []
         whole = whole["messages"]
@@ -73,7 +109,15 @@ def _messages(text: str, name: str) -> tuple[list, list]:
             f"{name} is no conversation: expected a JSON list of messages, an object "
             f'with "messages" (and "images"), or a message in every line.'
         )
-    return whole, images
+    return list(enumerate(whole, 1)), images, "message"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _line(text: str, where: str) -> Any:
@@ -105,6 +149,6 @@ def _with_paths(message: Any, folder: Path) -> Any:
 def _located(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: _located(held, folder) for key, held in value.items()}
-    if not isinstance(value, str) or re.match(r"data:|[a-zA-Z]+://", value):
+    if not isinstance(value, str) or re.match(_ADDRESS, value):
         return value
     return str(folder / Path(value).expanduser())

@@ -57,7 +57,8 @@ def ways_of(
     the model's own. A prompt with more pictures than the tiling's max_images has no
     tiles, unless the list asks for them.
 
-    Raises PromptError; MM1Warning where a model was never trained for tiles.
+    Raises PromptError; MM1Warning where a model was never trained for tiles, and where
+    "dynamic" gives none because there are too many pictures.
     """
     if max_tiles is not None:
         _check_max_tiles(max_tiles)
@@ -76,12 +77,16 @@ def ways_of(
     if max_tiles is not None and ways and not any(map(_is_dynamic, ways)):
         raise PromptError(
             f"max_tiles is {max_tiles}, but no picture is read in dynamic tiles: give "
-            f"resolution 'dynamic' with it (--resolution dynamic)."
+            f"resolution 'dynamic' with it (--resolution dynamic). Frames of videos "
+            f"are never cut."
         )
     if ways and not isinstance(resolution, list):
         most = ways[0].tiling and ways[0].tiling.max_images
         if most is not None and count > most:
+            if resolution == "dynamic":
+                _warn_whole(count, most)
             ways = [Way(settings)] * count
+    _warn_untrained(ways, config.tiling_config)
     return ways
 
 
@@ -142,28 +147,44 @@ def _way(
     half = _sized(settings, asked, asked // 2, config)
     if tiling is not None and tiling.type == "sub_images" and tiling.grids == [[2, 2]]:
         return Way(half, tiling)
-    if tiling is None:
-        _warn(f"sub-images (resolution {asked})")
     indicator = None if tiling is None else tiling.indicator
     return Way(half, TilingConfig(type="sub_images", indicator=indicator))
 
 
 def _dynamic(tiling: TilingConfig | None, max_tiles: int | None) -> TilingConfig:
     if tiling is None or tiling.type != "dynamic":
-        _warn("dynamic tiles")
         tiling = TilingConfig(type="dynamic")
     if max_tiles is None:
         return tiling
     return replace(tiling, max_tiles=max_tiles, min_tiles=min(tiling.least, max_tiles))
 
 
-def _warn(what: str) -> None:
+def _warn_whole(count: int, most: int) -> None:
     warnings.warn(
-        f"This model's config does not say that it was trained for {what}: its answers "
-        f"may be worse than with resolution 'native'.",
+        f"The prompt has {count} images, and with more than {most} none is cut into "
+        f"tiles: resolution 'dynamic' is not used. A list asks for each image (for "
+        f"shots --high-resolution-shots N).",
         MM1Warning,
         stacklevel=2,
     )
+
+
+def _warn_untrained(ways: list[Way], trained: TilingConfig | None) -> None:
+    """Say which tiles the model's config does not know."""
+    unknown: list[str] = []
+    for way in ways:
+        type = way.tiling.type if way.tiling else None
+        if type == "dynamic" and (trained is None or trained.type != "dynamic"):
+            unknown.append("dynamic tiles")
+        elif type == "sub_images" and trained is None:
+            unknown.append(f"sub-images (resolution {2 * way.settings.size})")
+    for what in dict.fromkeys(unknown):
+        warnings.warn(
+            f"This model's config does not say that it was trained for {what}: its "
+            f"answers may be worse than with resolution 'native'.",
+            MM1Warning,
+            stacklevel=2,
+        )
 
 
 def _sized(

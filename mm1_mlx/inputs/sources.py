@@ -148,7 +148,7 @@ def read_source(
     Raises ImageError for what cannot be read, is empty or has over max_bytes.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        data, name = bytes(source), "The given bytes"
+        data, name = bytes(source), "The picture"  # of standard input or memory
     elif isinstance(source, str) and source[:5].lower() == "data:":
         data, name = _data_url(source), "The data URL"
     elif isinstance(source, str) and re.match(r"\s*[a-zA-Z]+://", source):

@@ -5,15 +5,17 @@ MM1.5 (section on video) reads 24 frames of a video as so many pictures, in thei
 
 import os
 import re
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mm1_mlx.errors import ImageError, PromptError
+from mm1_mlx.errors import ImageError, MM1Warning, PromptError
 from mm1_mlx.inputs.images import (
     MAX_PIXELS,
     check_size,
@@ -22,9 +24,11 @@ from mm1_mlx.inputs.images import (
     load_image,
 )
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN, VIDEO_TOKEN, plural
+from mm1_mlx.inputs.resolution import LARGEST_WHOLE
 from mm1_mlx.inputs.sources import pasted_path, read_source, shown
 
 FRAMES = 24  # MM1.5
+MOST_FRAMES = 4096  # more than any context holds; each is kept in memory
 ENDINGS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "ico")
 ENDINGS += ("avif", "heic", "heif")
 _FRAME = "mm1_mlx: frame"  # in a picture's info
@@ -79,6 +83,8 @@ def video_frames(
     """
     if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
         raise ImageError(f"frames is {frames!r}, but must be a whole number above 0.")
+    if frames > MOST_FRAMES:
+        raise ImageError(f"frames is {frames}, but must be {MOST_FRAMES} at most.")
 
     def choose(count: int) -> list[int]:
         return uniform_places(count, frames)
@@ -93,14 +99,26 @@ def video_frames(
 def frame_resolution(resolution: Any, images: Sequence[Any]) -> Any:
     """The resolution of a prompt's pictures, frames of videos whole: MM1.5 cuts none.
 
-    A list, which says it for each, stays as it is.
+    A list, which says it for each, stays as it is. MM1Warning where frames are not
+    read as was asked.
     """
     frames = [isinstance(x, Image.Image) and x.info.get(_FRAME) for x in images]
     if isinstance(resolution, (list, tuple)) or not any(frames):
         return resolution
-    if resolution is None or all(frames):
+    if resolution is None:
         return "native"
-    return ["native" if frame else resolution for frame in frames]
+    cut = resolution == "dynamic" or (
+        isinstance(resolution, Integral) and int(resolution) > LARGEST_WHOLE
+    )
+    if cut:
+        warnings.warn(
+            f"Frames of a video are not cut into tiles: they are read with resolution "
+            f"'native', not {resolution!r}.",
+            MM1Warning,
+            stacklevel=2,
+        )
+    own = "native" if cut else resolution
+    return own if all(frames) else [own if f else resolution for f in frames]
 
 
 def _found(
