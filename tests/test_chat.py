@@ -499,8 +499,10 @@ def test_no_history_leaves_nothing(terminal, tmp_path):
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_chat(terminal):
-    # So hot that the end token is as unlikely as any other: answers are long.
-    t = terminal("--image", str(SHAPES), "--temp", "100", "-m", "900")
+    # So hot that the end token is as unlikely as any other: answers are long. The seed
+    # keeps them from ever writing what looks like the prompt.
+    hot = ("--temp", "100", "--seed", "1", "-m", "900")
+    t = terminal("--image", str(SHAPES), *hot)
     t.wait_for(r"> ")
     for _ in range(5):  # an answer may still be short
         t.type("Describe the picture.\n")
