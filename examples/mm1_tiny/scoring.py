@@ -1,8 +1,9 @@
 """Counts of right answers with their intervals, and the tables made of them."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from mm1_mlx.evaluation.metrics.intervals import wilson
 
 # What mm1-tiny must reach; it must also stand MARGIN above the wrong picture.
 GOALS = {
@@ -43,21 +44,6 @@ MEANINGS = {
     "absent": "asked about a thing that is not there",
     "many": "asked about one of several",
 }
-Z = 1.959963984540054  # two-sided 95% of the normal distribution
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson's score interval); (0, 1) for n = 0."""
-    if n == 0:
-        return 0.0, 1.0
-    share = right / n
-    middle = share + Z * Z / (2 * n)
-    reach = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    scale = 1 + Z * Z / n
-    # At 0 and 1 rounding must not put the end beyond the share itself.
-    low = 0.0 if right == 0 else (middle - reach) / scale
-    high = 1.0 if right == n else (middle + reach) / scale
-    return low, high
 
 
 def tally(outcomes: Iterable[bool]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mm1_mlx.cli.generation_plan import add_memory_check, check_folders
 from mm1_mlx.cli.parser import Parser, json_object, number, some_text, whole_number
-from mm1_mlx.cli.resolution import add_resolution
+from mm1_mlx.cli.resolution import add_picture_limits, add_resolution
 from mm1_mlx.errors import UsageError
 
 DEFAULT_MODEL = "mm1-tiny"
@@ -123,17 +123,7 @@ def add_pictures(parser: Parser) -> None:
         help="how a picture becomes a square (as the model was trained)",
     )
     add_resolution(group)
-    add(
-        "--max-image-pixels",
-        type=whole_number(1),
-        metavar="N",
-        help="refuse pictures with more pixels than this",
-    )
-    add(
-        "--allow-url",
-        action="store_true",
-        help="let --image be an https address too",
-    )
+    add_picture_limits(group)
 
 
 def add_memory(parser: Parser) -> Any:

@@ -35,3 +35,19 @@ def add_resolution(group: Any) -> None:
         help="tiles at most for --resolution dynamic, beside the overview; MM1.5: 9, "
         "up to 16 (the model's)",
     )
+
+
+def add_picture_limits(group: Any) -> None:
+    """Which pictures are read at all."""
+    add = group.add_argument
+    add(
+        "--max-image-pixels",
+        type=whole_number(1),
+        metavar="N",
+        help="refuse pictures with more pixels than this",
+    )
+    add(
+        "--allow-url",
+        action="store_true",
+        help="let --image be an https address too",
+    )

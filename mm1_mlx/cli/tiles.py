@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm1_mlx.cli.parser import whole_number
-from mm1_mlx.cli.resolution import add_resolution
+from mm1_mlx.cli.resolution import add_picture_limits, add_resolution
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import MM1Error, PromptError, UsageError
 
@@ -32,17 +31,7 @@ def add_tiles(parser: Any) -> None:
         "replaced",
     )
     add_resolution(group)
-    add(
-        "--max-image-pixels",
-        type=whole_number(1),
-        metavar="N",
-        help="refuse pictures with more pixels than this",
-    )
-    add(
-        "--allow-url",
-        action="store_true",
-        help="let --image be an https address too",
-    )
+    add_picture_limits(group)
 
 
 def check_tiles(args: argparse.Namespace) -> None:
