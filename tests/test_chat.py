@@ -373,7 +373,7 @@ def test_dropped_pictures_are_shown(chat, pictures):
     shutil.copy(SHAPES, place)
     done = chat(f"{str(place).replace(' ', chr(92) + ' ')} ", STAR)
     assert (done.returncode, done.stdout) == (0, "yellow\n"), done.stderr
-    done = chat(f"{STAR} '{place}' ", "/image", "absent/x.png")
+    done = chat(f"{STAR} '{place}' ", "/image", str(pictures / "absent" / "x.png"))
     assert done.stdout == "yellow\n"
     assert f"1. {place}\n" in done.stderr and "No image file" in done.stderr
 
