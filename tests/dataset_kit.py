@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from helpers import need
 from mm1_mlx.evaluation.samples import Sample
 from mm1_mlx.inputs.images import load_image
 
@@ -52,9 +53,7 @@ def cell(colour: str = "red", path: str | None = None) -> dict[str, Any]:
 
 def write_table(path: Path, rows: list[dict[str, Any]], **settings: Any) -> Path:
     """A parquet file as the hub has: pictures are {"bytes", "path"}."""
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
+    arrow, parquet = need("pyarrow"), need("pyarrow.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
 
