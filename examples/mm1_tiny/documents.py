@@ -73,7 +73,7 @@ def document(rng: random.Random, kind: str, progress: float = 1.0) -> Document:
             "comparison": _comparison,
             "few_shot": _few_shot,
             "multi_turn": _multi_turn,
-            "talk": _talk,
+            "talk": talk,
         }
         return makers[choose(INTERLEAVED_MIX, rng)](rng, progress)
     if kind == "text":
@@ -102,11 +102,21 @@ def _caption(rng: random.Random, progress: float) -> Document:
         after = "\n" if style < QUESTION_FIRST + NEW_LINE else ""
         start = f"{_USER}{IMAGE_MARK}{after}"
         branches = [_answered(question) for question in asked]
+    return of_picture(picture, start, asked, branches)
+
+
+def of_picture(
+    picture: Picture,
+    start: str,
+    asked: list[Question],
+    branches: list[list[Text]] | None = None,
+) -> Document:
+    """A document of one picture: start, and a branch for each question."""
     return Document(
         kind="caption",
         images=[picture.image],
         context=[Text(start)],
-        branches=branches,
+        branches=branches or [_answered(question) for question in asked],
         tasks=[question.task for question in asked],
         regions=[picture.regions],
     )
@@ -170,7 +180,7 @@ def _multi_turn(rng: random.Random, progress: float) -> Document:
     )
 
 
-def _talk(rng: random.Random, progress: float) -> Document:
+def talk(rng: random.Random, progress: float) -> Document:
     """A conversation in which questions need the turn before."""
     while True:
         scene = s.sample_scene(rng, **difficulty(progress))
