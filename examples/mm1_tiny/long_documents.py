@@ -18,7 +18,9 @@ from examples.mm1_tiny.pictures import (
 from mm1_mlx.training.documents import Document, Region, Text
 from mm1_mlx.training.encoder_stage import box_weights
 
-LONG_MIX = {"naming": 0.6, "tiles": 0.2, "steps": 0.14, "shots": 0.06}
+LONG_MIX = {
+    "naming": 0.46, "tiles": 0.2, "numbered": 0.16, "steps": 0.12, "shots": 0.06
+}  # fmt: skip
 GLANCES = 0.6  # share of naming documents that read a few tokens of each picture
 SIDE = 8  # image tokens of a picture are SIDE x SIDE
 NUMBERED = 0.4  # share of "many": numbered pictures
@@ -50,9 +52,15 @@ def pool(rng: random.Random, progress: float) -> list[naming.Shown]:
 
 def document(rng: random.Random, kind: str, progress: float) -> Document:
     """kind: "long", of two to five pictures or tiles, or "many", of up to sixteen."""
-    makers = {"naming": _naming, "tiles": _tiles, "steps": _steps, "shots": _shots}
+    makers = {
+        "naming": _naming,
+        "tiles": _tiles,
+        "numbered": _glanced_at,
+        "steps": _steps,
+        "shots": _shots,
+    }
     if kind == "many" and rng.random() < NUMBERED:
-        return _numbered(rng, progress)
+        return _numbered(rng, progress, MOST_PICTURES)
     most = FEW if kind == "long" else MOST_PICTURES
     return makers[choose(LONG_MIX, rng)](rng, progress, most)
 
@@ -157,9 +165,17 @@ _WHAT_IN = (
 )
 
 
-def _numbered(rng: random.Random, progress: float) -> Document:
-    """Five to sixteen numbered pictures of single things, and questions about them."""
-    number = rng.randint(5, MOST_PICTURES)
+def _glanced_at(rng: random.Random, progress: float, most: int) -> Document:
+    """Numbered pictures, a quarter of the tokens of each: twice as many have room."""
+    document = _numbered(rng, progress, min(2 * most, MOST_PICTURES))
+    pairs = zip(document.images, document.regions, strict=True)
+    document.kept = [glance(image, own, rng) for image, own in pairs]
+    return document
+
+
+def _numbered(rng: random.Random, progress: float, most: int) -> Document:
+    """Five or more numbered pictures of single things, and questions about them."""
+    number = rng.randint(5, most)
     shown = rng.sample(pool(rng, progress), number)
     gap = rng.choice((" ", "\n"))
     lines = [f"Picture {i}: {_IMAGE}" for i in range(1, number + 1)]

@@ -66,9 +66,15 @@ def _steps(rng: random.Random, progress: float) -> Picture:
 
 
 def _told(rng: random.Random) -> Document:
-    """A scene in words, and a question in two steps about it."""
+    """A scene in words, and questions in two steps about it."""
     scene = s.sample_scene(rng, min_things=2)
-    worth = reasoning.two_steps(scene, rng)
-    question = f"{_USER}{caption_of(scene)}. {worth.question} {reasoning.STEP_BY_STEP}"
-    context = [Text(question + _ASSISTANT)]
-    return Document("text", [], context, [[Text(worth.reasoned, True)]], ["steps_told"])
+    asked = [reasoning.two_steps(scene, rng) for _ in range(3)]
+    branches = [
+        [
+            Text(f" {worth.question} {reasoning.STEP_BY_STEP}{_ASSISTANT}"),
+            Text(worth.reasoned, True),
+        ]
+        for worth in asked
+    ]
+    context = [Text(f"{_USER}{caption_of(scene)}.")]
+    return Document("text", [], context, branches, ["steps_told"] * len(branches))
