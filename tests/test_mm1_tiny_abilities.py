@@ -176,7 +176,10 @@ def test_long_documents_are_well_formed(drawn, kind, most):
     for _ in range(60):
         document = drawn.document(rng, kind, 0.7)
         context = "".join(piece.text for piece in document.context)
-        assert context.count("<image>") == len(document.images) <= most
+        assert context.count("<image>") == len(document.images)
+        # At a glance a picture has a quarter of its tokens: twice as many have room.
+        glanced = document.tasks[0] == "of_many" and document.kept is not None
+        assert len(document.images) <= (min(2 * most, 16) if glanced else most)
         assert len(document.regions) == len(document.images)
         assert len(document.tasks) == len(document.branches) >= 1
         seen[document.tasks[0]] += 1
