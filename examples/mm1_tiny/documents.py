@@ -7,7 +7,7 @@ seed gives the same document.
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from examples.mm1_tiny import (
     asking,
@@ -24,6 +24,7 @@ from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.comparisons import compare
 from examples.mm1_tiny.pictures import (
     BARE_TASKS,
+    CAPTION_MIX,
     CAPTION_QUESTIONS,
     IMAGE_MARK,
     Picture,
@@ -37,19 +38,18 @@ from examples.mm1_tiny.pictures import (
     scene_regions,
     shot_of,
 )
-from examples.mm1_tiny.questions import Question
+from examples.mm1_tiny.questions import Question, caption_of
 from examples.mm1_tiny.tasks import TASKS, Example
 from examples.mm1_tiny.wordings import NOUNS, PICTURE_WORDS
 from mm1_mlx.training.documents import KINDS, Document, Text
 
 __all__ = ["TASKS", "Example", "corpus", "document", "region_picture"]
 
-# MM1 weighs its kinds of data by hand too; single pictures: pictures.CAPTION_MIX.
+# MM1 weighs its kinds of data by hand, too. Single pictures: pictures.CAPTION_MIX.
 INTERLEAVED_MIX = {"comparison": 0.5, "few_shot": 0.14, "multi_turn": 0.1, "talk": 0.26}
+TEXT_MIX = {"sentences": 0.15, "naming": 0.55, "told": 0.08, "facts": 0.22}
 QUESTION_FIRST = 0.15  # share of caption documents: the question, then the picture
 NEW_LINE = 0.10  # share of caption documents with a line break after the picture
-SENTENCES = 0.15  # share of text documents
-NAMING_IN_TEXT = 0.7  # share of the others: new names for phrases
 FEW_SHOT_TASKS = (
     "count", "count_colour", "count_shape", "count_pair", "colour", "shape",
     "existence", "position", "relation", "caption", "digits", "words", "words",
@@ -58,26 +58,40 @@ FEW_SHOT_TASKS = (
 _USER, _ASSISTANT = "<user>", "<assistant>"
 
 
-def document(rng: random.Random, kind: str, progress: float = 1.0) -> Document:
+@dataclass(frozen=True)
+class Mixes:
+    """Shares of what the documents of a kind are."""
+
+    caption: dict[str, float] = field(default_factory=lambda: CAPTION_MIX)
+    interleaved: dict[str, float] = field(default_factory=lambda: INTERLEAVED_MIX)
+    text: dict[str, float] = field(default_factory=lambda: TEXT_MIX)
+
+
+EVERYTHING = Mixes()
+
+
+def document(
+    rng: random.Random, kind: str, progress: float = 1.0, mixes: Mixes = EVERYTHING
+) -> Document:
     """One training document.
 
     kind: "caption" (one picture), "interleaved" (two to four pictures, or several
-        turns about one), "text", "long" (two to five pictures or tiles) or "many" (up
-        to sixteen).
+        turns about one), "text", "long" (two to five pictures or tiles, at a glance
+        up to ten) or "many" (up to sixteen).
     progress: 0 to 1 over the run; early documents have fewer and larger things.
     """
     if kind == "caption":
-        return _caption(rng, progress)
+        return _caption(rng, progress, mixes.caption)
     if kind == "interleaved":
         makers = {
             "comparison": _comparison,
             "few_shot": _few_shot,
             "multi_turn": _multi_turn,
-            "talk": talk,
+            "talk": _talk,
         }
-        return makers[choose(INTERLEAVED_MIX, rng)](rng, progress)
+        return makers[choose(mixes.interleaved, rng)](rng, progress)
     if kind == "text":
-        return _text(rng)
+        return _text(rng, mixes.text)
     if kind in ("long", "many"):
         return long_documents.document(rng, kind, progress)
     raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
@@ -87,8 +101,8 @@ def _answered(question: Question) -> list[Text]:
     return [Text(question.question + _ASSISTANT), Text(question.answer, True)]
 
 
-def _caption(rng: random.Random, progress: float) -> Document:
-    picture = sample_picture(rng, progress)
+def _caption(rng: random.Random, progress: float, mix: dict[str, float]) -> Document:
+    picture = sample_picture(rng, progress, mix)
     asked = picture.questions
     style = rng.random()
     if style < QUESTION_FIRST:
@@ -102,21 +116,11 @@ def _caption(rng: random.Random, progress: float) -> Document:
         after = "\n" if style < QUESTION_FIRST + NEW_LINE else ""
         start = f"{_USER}{IMAGE_MARK}{after}"
         branches = [_answered(question) for question in asked]
-    return of_picture(picture, start, asked, branches)
-
-
-def of_picture(
-    picture: Picture,
-    start: str,
-    asked: list[Question],
-    branches: list[list[Text]] | None = None,
-) -> Document:
-    """A document of one picture: start, and a branch for each question."""
     return Document(
         kind="caption",
         images=[picture.image],
         context=[Text(start)],
-        branches=branches or [_answered(question) for question in asked],
+        branches=branches,
         tasks=[question.task for question in asked],
         regions=[picture.regions],
     )
@@ -180,7 +184,7 @@ def _multi_turn(rng: random.Random, progress: float) -> Document:
     )
 
 
-def talk(rng: random.Random, progress: float) -> Document:
+def _talk(rng: random.Random, progress: float) -> Document:
     """A conversation in which questions need the turn before."""
     while True:
         scene = s.sample_scene(rng, **difficulty(progress))
@@ -244,19 +248,31 @@ def _bare_pieces(shots: list[Picture], rng: random.Random) -> list[Text]:
     return pieces
 
 
-def _text(rng: random.Random) -> Document:
-    if rng.random() < SENTENCES:
+def _text(rng: random.Random, mix: dict[str, float]) -> Document:
+    style = choose(mix, rng)
+    if style == "sentences":
         branches = [[Text(facts.sentence(rng), True)] for _ in range(rng.randint(1, 3))]
         return Document(
             "text", [], [Text(_ASSISTANT)], branches, ["sentence"] * len(branches)
         )
-    if rng.random() < NAMING_IN_TEXT:
+    if style == "naming":
         pieces = naming.named_phrases(rng)
         return Document("text", [], pieces[:-1], [pieces[-1:]], ["naming_text"])
+    if style == "told":
+        return _told(rng)
     makers = (facts.text_only, reasoning.arithmetic)
     pairs = dict(rng.choice(makers)(rng) for _ in range(rng.randint(3, 8)))
     branches = [[Text(x + _ASSISTANT), Text(a, True)] for x, a in pairs.items()]
     return Document("text", [], [Text(_USER)], branches, ["fact"] * len(branches))
+
+
+def _told(rng: random.Random) -> Document:
+    """A scene in words, and questions in two steps about it."""
+    scene = s.sample_scene(rng, min_things=2)
+    asked = reasoning.questions(scene, rng)
+    branches = [_answered(replace(x, question=f" {x.question}")) for x in asked]
+    context = [Text(f"{_USER}{caption_of(scene)}.")]
+    return Document("text", [], context, branches, ["told"] * len(branches))
 
 
 def corpus(rng: random.Random, n: int) -> Iterator[str]:

@@ -12,7 +12,8 @@ from mm1_mlx.training.documents import Region
 # What single pictures show, in caption documents and in the encoder stage. With 0.13 of
 # each, the encoder knew 97% of the shapes but 44% of the digits and 34% of the letters.
 CAPTION_MIX = {
-    "scene": 0.38, "unnamed": 0.16, "digits": 0.13, "word": 0.26, "unknown": 0.07
+    "scene": 0.31, "boxes": 0.08, "steps": 0.06, "unnamed": 0.14, "digits": 0.12,
+    "word": 0.22, "unknown": 0.07
 }  # fmt: skip
 ENCODER_MIX = {
     "scene": 0.26, "unnamed": 0.16, "digits": 0.18, "word": 0.34, "unknown": 0.06
@@ -20,7 +21,7 @@ ENCODER_MIX = {
 BARE_TASKS = ("colour", "shape", "pair", "count", "digits", "words")
 IMAGE_MARK = "<image>"
 EMPTY, CROWDED = 0.02, 0.12  # shares of the scenes with nothing, with five or six
-TWO_STEPS = 0.2
+BOXES = ("box", "box", "box", "box", "at", "at", "point", "grounded")
 
 
 @dataclass
@@ -76,19 +77,25 @@ def scene_picture(rng: random.Random, progress: float) -> Picture:
     scene = s.sample_scene(rng, **settings)
     image = drawing.draw(scene, rng)
     asked = asking.ask(scene, rng)
-    if rng.random() < TWO_STEPS:
-        asked = [*worth_questions(scene, rng), *asked[:7]]
     return Picture(image, scene_regions(scene, rng), asked)
 
 
-def worth_questions(scene: s.Scene, rng: random.Random) -> list[Question]:
-    """A two-step question answered at once, and one answered in steps, when told so."""
-    once, steps = reasoning.two_steps(scene, rng), reasoning.two_steps(scene, rng)
-    told = f"{steps.question} {reasoning.STEP_BY_STEP}"
-    return [
-        Question("worth", once.question, once.answer),
-        Question("worth_steps", told, steps.reasoned),
+def _boxes_picture(rng: random.Random, progress: float = 1.0) -> Picture:
+    """A drawn scene with questions that have a box or a point."""
+    scene = s.sample_scene(rng, **difficulty(progress))
+    asked = [
+        asking.ASKERS[x](scene, rng, "training", None) for x in rng.choices(BOXES, k=8)
     ]
+    image = drawing.draw(scene, rng)
+    found = {x.question: x for x in asked if x}
+    return Picture(image, scene_regions(scene, rng), list(found.values()))
+
+
+def _steps_picture(rng: random.Random, progress: float = 1.0) -> Picture:
+    """A drawn scene with questions in two steps, one answered at once."""
+    scene = s.sample_scene(rng, min_things=2, **difficulty(progress))
+    asked = reasoning.questions(scene, rng)
+    return Picture(drawing.draw(scene, rng), scene_regions(scene, rng), asked)
 
 
 CAPTION_QUESTIONS = tuple(
@@ -174,6 +181,8 @@ def _unnamed_picture(rng: random.Random, progress: float = 1.0) -> Picture:
 
 _PICTURES = {
     "scene": scene_picture,
+    "boxes": _boxes_picture,
+    "steps": _steps_picture,
     "unnamed": _unnamed_picture,
     "digits": _digits_picture,
     "word": _word_picture,
@@ -181,9 +190,11 @@ _PICTURES = {
 }
 
 
-def sample_picture(rng: random.Random, progress: float = 1.0) -> Picture:
-    """A picture of any kind, by CAPTION_MIX, with questions about it."""
-    return _PICTURES[choose(CAPTION_MIX, rng)](rng, progress)
+def sample_picture(
+    rng: random.Random, progress: float = 1.0, mix: dict[str, float] = CAPTION_MIX
+) -> Picture:
+    """A picture of any kind, by the mix of kinds, with questions about it."""
+    return _PICTURES[choose(mix, rng)](rng, progress)
 
 
 def choose(mix: dict[str, float], rng: random.Random) -> str:

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 
 from examples.mm1_tiny import wordings as w
+from examples.mm1_tiny.questions import Question
 from examples.mm1_tiny.scenes import COLOURS, SHAPES, Scene
 
 STEP_BY_STEP = "Think step by step."
@@ -63,6 +64,18 @@ def two_steps(scene: Scene, rng: random.Random) -> TwoSteps:
     steps.append(f"{products[0]} + {products[1]} = {total}.")
     values = {"a": named[0], "b": named[1], "x": str(worth[0]), "y": str(worth[1])}
     return TwoSteps(w.fill(_WORTH, rng, **values), " ".join(steps), total)
+
+
+def questions(scene: Scene, rng: random.Random) -> list[Question]:
+    """Four: the last is answered at once, the others step by step, as
+    each of them says."""
+    found: list[Question] = []
+    for _ in range(3):
+        asked = two_steps(scene, rng)
+        text = f"{asked.question} {STEP_BY_STEP}"
+        found.append(Question("worth_steps", text, asked.reasoned))
+    once = two_steps(scene, rng)
+    return [*found, Question("worth", once.question, once.answer)]
 
 
 def arithmetic(rng: random.Random) -> tuple[str, str]:
