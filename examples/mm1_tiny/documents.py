@@ -47,7 +47,9 @@ __all__ = ["TASKS", "Example", "corpus", "document", "region_picture"]
 
 # MM1 weighs its kinds of data by hand, too. Single pictures: pictures.CAPTION_MIX.
 INTERLEAVED_MIX = {"comparison": 0.5, "few_shot": 0.14, "multi_turn": 0.1, "talk": 0.26}
-TEXT_MIX = {"sentences": 0.15, "naming": 0.55, "told": 0.08, "facts": 0.22}
+TEXT_MIX = {
+    "sentences": 0.15, "naming": 0.5, "told": 0.08, "numbered": 0.05, "facts": 0.22
+}  # fmt: skip
 QUESTION_FIRST = 0.15  # share of caption documents: the question, then the picture
 NEW_LINE = 0.10  # share of caption documents with a line break after the picture
 FEW_SHOT_TASKS = (
@@ -65,6 +67,7 @@ class Mixes:
     caption: dict[str, float] = field(default_factory=lambda: CAPTION_MIX)
     interleaved: dict[str, float] = field(default_factory=lambda: INTERLEAVED_MIX)
     text: dict[str, float] = field(default_factory=lambda: TEXT_MIX)
+    long: dict[str, float] = field(default_factory=lambda: long_documents.LONG_MIX)
 
 
 EVERYTHING = Mixes()
@@ -93,7 +96,7 @@ def document(
     if kind == "text":
         return _text(rng, mixes.text)
     if kind in ("long", "many"):
-        return long_documents.document(rng, kind, progress)
+        return long_documents.document(rng, kind, progress, mixes.long)
     raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
 
 
@@ -258,6 +261,8 @@ def _text(rng: random.Random, mix: dict[str, float]) -> Document:
     if style == "naming":
         pieces = naming.named_phrases(rng)
         return Document("text", [], pieces[:-1], [pieces[-1:]], ["naming_text"])
+    if style == "numbered":
+        return long_documents.numbered_in_words(rng)
     if style == "told":
         return _told(rng)
     makers = (facts.text_only, reasoning.arithmetic)

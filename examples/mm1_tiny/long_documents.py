@@ -50,7 +50,9 @@ def pool(rng: random.Random, progress: float) -> list[naming.Shown]:
     return _pools[rng]
 
 
-def document(rng: random.Random, kind: str, progress: float) -> Document:
+def document(
+    rng: random.Random, kind: str, progress: float, mix: dict[str, float] = LONG_MIX
+) -> Document:
     """kind: "long", of two to five pictures or tiles, or "many", of up to sixteen."""
     makers = {
         "naming": _naming,
@@ -62,7 +64,7 @@ def document(rng: random.Random, kind: str, progress: float) -> Document:
     if kind == "many" and rng.random() < NUMBERED:
         return _numbered(rng, progress, MOST_PICTURES)
     most = FEW if kind == "long" else MOST_PICTURES
-    return makers[choose(LONG_MIX, rng)](rng, progress, most)
+    return makers[choose(mix, rng)](rng, progress, most)
 
 
 def _document(
@@ -166,34 +168,63 @@ _WHAT_IN = (
 
 
 def _glanced_at(rng: random.Random, progress: float, most: int) -> Document:
-    """Numbered pictures, a quarter of the tokens of each: twice as many have room."""
-    document = _numbered(rng, progress, min(2 * most, MOST_PICTURES))
+    """Numbered pictures, a quarter of the tokens of each: twice as many have room.
+
+    In half of the documents words stand in the place of some pictures.
+    """
+    words = rng.random() if rng.random() < 0.5 else 0.0
+    document = _numbered(rng, progress, min(2 * most, MOST_PICTURES), 2, words)
     pairs = zip(document.images, document.regions, strict=True)
     document.kept = [glance(image, own, rng) for image, own in pairs]
     return document
 
 
-def _numbered(rng: random.Random, progress: float, most: int) -> Document:
-    """Five or more numbered pictures of single things, and questions about them."""
-    number = rng.randint(5, most)
-    shown = rng.sample(pool(rng, progress), number)
+def _numbered(
+    rng: random.Random, progress: float, most: int, least: int = 5, words: float = 0.0
+) -> Document:
+    """Numbered pictures of single things, and questions about them.
+
+    words: how often what a picture shows is written in its place.
+    """
+    shown = rng.sample(pool(rng, progress), rng.randint(least, most))
+    told = [rng.random() < words for _ in shown]
+    start, branches = _lines([t[0] for t in shown], told, rng)
+    drawn = [each for each, instead in zip(shown, told, strict=True) if not instead]
+    return Document(
+        kind="many",
+        images=[x[1] for x in drawn],
+        context=[Text(start)],
+        branches=branches,
+        tasks=["of_many"] * len(branches),
+        regions=[x[2] for x in drawn],
+    )
+
+
+def numbered_in_words(rng: random.Random) -> Document:
+    """Numbered pictures of which there are words only."""
+    number = rng.randint(2, MOST_PICTURES)
+    things = [s.sample_scene(rng, max_things=1).things[0] for _ in range(number)]
+    start, branches = _lines(things, [True] * number, rng)
+    tasks = ["of_many_told"] * len(branches)
+    return Document("text", [], [Text(start)], branches, tasks)
+
+
+def _lines(
+    things: list[s.Thing], told: list[bool], rng: random.Random
+) -> tuple[str, list[list[Text]]]:
+    """ "Picture 1: ..." line by line, and questions with their answers."""
     gap = rng.choice((" ", "\n"))
-    lines = [f"Picture {i}: {_IMAGE}" for i in range(1, number + 1)]
-    start = _USER + gap.join(lines) + gap.rstrip(" ")
-    asked = [x for _ in range(10) if (x := about_many([t[0] for t in shown], rng))]
+    lines = [
+        f"Picture {i}: {w.with_article(thing.name) if instead else _IMAGE}"
+        for i, (thing, instead) in enumerate(zip(things, told, strict=True), 1)
+    ]
+    asked = [x for _ in range(10) if (x := about_many(things, rng))]
     space = " " if gap == " " else ""
     branches = [
         [Text(space + question + _ASSISTANT), Text(answer, True)]
         for question, answer in dict(asked).items()
     ]
-    return Document(
-        kind="many",
-        images=[x[1] for x in shown],
-        context=[Text(start)],
-        branches=branches,
-        tasks=["of_many"] * len(branches),
-        regions=[x[2] for x in shown],
-    )
+    return _USER + gap.join(lines) + gap.rstrip(" "), branches
 
 
 def about_many(things: list[s.Thing], rng: random.Random) -> tuple[str, str] | None:

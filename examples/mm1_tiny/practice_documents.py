@@ -1,7 +1,7 @@
-"""Documents of what a round of everything learns too slowly: boxes, steps, talk.
+"""What a round of everything learns too slowly: boxes, steps, talk, numbered pictures.
 
-recipe_9.json reads this module. What is asked of a tenth of the pictures takes as many
-rounds as what is new takes documents (LAB.md); here it is most of what there is.
+recipe_9.json and recipe_10.json read this module. What is new takes so many documents;
+where a tenth of them are about it, it takes ten times as many (LAB.md).
 """
 
 import random
@@ -17,7 +17,12 @@ MIXES = documents.Mixes(
     interleaved={
         "talk": 0.78, "comparison": 0.15, "few_shot": 0.04, "multi_turn": 0.03,
     },
-    text={"told": 0.4, "naming": 0.35, "facts": 0.15, "sentences": 0.1},
+    text={
+        "told": 0.25, "naming": 0.3, "numbered": 0.35, "facts": 0.06, "sentences": 0.04,
+    },
+    long={
+        "numbered": 0.66, "naming": 0.22, "tiles": 0.06, "steps": 0.04, "shots": 0.02,
+    },
 )  # fmt: skip
 
 
