@@ -8,7 +8,7 @@ from collections.abc import Callable, Container
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -161,6 +161,16 @@ class FewShot:
             )
         return have if reasoning is None else bool(reasoning)
 
+    @property
+    def reasoned(self) -> bool:
+        """Whether reasoning is shown."""
+        return self._reasoned
+
+    @property
+    def features(self) -> Features:
+        """What knows the features of pictures."""
+        return self._features
+
     # --- which examples --------------------------------------------------------------
 
     def choose(
@@ -219,7 +229,7 @@ class FewShot:
             asked = Asked("", None, shots=tuple(self.examples))
             raise asked.explained(error, **limits) from error
 
-    def looked(self, model: Any, processor: Any, **limits: Any) -> "FewShot":
+    def looked(self, model: Any, processor: Any, **limits: Any) -> Self:
         """The same with every example's features held, for many questions: none of
         their pictures is opened for the next one. limits: as of look."""
         return self.changed(_held=self._means(self.look(model, processor, **limits)))
@@ -278,7 +288,7 @@ class FewShot:
 
         return replace(asked, again=again)
 
-    def changed(self, **values: Any) -> "FewShot":
+    def changed(self, **values: Any) -> Self:
         """The same with another num_shots, choice, ..."""
         other = copy(self)
         vars(other).update(values)
@@ -310,30 +320,8 @@ class FewShot:
                 "A conversation goes with shots as turns of a chat template only: give "
                 "the question as text, or leave the template of shots out."
             )
-        self.check_resolution(processor, resolution)
+        check_resolutions(self.high_resolution_shots, processor, resolution)
         return replace(asked, resolution=self._each(chosen, its_images, resolution))
-
-    def check_resolution(self, processor: Any, resolution: Any) -> None:
-        """PromptError where high_resolution_shots would change nothing.
-
-        resolution: the question's.
-        """
-        if self.high_resolution_shots is None:
-            return
-        if isinstance(resolution, (list, tuple)):
-            raise PromptError(
-                "high_resolution_shots goes with one resolution, which the last shots "
-                "share with all pictures of the question, but a list was given."
-            )
-        if resolution is None:
-            resolution = getattr(processor, "resolution", None)
-        settings = getattr(processor, "image_settings", None)
-        if settings and is_native(resolution, processor.config, settings):
-            raise PromptError(
-                "high_resolution_shots reads the last shots in the question's "
-                "resolution, but that is the encoder's own, which all have: give a "
-                "higher one, such as --resolution 672 or dynamic (resolution=...)."
-            )
 
     def _each(
         self, chosen: list[Example], images: list[Any], resolution: Any
@@ -451,6 +439,29 @@ class FewShot:
             raise PromptError(
                 "The template of shots has no {image}, but there are pictures. Add it."
             )
+
+
+def check_resolutions(high: int | None, processor: Any, resolution: Any) -> None:
+    """PromptError where high_resolution_shots would change nothing.
+
+    high: how many. resolution: the question's.
+    """
+    if high is None:
+        return
+    if isinstance(resolution, (list, tuple)):
+        raise PromptError(
+            "high_resolution_shots goes with one resolution, which the last shots "
+            "share with all pictures of the question, but a list was given."
+        )
+    if resolution is None:
+        resolution = getattr(processor, "resolution", None)
+    settings = getattr(processor, "image_settings", None)
+    if settings and is_native(resolution, processor.config, settings):
+        raise PromptError(
+            "high_resolution_shots reads the last shots in the question's "
+            "resolution, but that is the encoder's own, which all have: give a "
+            "higher one, such as --resolution 672 or dynamic (resolution=...)."
+        )
 
 
 def _checked(count: Any) -> int | None:
