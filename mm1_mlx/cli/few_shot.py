@@ -179,7 +179,7 @@ def check_task_shots(args: argparse.Namespace) -> None:
         "--high-resolution-shots": args.high_resolution_shots,
     }
     for flag, value in flags.items():
-        if value not in (None, False) and not max(args.shots):
+        if value is not None and value is not False and not max(args.shots):
             raise UsageError(f"{flag} goes with --shots K")
     for flag in ("--no-shot-reasoning", "--answer-mark"):
         if flags[flag] and args.shots_from is None:

@@ -106,7 +106,7 @@ def _sample_of(example: Example, task: Task) -> Sample:
     """
     fields = {k: v for k, v in example.fields.items() if v is not None}
     try:
-        options = choices(fields, "choices") if fields.pop("choices", None) else ()
+        options = choices(fields, "choices") if "choices" in fields else ()
     except Fault as fault:
         raise DatasetError(f"{example.where}: {fault}.") from None
     found = Sample(
@@ -115,7 +115,7 @@ def _sample_of(example: Example, task: Task) -> Sample:
         question=example.prompt or "",
         answers=(example.answer,),
         choices=options,
-        fields=fields,
+        fields={k: v for k, v in fields.items() if k != "choices"},
     )
     try:
         shown = _target(task, found)

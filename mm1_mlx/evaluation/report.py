@@ -317,12 +317,14 @@ def shots_in_words(settings: Mapping[str, Any]) -> str:
     if "shot_choice" not in s:
         return ""
     source = s["shots_from"]
+    place = source or "the training split"
     told = {
-        "random": f"drawn with seed {s['seed']}",
-        "first": "the first",
-        "nearest": "the nearest by the encoder's features, the nearest one last",
+        "random": f"of {place}, drawn with seed {s['seed']}",
+        "first": f"the first of {place}",
+        "nearest": f"the nearest of {place} by the encoder's features",
     }[s["shot_choice"]]
-    told += f" of {source}" if source else " of the training split"
+    if not s["same_shots"]:
+        told += " for each question"
     if shown := s.get("shots_shown"):
         what = "lines" if source else "samples"
         told += f" ({what} {', '.join(map(str, shown))})"
@@ -331,6 +333,6 @@ def shots_in_words(settings: Mapping[str, Any]) -> str:
     if s["shot_reasoning"]:
         told += f", their reasoning shown before '{s['answer_mark']}'"
     if (high := s["high_resolution_shots"]) is not None:
-        size = s["generation"].get("resolution") or "the model's own resolution"
-        told += f", the last {high} in {size}, those before in the encoder's own"
+        size = s["generation"].get("resolution") or "of the model"
+        told += f", the last {high} in resolution {size}, those before in native"
     return told
