@@ -84,7 +84,7 @@ class Progress:
     """How far a task is. score: of the answers so far, None while it is not known."""
 
     task: str
-    how: str  # "4-shot"
+    how: str  # "4-shot"; "features" while those for the nearest shots are computed
     done: int
     total: int
     known: int  # of done, from an earlier run
