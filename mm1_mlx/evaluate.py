@@ -11,6 +11,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from mm1_mlx.cli.few_shot import (
+    add_task_shots,
+    check_high_resolution,
+    check_task_shots,
+    task_shots,
+)
 from mm1_mlx.cli.parser import Parser, number, some_text, whole_number
 from mm1_mlx.cli.resolution import add_resolution
 from mm1_mlx.cli.run import run_door
@@ -24,6 +30,8 @@ _EXAMPLES = """examples:
   python -m mm1_mlx.evaluate --model mm1-tiny --task tiny_count tiny_words --limit 100
   python -m mm1_mlx.evaluate --model FOLDER --task textvqa --data data/textvqa
   python -m mm1_mlx.evaluate --model FOLDER --task okvqa --shots 0,4,8,16 --limit 500
+  python -m mm1_mlx.evaluate --model FOLDER --task mathvista --shots 0,4,8 \\
+      --shots-from shots.jsonl --resolution 1344 --high-resolution-shots 3
 
 --output keeps answers.jsonl files, result.json, report.md and sheets of failures. The
 same command goes on there where it was ended.
@@ -90,21 +98,8 @@ def _add_data(p: Parser) -> None:
 
 
 def _add_prompts(p: Parser) -> None:
+    _add_shots(p.add_argument_group("answered examples before the question (few-shot)"))
     add = p.add_argument_group("prompts").add_argument
-    add(
-        "--shots",
-        type=_shots,
-        default=[0],
-        metavar="K,...",
-        help="answered examples before each question; several give a row each, as "
-        "0,4,8,16 (0)",
-    )
-    add(
-        "--new-shots",
-        action="store_true",
-        help="draw other shots for each question; else the same for all, which are "
-        "computed once",
-    )
     add(
         "--prompt-form",
         choices=("chat", "pretrain"),
@@ -118,6 +113,23 @@ def _add_prompts(p: Parser) -> None:
         "is guessed from the text",
     )
     add("--system", metavar="TEXT", help="system prompt")
+
+
+def _add_shots(group: Any) -> None:
+    group.add_argument(
+        "--shots",
+        type=_shots,
+        default=[0],
+        metavar="K,...",
+        help="so many before each question; several give a row each, as 0,4,8,16 (0)",
+    )
+    add_task_shots(group)
+    group.add_argument(
+        "--new-shots",
+        action="store_true",
+        help="draw other shots for each question; else the same for all, which are "
+        "computed once",
+    )
 
 
 def _add_answers(p: Parser) -> None:
@@ -192,6 +204,7 @@ def run(args: argparse.Namespace) -> int | None:
         if not value:
             raise UsageError(f"{flag} is missing")
     some_text(args.model)
+    check_task_shots(args)
     tasks = find_tasks(args.task, args.tasks_from)
     places = _places(tasks, args.data)
     _check(tasks, places, args)
@@ -201,17 +214,18 @@ def run(args: argparse.Namespace) -> int | None:
 def _check(tasks: list[Any], places: dict[str, Any], args: argparse.Namespace) -> None:
     """What can be refused before a model is loaded."""
     from mm1_mlx.evaluation.choosing import choose_samples, source_of
-    from mm1_mlx.evaluation.few_shot import Shots, check_shots
+    from mm1_mlx.evaluation.few_shot import pool_of
+    from mm1_mlx.evaluation.how import How
 
     if args.output is not None and args.output.is_file():
         raise UsageError(f"--output {args.output} is a file: give a folder")
     sources = [source_of(task, places[task.name]) for task in tasks]
-    for task, k in product(tasks, args.shots):
-        check_shots(task, k)
+    how = How(max(args.shots), args.seed, **task_shots(args))
     for task, where in zip(tasks, sources, strict=True):
+        if how.shots:
+            pool_of(task, where, how)
         if task.needs_data:  # what is made is good
             choose_samples(task, where, args.limit, args.seed)
-            Shots(task, where, max(args.shots), args.seed)
 
 
 def _evaluate(
@@ -230,6 +244,8 @@ def _evaluate(
 
     folder = find_model(args.model, **conversion_progress())
     model, processor = load(folder, adapter_path=args.adapter_path)
+    if not any("resolution" in task.settings for task in tasks):
+        check_high_resolution(args, processor)
     output = args.output or _usual_output(args)
     report = Report(
         output, args.model, fingerprint(model), args.adapter_path, args.force
@@ -291,6 +307,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "form": args.prompt_form,
         "same_shots": not args.new_shots,
+        **task_shots(args),
         "force": args.force,
         "max_tokens": args.max_tokens,
         "temp": args.temp,

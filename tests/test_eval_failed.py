@@ -114,8 +114,10 @@ def test_what_is_expected_is_todays(tiny, tmp_path):
 
 
 def test_a_prompt_that_shots_make_too_long_says_so(model, processor):
-    with pytest.raises(DatasetError, match=r"Or take --shots 2 or fewer\."):
-        run(model, processor, too_long([0]), shots=3, limit=1)
+    with pytest.raises(
+        DatasetError, match=r"Of 3 shots 2 would fit: --shots 2 \(shots"
+    ):
+        run(model, processor, too_long([2]), shots=3, limit=1, shot_choice="first")
 
 
 def test_the_measured_speed_stays(model, processor, tmp_path):

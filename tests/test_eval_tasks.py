@@ -15,7 +15,8 @@ from mm1_mlx.evaluation.datasets import (
 )
 from mm1_mlx.evaluation.published import _benchmarks, published
 from mm1_mlx.evaluation.samples import Answered, Sample
-from mm1_mlx.evaluation.tasks import ALIASES, TASKS, find_task
+from mm1_mlx.evaluation.table import find_task
+from mm1_mlx.evaluation.tasks import ALIASES, TASKS
 
 # Each benchmark that the project promises: its reader, split, metric, where shots are.
 PROMISED = {
@@ -84,7 +85,7 @@ def test_names_that_are_known_elsewhere():
 
 @pytest.mark.parametrize("name, near", [("vqa2", "vqav2"), ("MMBench", "mmbench")])
 def test_a_name_that_is_not_known(name, near):
-    message = rf"There is no task '{name}'. Did you mean '{near}'\? The tasks are coco_"
+    message = rf"There is no task '{name}'. Did you mean '{near}'\? The tasks are ai2d"
     with pytest.raises(DatasetError, match=message) as raised:
         find_task(name)
     assert "own_vqa" in str(raised.value)

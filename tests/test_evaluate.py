@@ -10,9 +10,18 @@ from helpers import need_tiny
 from mm1_mlx import evaluate, load
 from mm1_mlx.errors import DatasetError, MM1Error
 from mm1_mlx.evaluation.choosing import choose_samples, source_of, with_wrong_images
-from mm1_mlx.evaluation.few_shot import Shots, ask, usual_form
+from mm1_mlx.evaluation.few_shot import (
+    Pool,
+    Question,
+    TaskShots,
+    ask_alone,
+    pool_of,
+    usual_form,
+)
+from mm1_mlx.evaluation.how import How
 from mm1_mlx.evaluation.runner import batches
 from mm1_mlx.evaluation.samples import Sample, Task
+from mm1_mlx.inputs.examples import Example
 
 # --- a task for the small random model: prompts are numbers ------------------------
 
@@ -81,23 +90,23 @@ def test_the_score_is_the_metrics(model, processor):
 
 
 def test_questions_of_a_length_go_together():
-    from mm1_mlx.evaluation.few_shot import Asked
+    from mm1_mlx.inference.few_shot import Asked
 
     asked = [
-        Asked(Sample(id=str(i)), "p" * (i % 7), [None] * (i % 2)) for i in range(40)
+        Question(Sample(id=str(i)), Asked("p" * (i % 7), [None] * (i % 2)))
+        for i in range(40)
     ]
     found = list(batches(asked, 4))
     assert sorted(int(a.sample.id) for some in found for a in some) == list(range(40))
     assert all(len(some) == 4 for some in found)
-    mixed = [some for some in found if len({len(a.images) for a in some}) > 1]
+    mixed = [some for some in found if len({len(a.asked.images) for a in some}) > 1]
     assert not mixed
-    lengths = [len(a.prompt) for some in found[:5] for a in some]
+    lengths = [len(a.asked.prompt) for some in found[:5] for a in some]
     assert lengths == sorted(lengths)
 
 
 def test_the_pretraining_form_ends_and_cleans_its_answers_its_own_way(tmp_path):
     """Of a processor that reads text; the two forms give other stops and values."""
-    from mm1_mlx.evaluation.results import How
     from mm1_mlx.evaluation.runner import _generation
 
     task = numbers(stop=("a",), shot_stop=("b",), settings={"kv_bits": 8})
@@ -204,6 +213,16 @@ def shot(name: str, colour: str) -> Sample:
     )
 
 
+def ask(task, query, shots, form, processor):
+    """A question behind these shots."""
+    how = How(len(shots), shot_choice="first", form=form)
+    if not shots:
+        return ask_alone(task, query, form, processor)
+    examples = [Example(s.images, "", "", None, i) for i, s in enumerate(shots, 1)]
+    pool = Pool(list(shots), examples, False)
+    return TaskShots(task, pool, how, processor).before(query)
+
+
 def test_the_pretraining_form_is_a_line_for_each_shot():
     shots = [shot("a", "red"), shot("b", "blue</s>")]
     asked = ask(COLOUR, shot("q", "?"), shots, "pretrain", Chat)
@@ -247,30 +266,36 @@ def test_the_usual_form_is_the_models():
 
 def test_shots_are_the_seeds_and_fewer_are_the_first_of_more():
     task = numbers(50)
-    query = Sample(id="val0")
-    few, more = (Shots(task, "", k, 3).of(query) for k in (4, 8))
-    assert few == more[:4] and len({s.id for s in more}) == 8
-    assert all(s.id.startswith("train") for s in more)
-    assert few == Shots(task, "", 4, 3).of(Sample(id="val1"))  # the same for all
-    assert few != Shots(task, "", 4, 4).of(query)
-    each = Shots(task, "", 4, 3, same=False)
-    assert each.of(query) == each.of(query) != each.of(Sample(id="val1"))
-    assert Shots(task, "", 0, 3).of(query) == []
+    one, two = (Sample(id=name, question="50") for name in ("val0", "val1"))
+
+    def shown(query, k, seed, **how):
+        how = How(k, seed, **how)
+        shots = TaskShots(task, pool_of(task, "", how), how, Chat)
+        return [shots.label(s.number) for s in shots.before(query).shots]
+
+    few, more = (shown(one, k, 3) for k in (4, 8))
+    assert few == more[:4] and len(set(more)) == 8
+    assert all(name.startswith("train") for name in more)
+    assert few == shown(two, 4, 3)  # the same for all
+    assert few != shown(one, 4, 4)
+    each = [shown(query, 4, 3, same_shots=False) for query in (one, one, two)]
+    assert each[0] == each[1] != each[2]
 
 
 def test_a_question_is_never_its_own_shot():
     task = numbers(9, shot_split="val")
-    shots = Shots(task, "", 8, 0)
+    how = How(8)
+    shots = TaskShots(task, pool_of(task, "", how), how, Chat)
     for sample in task.read("", "val"):
-        assert sample.id not in {s.id for s in shots.of(sample)}
-        assert len(shots.of(sample)) == 8
+        shown = [shots.label(s.number) for s in shots.before(sample).shots]
+        assert sample.id not in shown and len(shown) == 8
 
 
 def test_what_shots_are_refused():
     with pytest.raises(DatasetError, match="has 9 samples, but 9 shots and one to"):
-        Shots(numbers(9), "", 9, 0)
+        pool_of(numbers(9), "", How(9))
     with pytest.raises(DatasetError, match=r"numbers has no few-shot form.*--shots 0"):
-        Shots(numbers(shot_split=None), "", 1, 0)
+        pool_of(numbers(shot_split=None), "", How(1))
 
 
 def test_shots_that_all_share_are_computed_once(model, processor, monkeypatch):
@@ -287,8 +312,9 @@ def test_shots_that_all_share_are_computed_once(model, processor, monkeypatch):
     runner_generate = runner.batch_generate
     monkeypatch.setattr(runner, "batch_generate", spy)
     task = numbers(9)
-    shots = Shots(numbers(40), "", 16, 0).of(Sample(id="val0"))
-    words = " ".join(f"{s.question} {s.answers[0]}" for s in shots).split()
+    how = How(16)
+    shots = TaskShots(task, pool_of(numbers(40), "", how), how, processor)
+    words = " ".join(f"{s.prompt} {s.answer}" for s in shots.choose()).split()
     shared = 1 + len(words) + 3 * words.count("<image>")
     task = replace(
         task,
@@ -522,7 +548,6 @@ def test_pictures_that_were_read_ahead_are_not_decoded_again(tmp_path, monkeypat
     import threading
 
     from mm1_mlx.evaluation import runner
-    from mm1_mlx.evaluation.results import How
     from mm1_mlx.inference.reuse import Reuse
     from mm1_mlx.inputs import known
 
@@ -537,9 +562,10 @@ def test_pictures_that_were_read_ahead_are_not_decoded_again(tmp_path, monkeypat
         return decoded(data, name, *limits)
 
     monkeypatch.setattr(known, "decoded", spy)
-    asked = runner._questions(COLOUR, data, None, How(shots=2), processor)
-    given = {"max_tokens": 4}
-    work = runner._Run(model, processor, COLOUR, How(), given, Reuse(), None)
+    how, given = How(shots=2), {"max_tokens": 4}
+    shots = TaskShots(COLOUR, pool_of(COLOUR, data, how), how, processor)
+    work = runner._Run(model, processor, COLOUR, how, given, Reuse(), None, shots)
+    asked = work.questions(choose_samples(COLOUR, data, None, 0))
     thread = threading.Thread(target=work._warm, args=(asked,))
     thread.start()
     thread.join()

@@ -22,6 +22,7 @@ from mm1_mlx.errors import (
     DatasetError,
     ImageError,
     MM1Error,
+    MM1Warning,
     PromptError,
 )
 from mm1_mlx.inference.features import Features
@@ -432,7 +433,6 @@ def test_reasoning_that_is_not_there():
         ({"high_resolution_shots": 9}, 672, [672] * 4),
         ({"high_resolution_shots": 1}, None, ["native", "native", None, None]),
         ({}, [1344], [None, None, None, 1344]),
-        ({"high_resolution_shots": 1}, [1344], ["native", "native", None, 1344]),
     ],
 )
 def test_the_last_shots_are_read_as_the_question(settings, resolution, expected):
@@ -440,6 +440,34 @@ def test_the_last_shots_are_read_as_the_question(settings, resolution, expected)
     for question in ("", "What?"):
         found = shots.ask(question, "q.png", processor=CHAT, resolution=resolution)
         assert found.resolution == expected
+
+
+def test_high_resolution_shots_have_one_meaning(paper):
+    """The last ones as the question, which must be read higher than the others."""
+    shots = FewShot(BARE, 3, choice="first", high_resolution_shots=1)
+    with pytest.raises(PromptError, match=r"goes with one resolution, .* a list was"):
+        shots.ask("", "q.png", processor=CHAT, resolution=[1344])
+    for same in (None, "native", 24):  # 24 pixels are the encoder's own
+        with pytest.raises(PromptError, match=r"that is the encoder's own, .*--resol"):
+            shots.ask("", "q.png", processor=paper, resolution=same)
+    found = shots.ask("", "q.png", processor=paper, resolution=48)
+    assert found.resolution == ["native", "native", 48, 48]
+    paper.resolution = 48  # what a call takes that is given none
+    found = shots.ask("", "q.png", processor=paper)
+    assert found.resolution == ["native", "native", None, None]
+    one = Image.new("RGB", (24, 24))
+    frames = video_frames([one, one], 2)  # are not cut here, either
+    with pytest.warns(MM1Warning, match="Frames of a video are not cut"):
+        found = shots.ask("", frames, processor=paper, resolution="dynamic")
+    assert found.resolution == ["native", "native", "dynamic", "native", "native"]
+
+
+def test_examples_that_are_left_out_make_room_for_others():
+    assert numbers(FewShot(BARE, 3, choice="first").choose(leave_out={2})) == [1, 3, 4]
+    drawn = numbers(FewShot(BARE, 4).choose())
+    assert numbers(FewShot(BARE, 2).choose(leave_out={drawn[0]})) == drawn[1:3]
+    shots = near((1, 0), (0, 1), (0.6, 0.8), num_shots=2)
+    assert numbers(shots.choose(None, None, [(1, 0)], leave_out={1})) == [2, 3]
 
 
 def test_every_picture_of_a_shot_has_its_resolution():
@@ -696,6 +724,39 @@ def test_features_are_computed_once(tiny, coloured, tmp_path, monkeypatch):
     assert counts == [6, 1]
 
 
+def test_features_that_are_held_are_those_of_looking_again(
+    tiny, coloured, tmp_path, monkeypatch
+):
+    model, processor = tiny
+    shots = FewShot(coloured, 3, choice="nearest")
+    held = shots.looked(model, processor)
+    opened = []
+    plain = Features._opened
+    monkeypatch.setattr(
+        Features,
+        "_opened",
+        lambda self, image, limits: opened.append(image) or plain(self, image, limits),
+    )
+    for name in COLOURS:
+        query = tmp_path / f"{name}20.png"
+        near = held.choose(model, processor, [query])
+        assert opened == [query]
+        assert numbers(near) == numbers(shots.choose(model, processor, [query]))
+        opened.clear()
+
+
+def test_pictures_without_features_can_be_passed_over(tiny, coloured, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    names = ["red20.png", "bad.png", "blue20.png", "absent.png"]
+    failed: dict = {}
+    kept = Features()
+    found = kept.of(*tiny, [tmp_path / name for name in names], failed=failed)
+    assert sorted(failed) == [1, 3] and "bad.png is not an ima" in str(failed[1])
+    assert not found[[1, 3]].any()
+    alone = image_features(*tiny, [tmp_path / "red20.png", tmp_path / "blue20.png"])
+    assert_equal(found[[0, 2]], alone)
+
+
 def test_features_of_another_encoder_are_not_taken(tiny, coloured, tmp_path):
     model, processor = tiny
     kept = Features(tmp_path / "features.safetensors")
@@ -763,7 +824,7 @@ def test_mixed_resolutions_are_those_of_the_written_out_prompt(
     query, side = tmp_path / "blue60.png", 2 * processor.image_settings.size
     given = {"shots": shots, "max_tokens": 6, "resolution": side}
     (found,) = batch_generate(model, processor, [""], [query], reuse=False, **given)
-    asked = shots.ask("", query, processor=processor)
+    asked = shots.ask("", query, processor=processor, resolution=side)
     out = generate(
         *(model, processor, asked.prompt, asked.images),
         **{"resolution": ["native", "native", side, side], "max_tokens": 6},

@@ -81,7 +81,9 @@ def _read_few_shot(shots: int, where: Source, split: str) -> Iterator[Sample]:
 
 
 def _prompt(sample: Sample):
-    return sample.fields["asked"].prompt
+    """Of a question; the text of a shot from a user's file."""
+    asked = sample.fields.get("asked")
+    return sample.question if asked is None else asked.prompt
 
 
 def _clean(text: str, sample: Sample) -> str:

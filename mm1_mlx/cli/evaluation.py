@@ -42,7 +42,7 @@ class EvaluationView:
     def _begin(self, now: "Progress") -> None:
         self.close()
         self._key = now.task, now.how
-        if now.done:
+        if now.known:
             self.line(f"{_name(now)}: goes on after {now.done} of {now.total}")
         self._bar = progress_bar(now.total, _name(now), initial=now.done, unit="sample")
         self._shown, self._told = now.done, time.monotonic()

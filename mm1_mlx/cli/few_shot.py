@@ -1,11 +1,12 @@
-"""Flags of few-shot prompting: which examples stand before the prompt."""
+"""Flags of few-shot prompting, for generate and for evaluate: which examples stand in
+front, and how they are read."""
 
 import argparse
 from collections.abc import Callable
 from typing import Any
 
 from mm1_mlx.cli.parser import Parser, some_text, whole_number
-from mm1_mlx.errors import UsageError
+from mm1_mlx.errors import PromptError, UsageError
 
 
 def _template(text: str) -> str:
@@ -29,18 +30,45 @@ def add_shots(parser: Parser) -> None:
         metavar="K",
         help="how many are shown (all)",
     )
-    add(
-        "--shot-choice",
-        choices=("first", "random", "nearest"),
-        help="nearest: to the prompt's picture, by the encoder's features, the nearest "
-        "last (random; all are shown in the file's order)",
-    )
+    _add_choice(add, "random; all are shown in the file's order")
     add(
         "--shot-seed",
         type=whole_number(0, 2**64 - 1),
         metavar="N",
         help="the same seed chooses the same ones (0)",
     )
+    _add_features(add)
+    _add_form(add)
+    _add_reasoning(add)
+    _add_resolution(add)
+
+
+def add_task_shots(group: Any) -> None:
+    """The same for evaluate, whose tasks write them."""
+    add = group.add_argument
+    add(
+        "--shots-from",
+        metavar="FILE",
+        help="take them from here, not from the task's training split: in every line "
+        '{"image": FILE, "prompt": QUESTION, "answer": TEXT}, as generate --shots has '
+        'it, also with "reasoning"',
+    )
+    _add_choice(add, "random, by --seed")
+    _add_features(add)
+    _add_reasoning(add)
+    _add_resolution(add)
+
+
+def _add_choice(add: Callable, usual: str) -> None:
+    add(
+        "--shot-choice",
+        choices=("first", "random", "nearest"),
+        help="nearest: to the question's picture, by the encoder's features, the "
+        f"nearest last ({usual})",
+    )
+
+
+def _add_features(add: Callable) -> None:
     add(
         "--balance-shots",
         action="store_true",
@@ -51,8 +79,6 @@ def add_shots(parser: Parser) -> None:
         metavar="FILE",
         help="keep features for nearest here: the next run reads them",
     )
-    _add_form(add)
-    _add_resolution(add)
 
 
 def _add_form(add: Callable) -> None:
@@ -70,6 +96,10 @@ def _add_form(add: Callable) -> None:
         metavar="TEXT",
         help=r"stands between them, and ends an answer, with --shot-template (\n)",
     )
+
+
+def _add_reasoning(add: Callable) -> None:
+    """Whether they think aloud."""
     add(
         "--no-shot-reasoning",
         action="store_true",
@@ -89,9 +119,9 @@ def _add_resolution(add: Callable) -> None:
         "--high-resolution-shots",
         type=whole_number(0),
         metavar="N",
-        help="the last N in the prompt's --resolution, those before in the encoder's "
-        "own, which takes fewer tokens; tiles also where there are many pictures (all "
-        "as the prompt's, without tiles where there are many)",
+        help="read the last N in --resolution, as the question is, and those before "
+        "in the encoder's own, which takes fewer tokens (all as the question; many "
+        "pictures are then not cut into dynamic tiles)",
     )
 
 
@@ -111,6 +141,8 @@ def few_shot(args: argparse.Namespace) -> Any:
     }
     given = {name: value for name, value in given.items() if value is not None}
     if args.shots is not None:
+        if args.shot_features is not None and args.shot_choice != "nearest":
+            raise UsageError("--shot-features goes with --shot-choice nearest")
         from mm1_mlx.inference.few_shot import FewShot
 
         return FewShot(args.shots, **given)
@@ -134,10 +166,55 @@ def told_of_shots(whole: Any, args: argparse.Namespace) -> dict[str, Any]:
     return told
 
 
+def check_task_shots(args: argparse.Namespace) -> None:
+    """UsageError for flags about shots of evaluate that do not go together."""
+    flags = {
+        "--shots-from": args.shots_from,
+        "--shot-choice": args.shot_choice,
+        "--new-shots": args.new_shots,
+        "--balance-shots": args.balance_shots,
+        "--shot-features": args.shot_features,
+        "--no-shot-reasoning": args.no_shot_reasoning,
+        "--answer-mark": args.answer_mark,
+        "--high-resolution-shots": args.high_resolution_shots,
+    }
+    for flag, value in flags.items():
+        if value is not None and value is not False and not max(args.shots):
+            raise UsageError(f"{flag} goes with --shots K")
+    for flag in ("--no-shot-reasoning", "--answer-mark"):
+        if flags[flag] and args.shots_from is None:
+            raise UsageError(f"{flag} goes with --shots-from FILE")
+    choice = args.shot_choice or "random"
+    if args.shot_features is not None and choice != "nearest":
+        raise UsageError("--shot-features goes with --shot-choice nearest")
+    if args.new_shots and choice != "random":
+        raise UsageError(
+            f"--new-shots draws at random for each question: leave it or --shot-choice "
+            f"{choice} out"
+        )
+
+
+def task_shots(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of `evaluate` about shots, beside their number."""
+    given = {
+        "shots_from": args.shots_from,
+        "shot_choice": args.shot_choice,
+        "balance_shots": args.balance_shots or None,
+        "shot_features": args.shot_features,
+        "shot_reasoning": False if args.no_shot_reasoning else None,
+        "answer_mark": args.answer_mark,
+        "high_resolution_shots": args.high_resolution_shots,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def look(args: argparse.Namespace, shots: Any, model: Any, processor: Any) -> None:
     """Features of all examples, where the nearest are wanted: with a bar, it may take
-    long."""
-    if shots is None or shots.choice != "nearest":
+    long. UsageError for --high-resolution-shots that changes nothing."""
+    if shots is None:
+        return
+    check_high_resolution(args, processor)
+    if shots.choice != "nearest":
         return
     from mm1_mlx.cli.progress import counting
 
@@ -146,3 +223,13 @@ def look(args: argparse.Namespace, shots: Any, model: Any, processor: Any) -> No
         limits["max_pixels"] = args.max_image_pixels
     with counting("features") as progress:
         shots.look(model, processor, progress=progress, **limits)
+
+
+def check_high_resolution(args: argparse.Namespace, processor: Any) -> None:
+    """UsageError for --high-resolution-shots where all would be read alike."""
+    from mm1_mlx.inference.few_shot import check_resolutions
+
+    try:
+        check_resolutions(args.high_resolution_shots, processor, args.resolution)
+    except PromptError as error:
+        raise UsageError(str(error).removesuffix(".")) from None

@@ -121,9 +121,12 @@ def mmmu(sample: Sample) -> str:
 
 
 def mathvista(sample: Sample) -> str:
-    """MathVista's own `query`; made by the same rule where a file lacks it."""
+    """MathVista's own `query`; made by the same rule where a file lacks it, or does
+    not give it as the question."""
     if query := sample.fields.get("query"):
         return query
+    if sample.question.startswith("Hint: "):
+        return sample.question
     lines = [f"Hint: {_math_hint(sample)}", f"Question: {sample.question}"]
     if unit := sample.fields.get("unit"):
         lines[-1] += f" (Unit: {unit})"
@@ -133,8 +136,21 @@ def mathvista(sample: Sample) -> str:
     return "\n".join(lines)
 
 
-def _math_hint(sample: Sample) -> str:
+def _math_type(sample: Sample) -> tuple[str | None, int | None]:
+    """The type of the answer and its decimals; where nothing says them, as it looks."""
     kind, precision = sample.fields.get("answer_type"), sample.fields.get("precision")
+    if kind is None and sample.answers:
+        answer = sample.answers[0].strip()
+        whole, dot, decimals = answer.partition(".")
+        if answer.startswith("["):
+            kind = "list"
+        elif dot and f"{whole.lstrip('-')}{decimals}".isdecimal():
+            kind, precision = "float", len(decimals)
+    return kind, precision
+
+
+def _math_hint(sample: Sample) -> str:
+    kind, precision = _math_type(sample)
     if sample.choices:
         return (
             "Please answer the question and provide the correct option letter, e.g., "

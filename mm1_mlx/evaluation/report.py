@@ -117,8 +117,13 @@ def _timing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _name(entry: Entry) -> str:
+    return f"{entry['task']}, {_how(entry)}"
+
+
+def _how(entry: Entry) -> str:
+    """As How.name has it; older results do not say."""
     wrong = ", wrong pictures" if entry["wrong_images"] else ""
-    return f"{entry['task']}, {entry['shots']}-shot{wrong}"
+    return entry.get("how", f"{entry['shots']}-shot{wrong}")
 
 
 def failures(result: Result, most: int = FAILURES) -> list[Failure]:
@@ -212,7 +217,7 @@ def _main_table(entries: Sequence[Entry]) -> str:
         (
             e["task"],
             e["split"],
-            f"{e['shots']}{', wrong pictures' if e['wrong_images'] else ''}",
+            _how(e).replace("-shot", "", 1),
             f"{e['total']:.1f}",
             interval(e),
             e["n"],
@@ -276,7 +281,7 @@ def _settings(entries: Sequence[Entry]) -> str:
                 _name(e),
                 s["data"] or "made by the task",
                 s["form"],
-                "the same for all" if s["same_shots"] else "drawn for each",
+                _choice(s) if e["shots"] else "-",
                 s["seed"],
                 generation.get("max_tokens"),
                 stop,
@@ -295,4 +300,39 @@ def _settings(entries: Sequence[Entry]) -> str:
     for e in entries:
         if "boxes" in e["settings"]:
             below.append(f"Boxes of {_name(e)}: {e['settings']['boxes']}.")
+        if e["shots"] and (told := shots_in_words(e["settings"])):
+            below.append(f"Shots of {_name(e)}: {told}.")
     return _table(heads, rows) + "\n\n" + "\n".join(below)
+
+
+def _choice(settings: Mapping[str, Any]) -> str:
+    if settings.get("shot_choice") == "nearest":
+        return "the nearest"
+    return "the same for all" if settings["same_shots"] else "drawn for each"
+
+
+def shots_in_words(settings: Mapping[str, Any]) -> str:
+    """Which shots, from where, and how they were shown; "" for older results."""
+    s = settings
+    if "shot_choice" not in s:
+        return ""
+    source = s["shots_from"]
+    place = source or "the training split"
+    told = {
+        "random": f"of {place}, drawn with seed {s['seed']}",
+        "first": f"the first of {place}",
+        "nearest": f"the nearest of {place} by the encoder's features",
+    }[s["shot_choice"]]
+    if not s["same_shots"]:
+        told += " for each question"
+    if shown := s.get("shots_shown"):
+        what = "lines" if source else "samples"
+        told += f" ({what} {', '.join(map(str, shown))})"
+    if s["balance_shots"]:
+        told += ", as many of each answer as can be"
+    if s["shot_reasoning"]:
+        told += f", their reasoning shown before '{s['answer_mark']}'"
+    if (high := s["high_resolution_shots"]) is not None:
+        size = s["generation"].get("resolution") or "of the model"
+        told += f", the last {high} in resolution {size}, those before in native"
+    return told

@@ -1,4 +1,4 @@
-"""How a task is asked, how far it is, and what it has given."""
+"""How far a task is, and what it has given."""
 
 import platform
 from collections.abc import Callable
@@ -8,49 +8,10 @@ from typing import Any
 import mlx.core as mx
 
 from mm1_mlx._version import __version__
-from mm1_mlx.errors import MM1Error
-from mm1_mlx.evaluation.few_shot import FORMS
+from mm1_mlx.evaluation.how import How
 from mm1_mlx.evaluation.journal import Record
 from mm1_mlx.evaluation.samples import Sample, Score, Task
 from mm1_mlx.inputs.prompts import plural
-
-BATCH = 16
-
-
-@dataclass(frozen=True)
-class How:
-    """How a task is asked; `evaluate` explains. MM1Error for a value out of range."""
-
-    shots: int = 0
-    seed: int = 0
-    batch_size: int = BATCH
-    form: str = "chat"
-    same_shots: bool = True
-    wrong_images: bool = False
-
-    def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise MM1Error(f"form is {self.form!r}, but must be {' or '.join(FORMS)}.")
-        check_count("batch_size", self.batch_size, 1)
-        check_count("shots", self.shots, 0)
-
-    @property
-    def name(self) -> str:
-        """What a task asked so is called: "4-shot", "0-shot, wrong pictures"."""
-        return f"{self.shots}-shot{', wrong pictures' if self.wrong_images else ''}"
-
-    def file(self, task: str, ending: str) -> str:
-        """The name of a file about a task asked so."""
-        wrong = "-wrong" if self.wrong_images else ""
-        return f"{task}-{self.shots}shot{wrong}{ending}"
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """MM1Error unless a value is a whole number of `least` or more."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise MM1Error(
-            f"{name} is {value!r}, but must be a whole number of {least} or more."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +60,7 @@ class Result:
             "split": self.task.split,
             "shots": self.how.shots,
             "wrong_images": self.how.wrong_images,
+            "how": self.how.name,
             "n": self.n,
             "failed": len(self.failed),
             "total": self.score.total,
@@ -122,7 +84,7 @@ class Progress:
     """How far a task is. score: of the answers so far, None while it is not known."""
 
     task: str
-    how: str  # "4-shot"
+    how: str  # "4-shot"; "features" while those for the nearest shots are computed
     done: int
     total: int
     known: int  # of done, from an earlier run

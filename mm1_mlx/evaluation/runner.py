@@ -1,11 +1,10 @@
 """One task, asked and scored: batches, what fails, what is kept to go on with."""
 
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,25 @@ import mlx.core as mx
 
 from mm1_mlx._version import __version__
 from mm1_mlx.checkpoint.disk import locked
-from mm1_mlx.errors import ContextError, DatasetError, MM1Error
+from mm1_mlx.errors import DatasetError, MM1Error
 from mm1_mlx.evaluation.choosing import (
     choose_samples,
     source_of,
     with_wrong_images,
 )
-from mm1_mlx.evaluation.few_shot import Asked, Shots, ask, usual_form
-from mm1_mlx.evaluation.journal import Journal, Record, as_kept
-from mm1_mlx.evaluation.references import reference
-from mm1_mlx.evaluation.results import (
-    BATCH,
-    How,
-    Progress,
-    Result,
-    Watch,
-    check_count,
+from mm1_mlx.evaluation.few_shot import (
+    Question,
+    TaskShots,
+    ask_all,
+    look,
+    pool_of,
+    usual_form,
 )
+from mm1_mlx.evaluation.how import BATCH, SHOT_NAMES, How, check_count
+from mm1_mlx.evaluation.journal import Journal, Record
+from mm1_mlx.evaluation.references import reference
+from mm1_mlx.evaluation.results import Progress, Result, Watch
+from mm1_mlx.evaluation.resuming import check_prompts, stamps, usable
 from mm1_mlx.evaluation.said_boxes import form_in_words, in_form_of
 from mm1_mlx.evaluation.samples import Answered, Sample, Score, Source, Task
 from mm1_mlx.evaluation.table import find_task
@@ -37,6 +38,7 @@ from mm1_mlx.inference.generation import batch_generate
 from mm1_mlx.inference.identity import fingerprint
 from mm1_mlx.inference.reuse import Reuse, store_of
 from mm1_mlx.inference.settings import Settings
+from mm1_mlx.inference.shot_template import split_answer
 from mm1_mlx.inputs.images import is_decoded
 from mm1_mlx.inputs.processor import Processor
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN, plural
@@ -44,6 +46,8 @@ from mm1_mlx.models.mm1 import MM1
 
 _WINDOW = 32  # batches among which questions are sorted by their length
 _SPARING = 20  # a running score takes a twentieth of the time at most
+_REASONING = 256  # tokens that an answer with reasoning may have at least
+FEATURES = "features.safetensors"  # what nearest shots are found by
 
 
 def evaluate(
@@ -71,11 +75,12 @@ def evaluate(
     the task's own on the hub. shots: answered examples before each question, of the
     training split, drawn with the seed; the same ones for all questions, or with
     same_shots=False new ones for each. limit: so many samples, drawn with the seed.
-    form: "chat" or "pretrain" (see few_shot.ask); None is the model's own.
+    form: "chat" or "pretrain" (see few_shot.written); None is the model's own.
     wrong_images: ask each question about another one's pictures. output: a folder that
     keeps the answers; the same call goes on there where it was ended; force starts
     anew. watch: is called with a Progress after each batch. settings: as generate's
-    (temp, max_tokens, kv_bits, ...).
+    (temp, max_tokens, kv_bits, ...), and How's about shots (shots_from, shot_choice,
+    high_resolution_shots, ...).
 
     Raises DatasetError for data that cannot be used, for an output of other settings,
     and where not one sample could be asked.
@@ -83,85 +88,102 @@ def evaluate(
     if isinstance(task, str):
         task = find_task(task)
     form = form or usual_form(processor)
-    how = How(shots, seed, batch_size, form, same_shots, wrong_images)
+    chosen = {name: settings.pop(name) for name in SHOT_NAMES if name in settings}
+    how = How(shots, seed, batch_size, form, same_shots, wrong_images, **chosen)
     if limit is not None:
         check_count("limit", limit, 1)
     where = source_of(task, data)
     task = in_form_of(task, processor)
-    given = _generation(task, how, settings)
-    run = _Run(model, processor, task, how, given, store_of(model, reuse), watch)
-    header = _header(model, processor, task, where, how, given)
-    asked = _questions(task, where, limit, how, processor)
+    _generation(task, how, settings)  # wrong ones are told before anything is read
+    pool = pool_of(task, where, how) if how.shots else None
+    samples = _samples(task, where, limit, how)
+    with _folder(output) as folder:
+        before = None
+        if pool is not None:
+            before = TaskShots(task, pool, how, processor, _features(how, folder))
+            how = replace(how, shot_reasoning=before.reasoned)
+        given = _generation(task, how, settings)
+        store = store_of(model, reuse)
+        run = _Run(model, processor, task, how, given, store, watch, before)
+        asked = run.questions(samples)
+        return run.all(asked, _header(run, where), folder, force)
+
+
+@contextmanager
+def _folder(output: str | Path | None) -> Iterator[Path | None]:
+    """The folder of an output, made where it is missing, for this process alone."""
     if output is None:
-        return run.all(asked, header, None, None)
-    folder = _made(Path(output).expanduser())
-    with locked(folder):
-        journal = Journal(folder / how.file(task.name, ".jsonl"), header, force)
-        try:
-            return run.all(asked, header, folder, journal)
-        finally:
-            journal.close()
-
-
-def _made(folder: Path) -> Path:
-    """The folder of an output, made where it is missing."""
+        yield None
+        return
+    folder = Path(output).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise DatasetError(
             f"--output {folder} is a file, or lies in one: give a folder."
         ) from None
-    return folder
+    with locked(folder):
+        yield folder
+
+
+def _features(how: How, folder: Path | None) -> Any:
+    """Where features for the nearest shots are kept: a run that goes on has them."""
+    if how.shot_features is not None or how.shot_choice != "nearest":
+        return how.shot_features
+    return None if folder is None else folder / FEATURES
 
 
 def _generation(task: Task, how: How, settings: dict[str, Any]) -> dict[str, Any]:
     """batch_generate's settings: the task's own, and what the caller wants instead."""
     given: dict[str, Any] = {"max_tokens": task.max_tokens, "seed": how.seed}
-    stops = task.stop
+    stops = _stops(task, how)
+    if _reasons(how):
+        stops = ()  # of the answer, not of the reasoning before it
+        given["max_tokens"] = max(task.max_tokens, _REASONING)
     if how.form == "pretrain":
         given["use_template"] = False
-        if task.shot_stop is not None:
-            stops = task.shot_stop
         stops = (*stops, "\n")  # there the next shot would begin
     if stops:
         given["stop"] = list(dict.fromkeys(stops))
     given |= task.settings
     given |= settings
-    Settings.of(given)  # wrong ones are told before anything is read
+    Settings.of(given)
     return given
 
 
-def _questions(
-    task: Task, where: Source, limit: int | None, how: How, processor: Any
-) -> list[Asked]:
-    examples = Shots(task, where, how.shots, how.seed, how.same_shots)
+def _stops(task: Task, how: How) -> tuple[str, ...]:
+    """Where the task's answers end."""
+    if how.form == "pretrain" and task.shot_stop is not None:
+        return task.shot_stop
+    return task.stop
+
+
+def _reasons(how: How) -> bool:
+    """Whether answers have reasoning, as their shots do."""
+    return bool(how.shots and how.shot_reasoning)
+
+
+def _samples(task: Task, where: Source, limit: int | None, how: How) -> list[Sample]:
     samples = choose_samples(task, where, limit, how.seed)
-    if how.wrong_images:
-        samples = with_wrong_images(samples)
-    return [ask(task, s, examples.of(s), how.form, processor) for s in samples]
+    return with_wrong_images(samples) if how.wrong_images else samples
 
 
-def _header(
-    model: MM1,
-    processor: Any,
-    task: Task,
-    where: Source,
-    how: How,
-    given: dict[str, Any],
-) -> dict[str, Any]:
+def _header(run: "_Run", where: Source) -> dict[str, Any]:
     """What decides the answers. Not the limit: a larger one goes on with a smaller.
 
     The batch size does: in 16 bits rounding depends on who is in a batch.
     """
-    boxes = {"boxes": form_in_words(processor)} if task.boxes else {}
+    task, how, given = run.task, run.how, run.given
+    boxes = {"boxes": form_in_words(run.processor)} if task.boxes else {}
     return {
         **boxes,
         "task": task.name,
         "split": task.split,
         "data": str(where) if task.needs_data else None,
-        **asdict(how),
+        **how.settings(),
+        **({} if run.shots is None else run.shots.told()),
         "generation": {k: v for k, v in sorted(given.items()) if k != "seed"},
-        "model": fingerprint(model),
+        "model": fingerprint(run.model),
         "mm1_mlx": __version__,
     }
 
@@ -177,6 +199,7 @@ class _Run:
     given: dict[str, Any]
     store: Reuse | None
     watch: Watch | None
+    shots: TaskShots | None
     answered: int = 0
     tokens: int = 0
     known: int = 0
@@ -185,21 +208,58 @@ class _Run:
     _cost: float = 0.0
     _score: float | None = None
 
+    def questions(self, samples: list[Sample]) -> list[Question]:
+        """The samples behind their shots."""
+        settings, shots = Settings.of(self.given), self.shots
+        limits = settings.limits()
+        if shots is not None and self.how.shot_choice == "nearest":
+            shots = look(shots, samples, self.model, self._look(), **limits)
+        parts = self.task, samples, shots, self.how, self.processor, self.model
+        return ask_all(*parts, resolution=settings.resolution, **limits)
+
+    def _look(self) -> Callable[[int, int], None] | None:
+        """Shows how many pictures' features are known."""
+        watch, start = self.watch, time.perf_counter()
+        if watch is None:
+            return None
+
+        def progress(done: int, total: int) -> None:
+            seconds = time.perf_counter() - start
+            watch(Progress(self.task.name, "features", done, total, 0, seconds, None))
+
+        return progress
+
     def all(
         self,
-        asked: list[Asked],
+        asked: list[Question],
+        header: dict[str, Any],
+        folder: Path | None,
+        force: bool,
+    ) -> Result:
+        """Ask what is not known yet, and score everything; folder: keeps it."""
+        if folder is None:
+            return self._all(asked, header, None, None)
+        path = folder / self.how.file(self.task.name, ".jsonl")
+        journal = Journal(path, header, force)
+        try:
+            return self._all(asked, header, folder, journal)
+        finally:
+            journal.close()
+
+    def _all(
+        self,
+        asked: list[Question],
         header: dict[str, Any],
         folder: Path | None,
         journal: Journal | None,
     ) -> Result:
-        """Ask what is not known yet, and score everything."""
         mx.reset_peak_memory()
         self._start = time.perf_counter()
         records: dict[str, Record] = {}
         plan = list(batches(asked, self.how.batch_size))
         if journal is not None:
-            _check_prompts(journal, asked)
-            records = _usable(journal, plan)
+            check_prompts(journal, asked)
+            records = usable(journal, plan)
             self.known = sum(one.sample.id in records for one in asked)
         left = [[a for a in some if a.sample.id not in records] for some in plan]
         left = [some for some in left if some]
@@ -220,7 +280,7 @@ class _Run:
 
     # --- a batch ---------------------------------------------------------------------
 
-    def _warm(self, some: Sequence[Asked]) -> None:
+    def _warm(self, some: Sequence[Question]) -> None:
         """Read a batch's picture files ahead, into what is kept of pictures.
 
         What is wrong with one of them is told when it is asked about.
@@ -232,27 +292,32 @@ class _Run:
             "system": None,
         }
         for one in some:
-            images = one.images  # all at once: how one is read may hang on their number
-            if not images or all(map(is_decoded, images)):
+            images = one.asked.images  # all at once: their number may say how
+            if one.error or not images or all(map(is_decoded, images)):
                 continue
+            if one.asked.resolution is not None:
+                reading["resolution"] = one.asked.resolution
             marks = IMAGE_TOKEN * len(images)
             with suppress(MM1Error):
                 self.processor(marks, images, known=self.store.pixels, **reading)
 
-    def _records(self, some: Sequence[Asked], folder: Path | None) -> list[Record]:
+    def _records(self, some: Sequence[Question], folder: Path | None) -> list[Record]:
         self.answered += len(some)
         found = []
         for one, response in zip(some, self._answers(some), strict=True):
             record: Record = {
                 "id": one.sample.id,
                 "images": [reference(i, folder) for i in one.sample.images],
-                "prompt": one.prompt,
+                "prompt": one.asked.prompt,
                 **self._told_of(one.sample),
             }
-            if stamps := _stamps(one.sample):
-                record["files"] = stamps
+            if self.shots is not None:
+                shown = one.asked.shots
+                record["shots"] = [self.shots.label(shot.number) for shot in shown]
+            if files := stamps(one.sample):
+                record["files"] = files
             if isinstance(response, MM1Error):
-                record |= {"answer": "", "error": self._why(response)}
+                record |= {"answer": "", "error": str(response)}
             else:
                 self.tokens += response.generation_tokens
                 record |= {
@@ -274,24 +339,21 @@ class _Run:
             told["where"] = str(sample.fields["where"])
         return told
 
-    def _why(self, error: MM1Error) -> str:
-        if isinstance(error, ContextError) and (shots := self.how.shots):
-            return f"{error} Or take --shots {shots - 1} or fewer."
-        return str(error)
-
-    def _answers(self, some: Sequence[Asked]) -> list[Any]:
+    def _answers(self, some: Sequence[Question]) -> list[Any]:
         """A response for each question, or the error that keeps it from one.
 
         A batch that fails is halved until the culprit is alone, whatever is wrong: a
         broken picture, a prompt beyond the context, or too little memory for all.
         """
+        if any(one.error for one in some):
+            each = [[one.error] if one.error else self._answers([one]) for one in some]
+            return [answer for answers in each for answer in answers]
         try:
             return list(
                 batch_generate(
                     self.model,
                     self.processor,
-                    [one.prompt for one in some],
-                    [one.images or None for one in some],
+                    [one.asked for one in some],
                     reuse=False if self.store is None else self.store,
                     **self.given,
                 )
@@ -304,7 +366,9 @@ class _Run:
 
     # --- scores ----------------------------------------------------------------------
 
-    def _scored_by(self, asked: Sequence[Asked], records: dict[str, Record]) -> Score:
+    def _scored_by(
+        self, asked: Sequence[Question], records: dict[str, Record]
+    ) -> Score:
         return self.task.metric(
             [self._value(one.sample, records[one.sample.id]) for one in asked]
         )
@@ -312,12 +376,23 @@ class _Run:
     def _value(self, sample: Sample, record: Record) -> Answered:
         if "error" in record:  # what a rule makes of "" may be right
             return Answered(sample, "", None)
-        text, clean = record["answer"], self.task.clean
+        text, clean = self._said(record["answer"]), self.task.clean
         if self.how.form == "pretrain" and self.task.shot_clean is not None:
             clean = self.task.shot_clean
         return Answered(sample, text, clean(text, sample))
 
-    def _tell(self, asked: Sequence[Asked], records: dict[str, Record]) -> None:
+    def _said(self, text: str) -> str:
+        """What stands behind the reasoning, up to where the task's answers end."""
+        if not _reasons(self.how):
+            return text
+        reasoning, answer = split_answer(text, self.how.answer_mark.strip())
+        if reasoning is None:
+            return text
+        for stop in _stops(self.task, self.how):
+            answer = answer.split(stop, 1)[0]
+        return answer
+
+    def _tell(self, asked: Sequence[Question], records: dict[str, Record]) -> None:
         """Show how far it is; the score now and then, for it costs time."""
         if self.watch is None:
             return
@@ -342,7 +417,7 @@ class _Run:
         self.watch(progress)
 
     def _result(
-        self, asked: list[Asked], records: dict[str, Record], header: dict[str, Any]
+        self, asked: list[Question], records: dict[str, Record], header: dict[str, Any]
     ) -> Result:
         chosen = [records[one.sample.id] for one in asked]
         if all("error" in record for record in chosen):
@@ -371,7 +446,7 @@ class _Run:
         )
 
 
-def batches(asked: Sequence[Asked], size: int) -> Iterator[list[Asked]]:
+def batches(asked: Sequence[Question], size: int) -> Iterator[list[Question]]:
     """Questions of about one length together, so that little is padded.
 
     Sorted only among some of them: what is asked together also lies together.
@@ -381,59 +456,11 @@ def batches(asked: Sequence[Asked], size: int) -> Iterator[list[Asked]]:
         window = asked[start : start + step]
         order = sorted(
             range(len(window)),
-            key=lambda i: (len(window[i].images), len(str(window[i].prompt)), i),
+            key=lambda i: (
+                len(window[i].asked.images),
+                len(str(window[i].asked.prompt)),
+                i,
+            ),
         )
         for first in range(0, len(order), size):
             yield [window[i] for i in order[first : first + size]]
-
-
-def _usable(journal: Journal, plan: Sequence[Sequence[Asked]]) -> dict[str, Record]:
-    """What is known of each sample, without the batch that the file ends in.
-
-    That one is asked again as a whole, so that a run that was cut off gives what one
-    in a piece does: in 16 bits rounding depends on who is in a batch. So are those of
-    samples that could not be asked: what was wrong may have been mended.
-    """
-    records = dict(journal.records)
-    failed = {name for name, record in records.items() if "error" in record}
-    for some in plan:
-        names = {one.sample.id for one in some}
-        if names & failed:
-            records = {k: v for k, v in records.items() if k not in names}
-    last = journal.last()
-    for some in plan:
-        names = [one.sample.id for one in some]
-        if last in names and not all(name in records for name in names):
-            return {k: v for k, v in records.items() if k not in names}
-    return records
-
-
-def _stamps(sample: Sample) -> list[list[int]]:
-    """Size and time of change of a sample's picture files; [] where one is no file."""
-    if not all(isinstance(image, (str, os.PathLike)) for image in sample.images):
-        return []
-    try:
-        found = [os.stat(image) for image in sample.images]
-    except (OSError, ValueError):  # an address
-        return []
-    return [[one.st_size, one.st_mtime_ns] for one in found]
-
-
-def _check_prompts(journal: Journal, asked: Sequence[Asked]) -> None:
-    """DatasetError where the file's answers are to other prompts than today's, or to
-    other pictures."""
-    for one in asked:
-        record = journal.records.get(one.sample.id)
-        if record is None or "error" in record:
-            continue
-        other = None
-        if record.get("prompt") != as_kept(one.prompt):
-            other = "prompt of"
-        elif record.get("files", []) != _stamps(one.sample):
-            other = "picture file of"
-        if other is not None:
-            raise DatasetError(
-                f"{journal.path}: the {other} sample {one.sample.id} was another one "
-                f"when this was begun: the task or its data have changed. Give another "
-                f"--output; --force starts it anew."
-            )

@@ -100,8 +100,9 @@ def _unknown(name: str, known: Mapping[str, Task]) -> str:
                 f"repository and not of the installed package: run this in the folder "
                 f"of a clone."
             )
-    near = difflib.get_close_matches(name.lower(), [*known, *ALIASES], n=1)
-    guess = f" Did you mean '{near[0]}'?" if near else ""
+    by_lower = {each.lower(): each for each in [*ALIASES, *known]}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    guess = f" Did you mean '{by_lower[near[0]]}'?" if near else ""
     return (
         f"There is no task '{name}'.{guess} The tasks are {', '.join(sorted(known))}."
     )

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from mm1_mlx.errors import DatasetError
 from mm1_mlx.evaluation import cleaning
 from mm1_mlx.evaluation.datasets import (
     captions,
@@ -469,22 +468,3 @@ ALIASES |= {
     for name in TASKS
     if name.startswith("refcoco")
 }
-
-
-def find_task(name: str) -> Task:
-    """The task of a name or an alias; DatasetError with the nearest name for others."""
-    found = ALIASES.get(name, name)
-    if found not in TASKS:
-        raise DatasetError(unknown_task(name, TASKS))
-    return TASKS[found]
-
-
-def unknown_task(name: str, known: Iterable[str]) -> str:
-    """What is said of a name that is no task: the nearest one, and the list."""
-    import difflib
-
-    known = list(known)
-    by_lower = {each.lower(): each for each in [*ALIASES, *known]}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    guess = f" Did you mean '{by_lower[near[0]]}'?" if near else ""
-    return f"There is no task '{name}'.{guess} The tasks are {', '.join(known)}."

@@ -16,8 +16,11 @@ def asked_of(
     """A prompt with its pictures, behind the examples of settings.shots.
 
     model: None where nearest examples cannot be looked for; the first ones are taken.
-    Raises PromptError and DatasetError.
+    prompt: may be an Asked, which is taken as it is. Raises PromptError and
+    DatasetError.
     """
+    if isinstance(prompt, Asked):
+        return prompt
     check_one(prompt)
     check_system(prompt, settings.system)
     shots = settings.shots
@@ -49,6 +52,7 @@ def read(
         reading["known"] = known
 
     def read_it(asked: Asked) -> tuple[Any, list[int]]:
+        """Inputs and ids of one, or ContextError where they are too many."""
         if asked.resolution is not None:
             reading["resolution"] = asked.resolution
         inputs = processor(asked.prompt, images=asked.images, **reading)
@@ -78,7 +82,7 @@ def read(
                 fewer = middle
             except ContextError:
                 beyond = middle
-        flag = f": --num-shots {fewer} (num_shots={fewer})" if fewer else ""
+        flag = f": {asked.flag.format(fewer)}" if fewer else ""
         raise ContextError(
             f"{error} Of {plural(len(asked.shots), 'shot')} {fewer} would fit{flag}.",
             error.images,

@@ -48,10 +48,12 @@ class Features:
         max_pixels: int = MAX_PIXELS,
         allow_url: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        failed: dict[int, ImageError] | None = None,
     ) -> np.ndarray:
         """(N, Dv) float32, one row for each picture, in their order.
 
         images: what load_image takes. progress: called with how many are done, of all.
+        failed: takes up by its place what is wrong with a picture, whose row is zero.
         Raises ImageError, PromptError for a model without an encoder, CheckpointError
         for a file that holds no features.
         """
@@ -63,12 +65,13 @@ class Features:
         limits = {"max_pixels": max_pixels, "allow_url": allow_url}
         done = len(self._known)
         try:
-            keys = self._add(model, processor, images, limits, progress)
+            keys = self._add(model, processor, images, limits, progress, failed)
         finally:  # what is known when a user interrupts, too
             if self._file is not None and len(self._known) > done:
                 self._write()
         width = model.config.vision_config.hidden_size
-        rows = [self._known[key] for key in keys]
+        nothing = np.zeros(width, np.float32)
+        rows = [nothing if key is None else self._known[key] for key in keys]
         return np.stack(rows) if rows else np.zeros((0, width), np.float32)
 
     def _add(
@@ -78,16 +81,23 @@ class Features:
         images: Sequence[Any],
         limits: dict[str, Any],
         progress: Callable[[int, int], None] | None,
-    ) -> list[str]:
-        """Compute what is not known; gives what tells each picture apart."""
-        keys: list[str] = []
+        failed: dict[int, ImageError] | None,
+    ) -> list[str | None]:
+        """Compute what is not known; gives what tells each picture apart, or None."""
+        keys: list[str | None] = []
         waiting: dict[str, np.ndarray] = {}
         for i, image in enumerate(images):
-            key, load = self._opened(image, limits)
-            keys.append(key)
-            if key not in self._known and key not in waiting:
-                settings: Any = processor.image_settings
-                waiting[key] = pixels(load(), settings)
+            try:
+                key, load = self._opened(image, limits)
+                if key not in self._known and key not in waiting:
+                    settings: Any = processor.image_settings
+                    waiting[key] = pixels(load(), settings)
+                keys.append(key)
+            except ImageError as error:
+                if failed is None:
+                    raise
+                failed[i] = error
+                keys.append(None)
             if len(waiting) == _AT_ONCE or i + 1 == len(images):
                 self._encode(model, waiting)
                 waiting = {}

@@ -4,11 +4,11 @@ MM1 (section on few-shot evaluation) shows 4, 8 or 16 examples from the training
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from mm1_mlx.inference.shot_template import (
     QUESTIONS,
     parse_template,
     prompt_of,
+    with_reasoning,
     written,
 )
 from mm1_mlx.inputs.examples import Example, read_examples
@@ -32,6 +33,8 @@ from mm1_mlx.inputs.prompts import (
     place_images,
     with_image_slots,
 )
+from mm1_mlx.inputs.resolution import is_native
+from mm1_mlx.inputs.video import frame_resolution
 
 CHOICES = ("first", "random", "nearest")
 
@@ -43,7 +46,7 @@ class Asked:
     prompt: text or messages. images: in reading order. stops: texts that end the
     answer. mark: what stands between reasoning and answer, or None. shots: what stands
     in front. resolution: for the processor, of all pictures. again: asks with another
-    number of them.
+    number of them. flag: what says their number, for messages.
     """
 
     prompt: Any
@@ -53,6 +56,7 @@ class Asked:
     shots: tuple[Example, ...] = ()
     resolution: Any = None
     again: Callable[[int], "Asked"] | None = None
+    flag: str = "--num-shots {0} (num_shots={0})"
 
     def explained(self, error: Exception, **limits: Any) -> Exception:
         """The error, with the line of the example whose picture is to blame."""
@@ -87,9 +91,9 @@ class FewShot:
     where they have one. answer_mark: what stands between both; GenerationResponse has
     both apart.
     high_resolution_shots: how many of the last ones are read in the question's
-    resolution, those before them in the encoder's own ("native"), which takes fewer
-    tokens; None reads all as the question, so without dynamic tiles where there are too
-    many pictures for them. (MM1's mixed resolution.)
+    resolution, which must be a higher one than the encoder's own ("native"), in which
+    those before them are read. (MM1's mixed resolution.) None: all are read as the
+    question, so without dynamic tiles where there are too many pictures for them.
     features: a Features that knows pictures already, or the file where it keeps them.
 
     Raises DatasetError for what is wrong with the examples, with the line's number,
@@ -129,6 +133,7 @@ class FewShot:
         self.template = template
         known = isinstance(features, Features)
         self._features: Features = features if known else Features(features)
+        self._held: np.ndarray | None = None
         if template is not None:
             parse_template(template)
 
@@ -156,6 +161,16 @@ class FewShot:
             )
         return have if reasoning is None else bool(reasoning)
 
+    @property
+    def reasoned(self) -> bool:
+        """Whether reasoning is shown."""
+        return self._reasoned
+
+    @property
+    def features(self) -> Features:
+        """What knows the features of pictures."""
+        return self._features
+
     # --- which examples --------------------------------------------------------------
 
     def choose(
@@ -163,23 +178,27 @@ class FewShot:
         model: Any = None,
         processor: Any = None,
         images: Any = None,
+        *,
+        leave_out: Container[int] = (),
         **limits: Any,
     ) -> list[Example]:
         """The examples for a question, in the order in which they are shown.
 
-        model, processor, images: of the question, for "nearest". limits: of
+        model, processor, images: of the question, for "nearest". leave_out: numbers of
+        examples that must not be shown; others take their places. limits: of
         Features.of.
         """
         if self.choice == "nearest":
             order = self._by_nearness(model, processor, images, limits)
-            return list(reversed(self._some(order)))
+            return list(reversed(self._some(order, leave_out)))
         order = list(self.examples)
         if self.choice == "random":
             random.Random(self.seed).shuffle(order)
-        return self._some(order)
+        return self._some(order, leave_out)
 
-    def _some(self, order: list[Example]) -> list[Example]:
+    def _some(self, order: list[Example], leave_out: Container[int]) -> list[Example]:
         """The first ones, or the first ones of each answer in turn."""
+        order = [example for example in order if example.number not in leave_out]
         if not self.balanced:
             return order[: self.num_shots]
         kinds: dict[str, int] = {}
@@ -210,6 +229,16 @@ class FewShot:
             asked = Asked("", None, shots=tuple(self.examples))
             raise asked.explained(error, **limits) from error
 
+    def looked(self, model: Any, processor: Any, **limits: Any) -> Self:
+        """The same with every example's features held, for many questions: none of
+        their pictures is opened for the next one. limits: as of look."""
+        return self.changed(_held=self._means(self.look(model, processor, **limits)))
+
+    def _means(self, rows: np.ndarray) -> np.ndarray:
+        """Of each example's pictures. (N, Dv) float32"""
+        starts = np.cumsum([0] + [len(e.images) for e in self.examples])
+        return np.stack([rows[a:b].mean(axis=0) for a, b in pairwise(starts)])
+
     def _by_nearness(
         self, model: Any, processor: Any, images: Any, limits: dict[str, Any]
     ) -> list[Example]:
@@ -219,10 +248,11 @@ class FewShot:
                 "The nearest shots are those of a picture, but the question has none: "
                 "choose them at random, or give a picture."
             )
-        rows = self.look(model, processor, **limits)
+        rows = self._held
+        if rows is None:
+            rows = self._means(self.look(model, processor, **limits))
         query = self._features.of(model, processor, images, **limits).mean(axis=0)
-        starts = np.cumsum([0] + [len(e.images) for e in self.examples])
-        near = [float(rows[a:b].mean(axis=0) @ query) for a, b in pairwise(starts)]
+        near = [float(row @ query) for row in rows]
         order = sorted(range(len(near)), key=lambda i: -near[i])
         return [self.examples[i] for i in order]
 
@@ -237,17 +267,19 @@ class FewShot:
         processor: Any = None,
         use_template: bool = True,
         resolution: Any = None,
+        leave_out: Container[int] = (),
         **limits: Any,
     ) -> Asked:
         """A question behind its examples; prompt, images and resolution of what it
         gives go to the processor.
 
         prompt, images: as generate takes them; resolution: of these images. processor:
-        whose chat template it will be. model: for "nearest". limits: of Features.of.
+        whose chat template it will be. model: for "nearest". leave_out: as of choose.
+        limits: of Features.of.
         Raises PromptError for a question that the examples do not go with.
         """
         how = {"model": model, "processor": processor, "use_template": use_template}
-        how["resolution"] = resolution
+        how |= {"resolution": resolution, "leave_out": leave_out}
         asked = self._ask(prompt, images, **how, **limits)
 
         def again(num_shots: int) -> Asked:
@@ -256,7 +288,7 @@ class FewShot:
 
         return replace(asked, again=again)
 
-    def changed(self, **values: Any) -> "FewShot":
+    def changed(self, **values: Any) -> Self:
         """The same with another num_shots, choice, ..."""
         other = copy(self)
         vars(other).update(values)
@@ -271,11 +303,14 @@ class FewShot:
         processor: Any,
         use_template: bool,
         resolution: Any,
+        leave_out: Container[int],
         **limits: Any,
     ) -> Asked:
         flat, its_images = _question(prompt, images)
-        chosen = self.choose(model, processor, its_images, **limits)
-        template = self._form(flat, processor, use_template)
+        chosen = self.choose(
+            model, processor, its_images, leave_out=leave_out, **limits
+        )
+        template = self.form(flat, processor, use_template)
         if template is None:
             asked = self._turns(chosen, flat, its_images, processor)
         elif len(flat) == 1:
@@ -285,30 +320,30 @@ class FewShot:
                 "A conversation goes with shots as turns of a chat template only: give "
                 "the question as text, or leave the template of shots out."
             )
-        each = self._resolutions(chosen, len(its_images), resolution)
-        return replace(asked, resolution=each)
+        check_resolutions(self.high_resolution_shots, processor, resolution)
+        return replace(asked, resolution=self._each(chosen, its_images, resolution))
 
-    def _resolutions(
-        self, chosen: list[Example], images: int, resolution: Any
+    def _each(
+        self, chosen: list[Example], images: list[Any], resolution: Any
     ) -> list | Any:
-        """One for each picture, where they differ."""
-        several = isinstance(resolution, (list, tuple))
-        if self.high_resolution_shots is None and not several:
-            return resolution
-        own = list(resolution) if several else [resolution] * images
-        high = len(chosen)
-        if self.high_resolution_shots is not None:
-            high = self.high_resolution_shots
-        usual = None if several else resolution
+        """The resolution, or where they differ one for each picture."""
+        count = sum(len(shot.images) for shot in chosen)
+        if self.high_resolution_shots is None:
+            if not isinstance(resolution, (list, tuple)):
+                return resolution
+            return [None] * count + list(resolution)
+        low = len(chosen) - self.high_resolution_shots
         shown = [
-            usual if i >= len(chosen) - high else "native"
+            "native" if i < low else resolution
             for i, shot in enumerate(chosen)
             for _ in shot.images
         ]
-        return shown + own
+        own = frame_resolution(resolution, images)
+        return shown + (own if isinstance(own, list) else [own] * len(images))
 
-    def _form(self, flat: list[dict], processor: Any, use_template: bool) -> str | None:
-        """The template of the text, or None for turns."""
+    def form(self, flat: list[dict], processor: Any, use_template: bool) -> str | None:
+        """The template of the text, or None for turns. flat: messages of the question
+        that are text."""
         if self.template is not None:
             return self.template
         said = flat[-1]["content"].replace(IMAGE_TOKEN, "").strip()
@@ -322,9 +357,7 @@ class FewShot:
     def _with_reasoning(self, template: str) -> str:
         if not self._reasoned:
             return template
-        template = template.replace("Short answer: {answer}", "{answer}")
-        mark = self._mark.replace("{", "{{").replace("}", "}}")
-        return template.replace("{answer}", "{reasoning} " + mark + " {answer}")
+        return with_reasoning(template, self._mark)
 
     def _turns(
         self, chosen: list[Example], flat: list[dict], images: list, processor: Any
@@ -406,6 +439,29 @@ class FewShot:
             raise PromptError(
                 "The template of shots has no {image}, but there are pictures. Add it."
             )
+
+
+def check_resolutions(high: int | None, processor: Any, resolution: Any) -> None:
+    """PromptError where high_resolution_shots would change nothing.
+
+    high: how many. resolution: the question's.
+    """
+    if high is None:
+        return
+    if isinstance(resolution, (list, tuple)):
+        raise PromptError(
+            "high_resolution_shots goes with one resolution, which the last shots "
+            "share with all pictures of the question, but a list was given."
+        )
+    if resolution is None:
+        resolution = getattr(processor, "resolution", None)
+    settings = getattr(processor, "image_settings", None)
+    if settings and is_native(resolution, processor.config, settings):
+        raise PromptError(
+            "high_resolution_shots reads the last shots in the question's "
+            "resolution, but that is the encoder's own, which all have: give a "
+            "higher one, such as --resolution 672 or dynamic (resolution=...)."
+        )
 
 
 def _checked(count: Any) -> int | None:

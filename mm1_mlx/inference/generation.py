@@ -33,7 +33,7 @@ __all__ = [
     "stream_generate",
 ]
 
-Prompt = str | list[dict]
+Prompt = str | list[dict] | Asked
 Images = Any  # one picture, or a list: file, bytes, PIL image or array each
 
 
@@ -232,8 +232,8 @@ def stream_generate(
     string).
 
     prompt: text with <image> where each picture belongs (else they come first), or a
-    list of messages {"role": ..., "content": text or parts}. images: one, or a list in
-    the order of their places; each a file, bytes, a PIL image or an array.
+    list of messages {"role": ..., "content": text or parts}, or what FewShot.ask gives.
+    images: one, or a list in their order; each a file, bytes, a PIL image or an array.
 
     Settings (keywords), with their defaults:
         system=None: a system prompt

@@ -54,6 +54,13 @@ def parse_template(template: str) -> list[Piece]:
     return pieces
 
 
+def with_reasoning(template: str, mark: str) -> str:
+    """The template with reasoning before the answer, and the mark between both."""
+    template = template.replace("Short answer: {answer}", "{answer}")
+    mark = mark.replace("{", "{{").replace("}", "}}")
+    return template.replace("{answer}", "{reasoning} " + mark + " {answer}")
+
+
 def prompt_of(shot: Example, question: str) -> str:
     """Its own, or the question that is asked of all."""
     if shot.prompt is not None:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Example:
 
     images: what load_image takes. prompt, reasoning: None where there is none. number:
     of its line, or its place in a list, from 1. where: for messages, "shots.jsonl,
-    line 3".
+    line 3". fields: what else its line has.
     """
 
     images: tuple[Any, ...]
@@ -39,6 +39,7 @@ class Example:
     reasoning: str | None = None
     number: int = 0
     where: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_examples(source: Any) -> list[Example]:
@@ -126,7 +127,10 @@ def _example(
             f"{where}: the prompt has {slots} {IMAGE_TOKEN}, but there "
             f"{'is' if len(images) == 1 else 'are'} {plural(len(images), 'image')}."
         )
-    return Example(tuple(images), answer, **texts, number=number, where=where)
+    more = {key: value for key, value in values.items() if key not in KEYS}
+    return Example(
+        tuple(images), answer, **texts, number=number, where=where, fields=more
+    )
 
 
 def _check_keys(values: Mapping, where: str) -> None:

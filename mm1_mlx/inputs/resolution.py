@@ -90,6 +90,15 @@ def ways_of(
     return ways
 
 
+def is_native(resolution: Any, config: MM1Config, settings: ImageSettings) -> bool:
+    """Whether one resolution reads a picture as "native" does."""
+    if resolution == "native":
+        return True
+    resolution = check_resolution(resolution)
+    ways = [_way(one, None, config, settings) for one in (resolution, "native")]
+    return ways[0] == ways[1]
+
+
 def _is_dynamic(way: Way) -> bool:
     return way.tiling is not None and way.tiling.type == "dynamic"
 
@@ -162,8 +171,8 @@ def _dynamic(tiling: TilingConfig | None, max_tiles: int | None) -> TilingConfig
 def _warn_whole(count: int, most: int) -> None:
     warnings.warn(
         f"The prompt has {count} images, and with more than {most} none is cut into "
-        f"tiles: resolution 'dynamic' is not used. A list asks for each image (for "
-        f"shots --high-resolution-shots N).",
+        f"tiles: resolution 'dynamic' is not used. A list asks for each image; with "
+        f"--shots the last ones are asked for by --high-resolution-shots N.",
         MM1Warning,
         stacklevel=2,
     )

@@ -63,6 +63,7 @@ def _karpathy(place: Place, split: str) -> Iterator[Sample]:
     wanted = _KARPATHY[split]
 
     def make(values: dict[str, Any]) -> Iterable[Sample]:
+        """The picture of an entry with its captions; none of another split."""
         if values.get("split") not in wanted:
             if "split" not in values:
                 raise Fault("has no 'split'")

@@ -71,6 +71,7 @@ def _seed(only_images: bool) -> Callable[[Place, str], Iterator[Sample]]:
     """SEED-Bench.json with SEED-Bench-image; of videos a frame each, as LLaVA has."""
 
     def published(place: Place, split: str) -> Iterator[Sample]:
+        """The questions of SEED-Bench.json, of one file for all splits."""
         path = place.need("SEED-Bench.json")
         found = read_json(path)
         asked = entries(path, found, "questions")

@@ -61,6 +61,7 @@ def _published(folder: str, owner: str) -> Callable[[Place, str], Iterator[Sampl
     """refs(unc).p, of whoever made the splits, and instances.json beside it."""
 
     def published(place: Place, split: str) -> Iterator[Sample]:
+        """A sample for each phrase of the split, with its box."""
         wanted = f"refs({owner}).p"
         path = place.find(f"{folder}/{wanted}") or place.find(wanted)
         if path is None or (path.parent.name != folder and _another(path, folder)):

@@ -71,6 +71,7 @@ def _coco_vqa(questions: str, annotations: str) -> Callable:
     """The VQA API's files of questions and of annotations, which share question_id."""
 
     def published(place: Place, split: str) -> Iterator[Sample]:
+        """The questions of a split with their answers; without, where it is secret."""
         if split not in _COCO:
             raise place.missing(f"split {split!r} (it has {', '.join(_COCO)})")
         named, folder = _COCO[split][0], _COCO[split][-1]
