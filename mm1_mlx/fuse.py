@@ -7,6 +7,7 @@ if __name__ == "__main__":  # first: it takes Ctrl-C from here on
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
     if (kept := _kept(args)) is not None:
         model.set_dtype(kept)
     model.config = _with_provenance(model, args)
+    model.config = _reading_as_trained(model.config, processor)
     model_is_packed = model.config.quantization is not None
     save(model, processor, args.save_path, overwrite=args.overwrite)
     (args.save_path / CARD).write_text(card(model.config), encoding="utf-8")
@@ -95,6 +97,24 @@ def run(args: argparse.Namespace) -> None:
             "The weights were rounded again, which lost part of what was learned: "
             "--q-bits 8 or --dequantize keeps more."
         )
+
+
+def _reading_as_trained(config: Any, processor: Any) -> Any:
+    """The config whose default is the resolution that the adapter was trained with; a
+    note where a config cannot say it."""
+    from mm1_mlx.inputs.resolution import with_default
+
+    resolution, tiles = processor.resolution, processor.max_tiles
+    if resolution is None and tiles is None:
+        return config
+    made = with_default(config, processor.image_settings.size, resolution, tiles)
+    if made is None:
+        print(
+            f"note: the adapter was trained with --resolution {resolution}, which the "
+            f"fused model's config cannot say: give it to generate",
+            file=sys.stderr,
+        )
+    return made or config
 
 
 def _kept(args: argparse.Namespace) -> Any:

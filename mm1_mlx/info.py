@@ -194,6 +194,10 @@ def adapter_table(name: str, values: dict[str, Any]) -> str:
     line("kind", f"{values['kind']}, in the form of {values['form']}")
     line("base", values["base"] or "not said")
     line("parameters", f"{values['parameters']:,} ({', '.join(values['types'])})")
+    reading = [("resolution", "resolution"), ("at most", "max_tiles")]
+    shown = [f"{label} {values[key]}" for label, key in reading if values[key]]
+    if shown:
+        line("pictures", ", ".join(shown) + (" tiles" if values["max_tiles"] else ""))
     if values["steps"] is not None:
         planned = values["steps_planned"]
         line("steps", f"{values['steps']}" + (f" of {planned}" if planned else ""))

@@ -55,11 +55,12 @@ def load(
     once into a cache; `tell` receives where, `progress` the bytes written and all.
 
     adapter_path: a folder with an adapter (of mm1_mlx.lora, mlx-lm or PEFT), which is
-    put onto the model. dtype: the floating-point type of the weights. None keeps the
-    stored one, except on MLX's CPU back end, whose 16-bit arithmetic is slow and
-    coarse: there it is float32, at twice the memory. lazy: leave the weights on disk
-    until they are used; then only the thread that loaded may use them. group: the
-    processes that share the decoder (mx.distributed.init() under mlx.launch); each
+    put onto the model; pictures are then read in the resolution that it was trained
+    with, where a call asks for no other. dtype: the floating-point type of the weights.
+    None keeps the stored one, except on MLX's CPU back end, whose 16-bit arithmetic is
+    slow and coarse: there it is float32, at twice the memory. lazy: leave the weights
+    on disk until they are used; then only the thread that loaded may use them. group:
+    the processes that share the decoder (mx.distributed.init() under mlx.launch); each
     keeps its part, and all must make the same calls. See models.sharding.
 
     Raises CheckpointError for a model that cannot be found or does not fit its config,
@@ -73,11 +74,11 @@ def load(
     processor = Processor.from_folder(folder, config)
     if group is not None and group.size() > 1:
         model = load_model(folder, config, wanted, lazy=True)
-        _take_share(model, adapter_path, group, folder, lazy)
+        _take_share(model, adapter_path, group, folder, lazy, processor)
         return model, processor
     model = load_model(folder, config, wanted, lazy=lazy)
     if adapter_path is not None:
-        _put_adapter(model, adapter_path)
+        _put_adapter(model, adapter_path, processor)
         model.eval()
         if not lazy:
             mx.eval(_all_arrays(model))
@@ -90,12 +91,13 @@ def _take_share(
     group: mx.distributed.Group,
     folder: Path,
     lazy: bool,
+    processor: "Processor",
 ) -> None:
     """Cut a lazy model to this process's share, and only then read it."""
     from mm1_mlx.adapters.sharding import shard_model
 
     if adapter_path is not None:
-        _put_adapter(model, adapter_path)
+        _put_adapter(model, adapter_path, processor)
     shard_model(model, group)
     model.eval()
     if lazy:
@@ -109,9 +111,12 @@ def _take_share(
     mx.clear_cache()
 
 
-def load_adapter(model: MM1, folder: str | Path) -> None:
+def load_adapter(
+    model: MM1, folder: str | Path, processor: "Processor | None" = None
+) -> None:
     """Put the adapter of a folder onto a model that has none, in place.
 
+    processor: reads pictures in the resolution that the adapter was trained with.
     One of PEFT or mlx-lm is read by the names of what the model was converted from.
     CheckpointError where it is of another model, or not an adapter.
     """
@@ -120,16 +125,23 @@ def load_adapter(model: MM1, folder: str | Path) -> None:
             "This model is shared by several processes: give the adapter to load() "
             "with the model."
         )
-    _put_adapter(model, folder)
+    _put_adapter(model, folder, processor)
     model.eval()
     mx.eval(_all_arrays(model))
 
 
-def _put_adapter(model: MM1, folder: str | Path) -> None:
+def _put_adapter(
+    model: MM1, folder: str | Path, processor: "Processor | None" = None
+) -> None:
+    from mm1_mlx.adapters.about import read_as_trained, reading_of
     from mm1_mlx.adapters.folder import apply_adapter
 
     place = Path(folder).expanduser()
-    apply_adapter(model, *_read_adapter(model, place), str(place))
+    weights, config = _read_adapter(model, place)
+    reading = reading_of(config)
+    apply_adapter(model, weights, config, str(place))
+    if processor is not None:
+        read_as_trained(processor, reading)
 
 
 def load_adapters(model: MM1, folders: Mapping[str, str | Path]) -> "Adapters":

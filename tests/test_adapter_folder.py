@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
@@ -11,6 +12,7 @@ from mlx.utils import tree_flatten
 from small import DENSE, SPARSE, random_array, small_model, step
 
 from helpers import assert_close
+from mm1_mlx import load_adapters, use_adapter
 from mm1_mlx.adapters.folder import adapter_config, adapter_weights, write_adapter
 from mm1_mlx.adapters.fuse import fuse_adapter, without_adapter
 from mm1_mlx.adapters.layers import PairSettings
@@ -68,6 +70,40 @@ def test_an_adapter_survives_its_folder(tmp_path):
     assert not any(".base." in name or ".pairs." in name for name in names)
     saved(model, plan, folder)  # over the old one
     assert without_adapter(again) > 5
+
+
+def test_a_processor_reads_as_the_adapter_in_use(tmp_path):
+    model, plan = trained_model()
+    weights, reader = adapter_weights(model), SimpleNamespace()
+    write_adapter(tmp_path / "a", weights, adapter_config(plan, "x", "dynamic", 3))
+    write_adapter(tmp_path / "b", weights, adapter_config(plan, "x", 32))
+    write_adapter(tmp_path / "c", weights, adapter_config(plan, "x"))
+
+    def found():
+        return reader.resolution, reader.max_tiles
+
+    load_adapter(small_model(SPARSE), tmp_path / "a", reader)
+    assert found() == ("dynamic", 3)
+    both = small_model(SPARSE)
+    load_adapters(both, {name: tmp_path / name for name in "abc"})
+    for name, expected in [("b", (32, None)), ("c", (None, None)), ("a", found())]:
+        use_adapter(both, name, reader)
+        assert found() == expected
+    use_adapter(both, None, reader)
+    assert found() == (None, None)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("resolution", "large"), ("resolution", True), ("max_tiles", "native"),
+     ("max_tiles", 0)],
+)  # fmt: skip
+def test_a_resolution_that_is_none(tmp_path, key, value):
+    model, plan = trained_model()
+    config = adapter_config(plan, "x", **{key: value})
+    write_adapter(tmp_path, adapter_weights(model), config)
+    with pytest.raises(CheckpointError, match=f"{key} of .* cannot be {value!r}"):
+        load_adapter(small_model(SPARSE), tmp_path)
 
 
 def test_an_adapter_of_another_model(tmp_path):

@@ -24,6 +24,7 @@ from mm1_mlx.inference.steps import encode_images
 from mm1_mlx.inputs.images import ImageSettings, fit
 from mm1_mlx.inputs.lessons import lesson_length, make_lesson
 from mm1_mlx.inputs.processor import Processor
+from mm1_mlx.inputs.resolution import with_default
 from mm1_mlx.inputs.tokenizer import load_tokenizer, number_tokenizer
 from mm1_mlx.models.mm1 import MM1
 
@@ -138,6 +139,53 @@ def test_what_a_processor_takes_where_a_call_does_not_say(words):
     processor.resolution, processor.max_tiles = "dynamic", 2
     assert processor("?", WIDE).pixel_values.shape[0] == 3
     assert processor("?", WIDE, resolution="native").num_images == 1
+
+
+def test_what_a_processor_takes_is_warned_of_only_where_a_call_asks(words):
+    """An adapter was trained so, whatever the model's config says."""
+    _, processor = parts(words, tiling=None)
+    processor.resolution = "dynamic"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MM1Warning)
+        (way,) = processor.ways(1)
+        assert way.tiling.type == "dynamic"
+        assert [w.tiling for w in processor.ways(3)] == [None] * 3
+    with pytest.warns(MM1Warning, match="none is cut into tiles"):
+        processor.ways(3, "dynamic")
+    with pytest.warns(MM1Warning, match="not say that it was trained for sub-images"):
+        processor.ways(1, 1344)
+
+
+SUB_IMAGES = TilingConfig(type="sub_images", default="native")
+
+
+@pytest.mark.parametrize(
+    "tiling, asked, expected",
+    [
+        (DYNAMIC, (None, None), DYNAMIC),
+        (DYNAMIC, ("native", None), DYNAMIC),
+        (DYNAMIC, (16, None), DYNAMIC),
+        (replace(DYNAMIC, default="tiles"), ("native", None), DYNAMIC),
+        (DYNAMIC, ("dynamic", None), replace(DYNAMIC, default="tiles")),
+        (DYNAMIC, (None, 2), replace(DYNAMIC, default="tiles", max_tiles=2)),
+        (DYNAMIC, ("dynamic", 9), replace(DYNAMIC, default="tiles", max_tiles=9)),
+        (None, ("dynamic", 2), TilingConfig(type="dynamic", min_tiles=2, max_tiles=2)),
+        (SUB_IMAGES, ("dynamic", None), TilingConfig(type="dynamic")),
+        (None, ("native", None), None),
+    ],
+)
+def test_a_models_default(tiling, asked, expected):
+    config = small_config(DENSE, tiling_config=tiling)
+    found = with_default(config, 16, *asked)
+    assert found == replace(config, tiling_config=expected)
+
+
+def test_a_default_that_a_config_cannot_say():
+    config = small_config(DENSE)
+    assert with_default(config, 16, 32, None) is None
+    assert with_default(config, 16, 1344, None) is None  # its tiles have 672 pixels
+    made = with_default(config, 672, 1344, None)
+    assert made is not None and made.tiling_config == TilingConfig(type="sub_images")
 
 
 def test_more_tiles_than_it_was_trained_with(dynamic):

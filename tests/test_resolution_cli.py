@@ -12,6 +12,8 @@ from small import DENSE, VISION, small_config
 from helpers import assert_fails, need_tiny, run_cli
 from mm1_mlx.benchmarks.first_token import measure_speed, operations
 from mm1_mlx.config import TilingConfig
+from mm1_mlx.fuse import main as fuse
+from mm1_mlx.generate import main as generate
 from mm1_mlx.grids import Layout
 from mm1_mlx.info import main as info
 from mm1_mlx.inputs.images import ImageSettings
@@ -113,6 +115,53 @@ def test_training_reads_pictures_so(picture, tmp_path, capsys):
     assert lora([*flags, "--resolution", "100"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: resolution is 100, but must be a multiple of")
+
+
+def test_an_adapter_remembers_its_resolution(picture, tmp_path, capsys):
+    """In its config; what is loaded and what is fused reads pictures so."""
+    line = {"question": "What?", "answer": "Sky.", "image": str(picture)}
+    (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
+    out, fused = str(tmp_path / "adapter"), str(tmp_path / "fused")
+    flags = ["--model", "mm1-tiny", "--data", str(tmp_path), "--adapter-path", out]
+    flags += ["--iters", "1", "--batch-size", "1", "--rank", "2"]
+    assert lora([*flags, "--resolution", "dynamic", "--max-tiles", "2"]) == 0
+    capsys.readouterr()
+    assert info([out]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "pictures resolution dynamic, at most 2 tiles" in told
+
+    def tiles(*more: str) -> int:
+        asked = ["--image", str(picture), "-p", "What?", "-m", "1", "--json"]
+        assert generate([*asked, *more]) == 0
+        told = capsys.readouterr()
+        assert "warning" not in told.err
+        return json.loads(told.out)["image_tiles"]
+
+    assert tiles("--adapter-path", out) == 3
+    assert tiles("--adapter-path", out, "--resolution", "native") == 1
+    planned = []
+    for more in ([], ["--resolution", "native"]):
+        asked = ["--image", str(picture), "-p", "What?", "--plan", "--json", *more]
+        assert generate(["--adapter-path", out, *asked]) == 0
+        planned.append(json.loads(capsys.readouterr().out)["plan"]["pictures"])
+    assert planned[0] > 2 * planned[1]  # bytes of three tiles, and of one
+    assert fuse(["--model", "mm1-tiny", "--adapter-path", out, "--save-path", fused,
+                 "--json"]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert tiles("--model", fused) == 3
+    assert tiles("--model", fused, "--resolution", "native") == 1
+
+
+def test_a_resolution_that_a_folder_cannot_say(picture, tmp_path, capsys):
+    line = {"question": "What?", "answer": "Sky.", "image": str(picture)}
+    (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
+    out, fused = str(tmp_path / "adapter"), str(tmp_path / "fused")
+    flags = ["--model", "mm1-tiny", "--data", str(tmp_path), "--adapter-path", out]
+    flags += ["--iters", "1", "--batch-size", "1", "--rank", "2"]
+    assert lora([*flags, "--resolution", "128"]) == 0
+    assert fuse(["--model", "mm1-tiny", "--adapter-path", out, "--save-path", fused,
+                 "--json"]) == 0  # fmt: skip
+    assert "--resolution 128, which the fused model's" in capsys.readouterr().err
 
 
 # --- info ----------------------------------------------------------------------------

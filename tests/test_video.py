@@ -340,6 +340,8 @@ def test_frames_are_read_whole():
     assert frame_resolution(None, [other, *frames]) == "native"
     assert frame_resolution(672, [other, "a.png"]) == 672
     assert frame_resolution([672, 336], frames) == [672, 336]
+    for own, expected in ((448, 448), ("dynamic", "native"), (1344, "native")):
+        assert frame_resolution(None, frames, own) == expected  # an adapter's
 
 
 def test_a_processor_reads_frames_whole():

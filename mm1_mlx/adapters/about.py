@@ -37,9 +37,10 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
 
     "kind" (LoRA, DoRA, full, or several with "+"), "form" (mm1_mlx, mlx-lm or PEFT),
     "base" (what it was trained on, or None), "parts" (a row for each: how, rank, scale,
-    projections, decoder layers, parameters), "parameters", "types", "steps" and
-    "steps_planned" (or None), "bytes" of the adapter, and "other_bytes" of the files
-    beside it, such as those that lora --resume goes on from.
+    projections, decoder layers, parameters), "parameters", "types", "resolution" and
+    "max_tiles" (see reading_of), "steps" and "steps_planned" (or None), "bytes" of the
+    adapter, and "other_bytes" of the files beside it, such as those that lora --resume
+    goes on from.
 
     CheckpointError for a folder that holds no adapter, or a broken one.
     """
@@ -65,11 +66,39 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "parts": rows,
         "parameters": sum(row["parameters"] for row in rows),
         "types": sorted({info.dtype for info in infos.values()}),
+        **reading_of(config),
         "steps": steps,
         "steps_planned": planned,
         "bytes": sum(path.stat().st_size for path in files),
         "other_bytes": sum(p.stat().st_size for p in beside if p.is_file()),
     }
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json of an adapter that is whole; CheckpointError."""
+    return _open(folder)[0]
+
+
+def reading_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The "resolution" and "max_tiles" that an adapter was trained with, as Processor
+    takes them; None is the model's own. config: of adapter_config.json.
+
+    CheckpointError for what is neither.
+    """
+    own = _object(config, "mm1_mlx")
+    found = {key: own.get(key) for key in ("resolution", "max_tiles")}
+    for key, value in found.items():
+        words = ("native", "dynamic") if key == "resolution" else ()
+        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if value is not None and value not in words and not whole:
+            raise CheckpointError(f"{key} of {CONFIG_FILE} cannot be {value!r}.")
+    return found
+
+
+def read_as_trained(processor: Any, reading: dict[str, Any]) -> None:
+    """Have a processor read pictures as reading_of says, where a call does not."""
+    processor.resolution = reading.get("resolution")
+    processor.max_tiles = reading.get("max_tiles")
 
 
 def added_bytes(folder: str | Path) -> int:

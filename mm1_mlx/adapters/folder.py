@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mm1_mlx._version import __version__
-from mm1_mlx.adapters.about import CONFIG_FILE, WEIGHTS_FILE
+from mm1_mlx.adapters.about import CONFIG_FILE, WEIGHTS_FILE, reading_of
 from mm1_mlx.adapters.layers import AdaptedLinear, AdaptedStack, Pair, PairSettings
 from mm1_mlx.adapters.switch import Adapter
 from mm1_mlx.adapters.targets import Plan, adapted, part_of_weight, projections
@@ -50,8 +50,11 @@ def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     return found
 
 
-def adapter_config(plan: Plan, base: str) -> dict[str, Any]:
-    """The adapter_config.json of a plan. base: what the model is called.
+def adapter_config(
+    plan: Plan, base: str, resolution: Any = None, max_tiles: int | None = None
+) -> dict[str, Any]:
+    """The adapter_config.json of a plan. base: what the model is called. resolution,
+    max_tiles: how it was trained to read pictures; None: as the model does.
 
     mlx-lm's own keys hold the first part with pairs; "mm1_mlx" holds every part.
     """
@@ -69,6 +72,8 @@ def adapter_config(plan: Plan, base: str) -> dict[str, Any]:
         "first": plan.first,
         "projections": plan.projections,
     }
+    reading = {"resolution": resolution, "max_tiles": max_tiles}
+    own |= {key: value for key, value in reading.items() if value is not None}
     values = {
         "fine_tune_type": kind,
         "num_layers": -1 if plan.layers is None else plan.layers,
@@ -257,7 +262,7 @@ def fit_adapter(
             f"was trained on."
         )
     whole = {name: left[name].astype(plain[name].dtype) for name in sorted(fitting)}
-    return Adapter(layers, whole, name or where)
+    return Adapter(layers, whole, name or where, reading_of(config))
 
 
 def _not_alone(where: str) -> CheckpointError:

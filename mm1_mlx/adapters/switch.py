@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mm1_mlx.adapters.about import read_as_trained
 from mm1_mlx.adapters.layers import AdaptedLinear, AdaptedStack
 from mm1_mlx.errors import MM1Error
 from mm1_mlx.models.mm1 import MM1
@@ -48,13 +49,19 @@ class Adapter:
     """An adapter that fits a model. Made off it; put_on and take_off move it.
 
     layers: by the path where they belong. weights: trained whole, by name; while the
-    adapter is on, the model's own are here.
+    adapter is on, the model's own are here. reading: the resolution and max_tiles that
+    it was trained with; see reading_of.
     """
 
     def __init__(
-        self, layers: dict[str, Layer], weights: dict[str, mx.array], name: str
+        self,
+        layers: dict[str, Layer],
+        weights: dict[str, mx.array],
+        name: str,
+        reading: dict[str, Any] | None = None,
     ):
         self.layers, self.weights = layers, weights
+        self.reading = reading or {}
         fixed = dict(self.arrays())
         how = {path: layer.settings for path, layer in layers.items()}
         self.mark = AdapterMark(name, lambda: _digest(fixed, how))
@@ -146,6 +153,11 @@ class Adapters:
             self._all[name].put_on(model)
             self._in_use = name
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the one in use was trained to read pictures; see reading_of."""
+        return {} if self._in_use is None else self._all[self._in_use].reading
+
     def drop(self, model: MM1, name: str) -> None:
         """Forget one, and take it off the model if it is there."""
         self._check_known(name)
@@ -192,7 +204,7 @@ def adapters_of(model: MM1) -> Adapters:
     return model.adapters
 
 
-def use_adapter(model: MM1, name: str | None) -> None:
+def use_adapter(model: MM1, name: str | None, processor: Any = None) -> None:
     """Answer with one of a model's adapters from now on; None: with none of them.
 
         load_adapters(model, {"cats": "cats-adapter", "style": "style-adapter"})
@@ -200,12 +212,18 @@ def use_adapter(model: MM1, name: str | None) -> None:
         print(generate(model, processor, "What is this?", images=["cat.png"]))
         use_adapter(model, None)
 
+    processor: reads pictures from now on in the resolution that the adapter was trained
+    with, and as the model does where it says none.
+
     Nothing is read, copied or compiled. A cache or an answer that was begun with
     another adapter is refused; image tokens that you keep yourself (encode_images) are
     of the adapter that was in use, if it has the encoder or the connector. Raises
     MM1Error for a name that load_adapters was not given.
     """
-    adapters_of(model).use(model, name)
+    held = adapters_of(model)
+    held.use(model, name)
+    if processor is not None:
+        read_as_trained(processor, held.reading)
 
 
 def drop_adapter(model: MM1, name: str) -> None:

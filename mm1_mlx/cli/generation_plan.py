@@ -52,6 +52,7 @@ def print_plan(
     prepare: has the processor read pictures as the flags ask. MemoryPlanError, behind
     the plan, where it cannot fit; a warning where it may not.
     """
+    from mm1_mlx.adapters.about import config_of, read_as_trained, reading_of
     from mm1_mlx.checkpoint.folder import read_config
     from mm1_mlx.inference.asking import asked_of, read
     from mm1_mlx.inference.pictures import largest_side, pictures_of
@@ -65,6 +66,8 @@ def print_plan(
     config = read_config(folder)
     processor = Processor.from_folder(folder, config)
     prepare(processor, args)
+    if args.adapter_path is not None:
+        read_as_trained(processor, reading_of(config_of(Path(args.adapter_path))))
     prompt = fill_prompt(prompt, args, processor, images)
     chosen = Settings.of(settings)
     asked = asked_of(None, processor, prompt, images, chosen)

@@ -94,7 +94,8 @@ class Processor:
 
     chat_template: the name of a built-in template or Jinja text; by default the
     tokenizer's own, and without one prompts are taken as they are ("plain").
-    resolution, max_tiles: what a call takes that is given no resolution.
+    resolution, max_tiles: what a call takes that is given no resolution, such as an
+    adapter was trained with; None: the model's own.
     """
 
     resolution: Any = None
@@ -237,7 +238,7 @@ class Processor:
             self._check_reads(its_images)
             texts.append(text)
             sources.append(its_images)
-            wanted = frame_resolution(wanted, its_images)
+            wanted = frame_resolution(wanted, its_images, self.resolution)
             ways.append(self.ways(len(its_images), wanted, max_tiles))
         return self._inputs(texts, sources, ways, read, max_tokens)
 
@@ -299,10 +300,16 @@ class Processor:
         """How each of a prompt's `count` pictures is read; arguments as of a call."""
         if not count:
             return []
-        if resolution is None:
-            resolution = self.resolution
-            max_tiles = self.max_tiles if max_tiles is None else max_tiles
-        return ways_of(resolution, max_tiles, count, self.config, self._settings)
+        if resolution is None and max_tiles is None:
+            max_tiles = self.max_tiles
+        return ways_of(
+            resolution,
+            max_tiles,
+            count,
+            self.config,
+            self._settings,
+            own=self.resolution,
+        )
 
     def read_picture(
         self, source: Any, way: Way | None = None

@@ -48,6 +48,8 @@ def ways_of(
     count: int,
     config: MM1Config,
     settings: ImageSettings,
+    *,
+    own: Any = None,
 ) -> list[Way]:
     """How each of a prompt's `count` pictures is read.
 
@@ -55,14 +57,16 @@ def ways_of(
     360VL were trained with), a number of pixels, "dynamic", or None for the model's
     own; or a list of these, one for each picture. max_tiles: of "dynamic", instead of
     the model's own. A prompt with more pictures than the tiling's max_images has no
-    tiles, unless the list asks for them.
+    tiles, unless the list asks for them. own: taken in place of None, and known to suit
+    the model, as what its adapter was trained with: nothing is warned of it.
 
     Raises PromptError; MM1Warning where a model was never trained for tiles, and where
     "dynamic" gives none because there are too many pictures.
     """
     if max_tiles is not None:
         _check_max_tiles(max_tiles)
-    resolution = check_resolution(resolution)
+    given = resolution is not None
+    resolution = check_resolution(resolution if given else own)
     if isinstance(resolution, list):
         if len(resolution) != count:
             raise PromptError(
@@ -83,10 +87,11 @@ def ways_of(
     if ways and not isinstance(resolution, list):
         most = ways[0].tiling and ways[0].tiling.max_images
         if most is not None and count > most:
-            if resolution == "dynamic":
+            if given and resolution == "dynamic":
                 _warn_whole(count, most)
             ways = [Way(settings)] * count
-    _warn_untrained(ways, config.tiling_config)
+    if own is None or resolution != own:
+        _warn_untrained(ways, config.tiling_config)
     return ways
 
 
@@ -97,6 +102,30 @@ def is_native(resolution: Any, config: MM1Config, settings: ImageSettings) -> bo
     resolution = check_resolution(resolution)
     ways = [_way(one, None, config, settings) for one in (resolution, "native")]
     return ways[0] == ways[1]
+
+
+def with_default(
+    config: MM1Config, size: int, resolution: Any, max_tiles: int | None
+) -> MM1Config | None:
+    """The config of a model that reads pictures so where nobody chooses.
+
+    resolution, max_tiles: as ways_of takes them, None the model's own. size: the side
+    of a tile. None where a config cannot say it: it has no other size of whole
+    pictures, and no other tiles.
+    """
+    tiling = config.tiling_config
+    if (resolution, max_tiles) == (None, None) or (tiling and tiling.arranges):
+        return config
+    if resolution in ("native", size):
+        if tiling is not None:
+            tiling = replace(tiling, default="native")
+    elif resolution in (None, "dynamic"):
+        tiling = replace(_dynamic(tiling, max_tiles), default="tiles")
+    elif resolution > LARGEST_WHOLE and resolution == 2 * size:
+        tiling = replace(_sub_images(tiling), default="tiles")
+    else:
+        return None
+    return replace(config, tiling_config=tiling)
 
 
 def _is_dynamic(way: Way) -> bool:
@@ -154,10 +183,15 @@ def _way(
     if asked <= LARGEST_WHOLE or asked == settings.size:
         return Way(_sized(settings, asked, asked, config))
     half = _sized(settings, asked, asked // 2, config)
+    return Way(half, _sub_images(tiling))
+
+
+def _sub_images(tiling: TilingConfig | None) -> TilingConfig:
+    """MM1's four parts and an overview, with the texts that the model knows."""
     if tiling is not None and tiling.type == "sub_images" and tiling.grids == [[2, 2]]:
-        return Way(half, tiling)
+        return tiling
     indicator = None if tiling is None else tiling.indicator
-    return Way(half, TilingConfig(type="sub_images", indicator=indicator))
+    return TilingConfig(type="sub_images", indicator=indicator)
 
 
 def _dynamic(tiling: TilingConfig | None, max_tiles: int | None) -> TilingConfig:

@@ -96,20 +96,18 @@ def video_frames(
     return found
 
 
-def frame_resolution(resolution: Any, images: Sequence[Any]) -> Any:
+def frame_resolution(resolution: Any, images: Sequence[Any], own: Any = None) -> Any:
     """The resolution of a prompt's pictures, frames of videos whole: MM1.5 cuts none.
 
-    A list, which says it for each, stays as it is. MM1Warning where frames are not
-    read as was asked.
+    A list, which says it for each, stays as it is. own: the processor's, where nothing
+    is asked. MM1Warning where frames are not read as was asked.
     """
     frames = [isinstance(x, Image.Image) and x.info.get(_FRAME) for x in images]
     if isinstance(resolution, (list, tuple)) or not any(frames):
         return resolution
     if resolution is None:
-        return "native"
-    cut = resolution == "dynamic" or (
-        isinstance(resolution, Integral) and int(resolution) > LARGEST_WHOLE
-    )
+        return "native" if own is None or _cuts(own) else own
+    cut = _cuts(resolution)
     if cut:
         warnings.warn(
             f"Frames of a video are not cut into tiles: they are read with resolution "
@@ -119,6 +117,13 @@ def frame_resolution(resolution: Any, images: Sequence[Any]) -> Any:
         )
     own = "native" if cut else resolution
     return own if all(frames) else [own if f else resolution for f in frames]
+
+
+def _cuts(resolution: Any) -> bool:
+    """Whether pictures are cut into tiles at this resolution."""
+    return resolution == "dynamic" or (
+        isinstance(resolution, Integral) and int(resolution) > LARGEST_WHOLE
+    )
 
 
 def _found(

@@ -48,6 +48,8 @@ from mm1_mlx.training.watching import Watch, Watcher
 CHECKPOINT = "tune.safetensors"
 METRICS = "metrics.jsonl"
 RUN_FILE = "run.json"
+# Of the adapter's config; how pictures are read stands in a run's settings.
+_NOT_OF_PLAN = ("version", "base", "resolution", "max_tiles")
 
 
 def _silent(*_: Any) -> None:
@@ -145,7 +147,11 @@ class _Run:
         asked: Asked,
     ):
         self._model, self._out, self._asked = model, out, asked
-        self._config = adapter_config(plan, asked.base)
+        given = (settings.resolution, settings.max_tiles) != (None, None)
+        reads: Any = settings if given else processor
+        self._config = adapter_config(
+            plan, asked.base, reads.resolution, reads.max_tiles
+        )
         with together():
             resume = is_first() and _check_target(out, asked.resume, asked.tell)
         self._resume = bool(from_first(mx.array(int(resume))).item())
@@ -270,7 +276,7 @@ class _Run:
         return _as_stored(
             {
                 "model": own["base"],
-                "plan": {k: v for k, v in own.items() if k not in ("version", "base")},
+                "plan": {k: v for k, v in own.items() if k not in _NOT_OF_PLAN},
                 "settings": self._stage.settings.to_dict(),
                 "data": fingerprint(self._stage.samples),
             }
