@@ -457,6 +457,39 @@ def test_a_file_is_known_in_each_resolution(dynamic, tmp_path):
         assert found.layouts == expected.layouts
 
 
+@pytest.mark.parametrize(
+    "asked, tiles", [("dynamic", 3), (32, None), (["native", "dynamic"], 3)]
+)
+def test_a_draft_reads_pictures_as_was_asked(words, dynamic, asked, tiles):
+    """It is the model itself: all its guesses are right if it sees the same, and the
+    caller hears nothing of what the draft's config does not say."""
+    model, processor = dynamic
+    config = replace(model.config, tiling_config=None)
+    look = processor.image_settings
+    untold = Processor(words, look, config, chat_template="mm1-tiny")
+    how = {"resolution": asked, "max_tiles": tiles, "max_tokens": 12}
+    images = [WIDE, WIDE] if isinstance(asked, list) else [WIDE]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MM1Warning)
+        found = generate(
+            model, processor, "What?", images, draft_model=(model, untold), **how
+        )
+    assert found.accepted_tokens == found.drafted_tokens > 4
+
+
+def test_a_draft_that_cannot_read_them_so_says_it(words, dynamic):
+    model, processor = dynamic
+    room = processor("What?", WIDE).input_ids.shape[1] + 3
+    draft = parts(words, context=room)
+    how = {"resolution": "dynamic", "max_tokens": 4}
+    plain = generate(model, processor, "What?", WIDE, **how)
+    with pytest.warns(
+        MM1Warning, match="draft model reads .* in its own resol.*tokens"
+    ):
+        found = generate(model, processor, "What?", WIDE, draft_model=draft, **how)
+    assert found.token_ids == plain.token_ids and found.drafted_tokens > 0
+
+
 def test_positions_are_those_of_a_square_grid_of_any_size():
     """Interpolated in the encoder and in the connector, or the shapes would not do."""
     for kind in ("c_abstractor", "attention_pool", "average_pool"):

@@ -15,8 +15,9 @@ def add_drafting(parser: Parser) -> None:
     guesser.add_argument(
         "--draft-model",
         metavar="NAME",
-        help="a smaller model of the same vocabulary that guesses the next tokens; one "
-        "that reads no pictures gets the prompt without them",
+        help="a smaller model of the same vocabulary that guesses the next tokens; it "
+        "reads pictures in the --resolution, too, where it can, and one that reads "
+        "none gets the prompt without them",
     )
     guesser.add_argument(
         "--lookup",

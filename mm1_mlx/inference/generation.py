@@ -289,9 +289,7 @@ def _stream(
     with as_one(model):
         asked = asked_of(model, processor, prompt, images, settings)
         request = _read(model, processor, asked, settings, store)
-        drafter = make_drafter(
-            settings, model, asked.prompt, asked.images, request.input_ids, store
-        )
+        drafter = make_drafter(settings, model, asked, request.input_ids, store)
         _check_memory(model, [request], settings, store)
         turn = Turn(model, store, [request], settings)
     known = turn.start()

@@ -13,14 +13,17 @@ for that rounding, the other one may come.
 """
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import mlx.core as mx
 
-from mm1_mlx.errors import MM1Error, PromptError
+from mm1_mlx.errors import MM1Error, MM1Warning, PromptError
+from mm1_mlx.inference.few_shot import Asked
 from mm1_mlx.inference.pictures import Picture, pictures_of
 from mm1_mlx.inference.reuse import Reuse
 from mm1_mlx.inference.sampling import greedy
@@ -348,16 +351,15 @@ def refuse_for_batches(settings: Settings) -> None:
 def make_drafter(
     settings: Settings,
     model: MM1,
-    prompt: Any,
-    images: Any,
+    asked: Asked,
     input_ids: Sequence[int],
     store: Reuse | None = None,
 ) -> Drafter | None:
     """What guesses for an answer; None where nothing shall.
 
-    prompt, images: as the user gave them, for a draft with its own processor.
-    input_ids: as the model reads them. A draft that sees no pictures reads no slots.
-    store: what the model reuses, for the draft, too.
+    asked: prompt and pictures, for a draft with its own processor. input_ids: as the
+    model reads them. A draft that sees no pictures reads no slots. store: what the
+    model reuses, for the draft, too.
     """
     slot, size = model.config.image_token_id, model.config.text_config.vocab_size
     if settings.lookup is not None:
@@ -369,11 +371,7 @@ def make_drafter(
         return None
     how: Any = {"store": store, "prefill_step_size": settings.prefill_step_size}
     if slot in input_ids and draft.config.reads_images and its_processor is not None:
-        # In its own resolution: it may not have the model's.
-        reading = replace(settings, resolution=None, max_tiles=None).reading()
-        if store is not None and isinstance(its_processor, Processor):
-            reading["known"] = store.pixels
-        inputs = its_processor(prompt, images=images, **reading)
+        inputs = _as_draft_reads(its_processor, asked, settings, store)
         rows: Any = inputs.input_ids.tolist()
         (its_ids,) = rows
         slots = its_ids.count(draft.config.image_token_id)
@@ -381,6 +379,33 @@ def make_drafter(
     its_size = draft.config.text_config.vocab_size
     ids = [token for token in input_ids if token != slot and token < its_size]
     return DraftModel(draft, ids or [0], **how)
+
+
+def _as_draft_reads(
+    processor: Any, asked: Asked, settings: Settings, store: Reuse | None
+) -> Any:
+    """What a draft's processor gives for a prompt: in the resolution that was asked, or
+    where it cannot, which is said, in its own."""
+    how = replace(settings, resolution=None, max_tiles=None).reading()
+    own = isinstance(processor, Processor)
+    if own and store is not None:
+        how["known"] = store.pixels
+    if own and (asked.resolution, settings.max_tiles) != (None, None):
+        # As if it were its default: what it was trained for is not the user's concern.
+        reader = copy(processor)
+        if asked.resolution is not None:
+            reader.resolution = asked.resolution
+        reader.max_tiles = settings.max_tiles
+        try:
+            return reader(asked.prompt, images=asked.images, **how)
+        except PromptError as error:
+            warnings.warn(
+                f"The draft model reads the pictures in its own resolution, so that "
+                f"fewer of its guesses may be right: {error}",
+                MM1Warning,
+                stacklevel=2,
+            )
+    return processor(asked.prompt, images=asked.images, **how)
 
 
 def _draft_of(settings: Settings) -> tuple[MM1 | None, Any]:
