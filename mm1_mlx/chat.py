@@ -25,6 +25,7 @@ from mm1_mlx.cli.answering import (
 from mm1_mlx.cli.chat_commands import COMMANDS, table
 from mm1_mlx.cli.drafting import add_drafting, load_draft
 from mm1_mlx.cli.parser import Parser
+from mm1_mlx.cli.progress import encoder_bar
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.errors import UsageError
 
@@ -103,18 +104,21 @@ def run(args: argparse.Namespace) -> int:
     reuse = folder_reuse(args)
     model, processor = load_model(args, settings)
     settings["draft_model"] = load_draft(args, model, processor)
-    talk = Conversation(model, processor, reuse=reuse, **settings)
-    session = Session(talk, processor, lines, args)
-    session.start()
-    if lines.interactive and not args.quiet:
-        if args.model is None:
-            print(ABOUT_TINY, file=sys.stderr)
-        print(
-            f"{args.model or DEFAULT_MODEL}. /help shows the commands, Ctrl-D leaves.",
-            file=sys.stderr,
-            flush=True,
-        )
-    return session.run()
+    with encoder_bar(not args.quiet) as bar:
+        settings["on_images"] = bar
+        talk = Conversation(model, processor, reuse=reuse, **settings)
+        session = Session(talk, processor, lines, args, bar)
+        session.start()
+        if lines.interactive and not args.quiet:
+            if args.model is None:
+                print(ABOUT_TINY, file=sys.stderr)
+            name = args.model or DEFAULT_MODEL
+            print(
+                f"{name}. /help shows the commands, Ctrl-D leaves.",
+                file=sys.stderr,
+                flush=True,
+            )
+        return session.run()
 
 
 def main(argv: list[str] | None = None) -> int:

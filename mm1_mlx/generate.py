@@ -43,6 +43,7 @@ from mm1_mlx.cli.drafting import add_drafting, check_drafting, load_draft
 from mm1_mlx.cli.few_shot import add_shots, few_shot, look, told_of_shots
 from mm1_mlx.cli.generation_plan import add_plan, print_plan
 from mm1_mlx.cli.parser import Parser
+from mm1_mlx.cli.progress import encoder_bar
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.verbs import make_callable
 
@@ -127,7 +128,8 @@ def run(args: argparse.Namespace) -> int | None:
     with together():
         images = fetched(_images(images), args)
         prompt = fill_prompt(prompt, args, processor, images)
-    with wired_limit(), naming_frames(args, images):
+    told = encoder_bar(is_first() and not args.quiet)
+    with wired_limit(), naming_frames(args, images), told as settings["on_images"]:
         pieces = stream_generate(
             model, processor, prompt, images, reuse=reuse, **settings
         )

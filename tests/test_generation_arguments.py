@@ -44,6 +44,7 @@ def test_prompt_over_the_context(processor):
         ({"kv_bits": 3}, "kv_bits is 3, but must be 4, 8 or None"),
         ({"kv_group_size": 48}, "kv_group_size is 48, but must be 32, 64 or 128"),
         ({"stop": ""}, "stop is '', but must be a text of at least one character"),
+        ({"on_images": 1}, "on_images is of the type int, but must be a function"),
         ({"stop": ["a", 3]}, r"stop is \['a', 3\], but must be a text"),
     ],
 )

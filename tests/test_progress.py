@@ -4,12 +4,15 @@ import io
 import os
 import re
 import sys
+from importlib import import_module
 
 import pytest
 from training_kit import environment, write_run
 
-from helpers import ROOT, clean_environment, need
-from mm1_mlx.cli.progress import duration, progress_bar, shows
+from helpers import ROOT, clean_environment, need, need_tiny
+from mm1_mlx.cli import progress
+from mm1_mlx.cli.progress import SlowBar, duration, encoder_bar, progress_bar, shows
+from mm1_mlx.inference import picture_progress
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,47 @@ def test_a_terminal_without_tqdm_and_no_terminal_at_all(monkeypatch):
     closed = Terminal()
     closed.close()
     assert not shows(progress_bar(10, "work", stream=closed))
+
+
+def test_a_slow_bar_shows_what_takes_long_and_goes(monkeypatch):
+    need("tqdm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = SlowBar("work", "step")
+    for done in (0, 3, 10):
+        bar(done, 10)
+    assert sys.stderr.getvalue() == ""  # it was over in no time
+    monkeypatch.setattr(progress, "_SLOW", 0)
+    for done in (0, 3):
+        bar(done, 10)
+    assert re.search(r"work:  30%.*3/10", sys.stderr.getvalue())
+    bar(10, 10)
+    assert sys.stderr.getvalue().endswith(" \r")  # wiped out
+    bar.close()
+
+
+def test_an_encoder_bar_is_for_who_sees_it(monkeypatch):
+    for stream, wanted in ((io.StringIO(), True), (Terminal(), False), (None, True)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with encoder_bar(wanted) as bar:
+            assert bar is None
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_the_encoder_is_watched_on_a_terminal(monkeypatch, capsys, command):
+    """While it reads several pictures; the answer stands alone on stdout."""
+    need("tqdm")
+    need_tiny()
+    monkeypatch.setattr(progress, "_SLOW", 0)
+    monkeypatch.setattr(picture_progress, "REPORTED", 1)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What?\n")))
+    examples = ROOT / "examples"
+    flags = ["--image", f"{examples}/shapes.png", f"{examples}/shapes.png"]
+    flags += ["-m", "1", "--resolution", "192"]
+    main = import_module(f"mm1_mlx.{command}").main
+    assert main([*flags, *(["-p", "What?"] if command == "generate" else [])]) == 0
+    assert "reading pictures: " in sys.stderr.getvalue()
+    assert "reading" not in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a Unix terminal")

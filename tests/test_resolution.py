@@ -18,8 +18,9 @@ from mm1_mlx import Reuse
 from mm1_mlx.config import ConnectorConfig, TilingConfig
 from mm1_mlx.errors import MM1Error, MM1Warning, PromptError
 from mm1_mlx.grids import Layout
+from mm1_mlx.inference import picture_progress
 from mm1_mlx.inference.generation import batch_generate, generate
-from mm1_mlx.inference.pictures import pictures_of
+from mm1_mlx.inference.pictures import image_tokens, pictures_of
 from mm1_mlx.inference.steps import encode_images
 from mm1_mlx.inputs.images import ImageSettings, fit
 from mm1_mlx.inputs.lessons import lesson_length, make_lesson
@@ -455,6 +456,47 @@ def test_a_file_is_known_in_each_resolution(dynamic, tmp_path):
         expected = processor("?", WIDE, **read)
         assert_equal(found.pixel_values, expected.pixel_values)
         assert found.layouts == expected.layouts
+
+
+@pytest.mark.parametrize("resolution", ["dynamic", 32, ["native", "dynamic"]])
+def test_progress_changes_no_number(dynamic, monkeypatch, resolution):
+    """However often it is told; without need nothing is evaluated for it."""
+    model, processor = dynamic
+    images = [WIDE, SMALL] if isinstance(resolution, list) else [WIDE]
+    inputs = processor("What?", images, resolution=resolution)
+    found = pictures_of(inputs, 0)
+    expected = image_tokens(model, found)
+    tiles = sum(picture.pixels.shape[0] for picture in found)
+    total, told = tiles * model.vision.used_layers, []
+
+    def report(*numbers: int) -> None:
+        told.append(numbers)
+
+    usual = image_tokens(model, found, report=report)
+    assert told == [(0, total), (total, total)]
+    told.clear()
+    monkeypatch.setattr(picture_progress, "REPORTED", 1)
+    often = image_tokens(model, found, report=report)
+    done, alls = zip(*told, strict=True)
+    assert set(alls) == {total} and (done[0], done[-1]) == (0, total)
+    assert len(done) > 2 and sorted(set(done)) == list(done)
+    for one, two, three in zip(expected, usual, often, strict=True):
+        assert_equal(one, two)
+        assert_equal(one, three)
+
+
+def test_one_small_picture_is_not_waited_for(dynamic, monkeypatch):
+    model, processor = dynamic
+    monkeypatch.setattr(picture_progress, "REPORTED", 1)
+    told = []
+    how = {"max_tokens": 1, "on_images": lambda *numbers: told.append(numbers)}
+    generate(model, processor, "What?", WIDE, **how)
+    assert not told
+    generate(model, processor, "What?", [SMALL, picture(7, 7, 5)], **how)
+    assert told[0] == (0, 2 * model.vision.used_layers)
+    told.clear()
+    generate(model, processor, "What now?", [SMALL, WIDE], **how)
+    assert not told  # both are known
 
 
 @pytest.mark.parametrize(

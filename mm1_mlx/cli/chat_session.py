@@ -16,6 +16,7 @@ from mm1_mlx.cli.chat_files import as_markdown, write_text
 from mm1_mlx.cli.chat_lines import Lines
 from mm1_mlx.cli.chat_paths import is_path, paths_in, split_paths
 from mm1_mlx.cli.parser import did_you_mean
+from mm1_mlx.cli.progress import SlowBar
 from mm1_mlx.cli.run import explain
 from mm1_mlx.cli.statistics import statistics
 from mm1_mlx.errors import ContextError, PromptError, UsageError
@@ -32,10 +33,16 @@ class Session:
     """One chat. An input that fails is one line on stderr, and the chat goes on."""
 
     def __init__(
-        self, talk: Conversation, processor: Any, lines: Lines, args: argparse.Namespace
+        self,
+        talk: Conversation,
+        processor: Any,
+        lines: Lines,
+        args: argparse.Namespace,
+        bar: SlowBar | None = None,
     ):
         self._talk, self._processor = talk, processor
         self._lines, self._args = lines, args
+        self._bar = bar  # of the encoder
         self._stats = args.stats
         self._unanswered: str | None = None  # the last question, where it failed
         self._written: set[Path] = set()  # files that may be written over
@@ -132,6 +139,8 @@ class Session:
             finally:
                 stopped = stop.asked
                 pieces.close()
+                if self._bar is not None:
+                    self._bar.close()
                 if stop.may_wait:
                     print(flush=True)
         if stopped:

@@ -1,9 +1,12 @@
 """A progress bar on a terminal, and nothing elsewhere: there a command writes lines."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+_SLOW = 1.0  # seconds: what takes longer is worth a bar
 
 
 class _NoBar:
@@ -39,11 +42,7 @@ def progress_bar(
     stays in sight when it is closed.
     """
     out = stream if stream is not None else sys.stderr
-    try:
-        visible = out is not None and out.isatty()  # None: without a console
-    except ValueError:  # closed
-        visible = False
-    if not visible:
+    if not _is_terminal(out):
         return _NoBar()
     try:
         from tqdm import tqdm
@@ -60,6 +59,13 @@ def progress_bar(
         dynamic_ncols=True,
         smoothing=0.05,
     )
+
+
+def _is_terminal(out: TextIO | None) -> bool:
+    try:
+        return out is not None and out.isatty()  # None: without a console
+    except ValueError:  # closed
+        return False
 
 
 def shows(bar: Any) -> bool:
@@ -92,6 +98,51 @@ def conversion_progress() -> dict[str, Any]:
             bar.close()
 
     return {"tell": lambda line: print(line, file=sys.stderr), "progress": progress}
+
+
+class SlowBar:
+    """A `progress(done, total)` that shows a bar once the work has taken a while.
+
+    It begins where nothing is done yet, and is gone when all is.
+    """
+
+    def __init__(self, what: str, unit: str):
+        self._what, self._unit = what, unit
+        self._bar: Any = None
+        self._began, self._shown = 0.0, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if not done:
+            self.close()
+            self._began = time.perf_counter()
+        elif done >= total:
+            self.close()
+        elif self._bar is not None:
+            self._bar.update(done - self._shown)
+            self._shown = done
+        elif time.perf_counter() - self._began >= _SLOW:
+            how: dict[str, Any] = {"unit": self._unit, "leave": False}
+            self._bar = progress_bar(total, self._what, initial=done, **how)
+            self._shown = done
+
+    def close(self) -> None:
+        """Take the bar away; the work may have failed."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@contextmanager
+def encoder_bar(wanted: bool) -> Iterator[SlowBar | None]:
+    """The on_images of generate; None where it is not wanted, or nobody would see."""
+    if not wanted or not _is_terminal(sys.stderr):
+        yield None
+        return
+    bar = SlowBar("reading pictures", "layer")
+    try:
+        yield bar
+    finally:
+        bar.close()
 
 
 @contextmanager

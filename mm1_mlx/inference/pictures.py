@@ -10,8 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 from mm1_mlx.grids import Layout
+from mm1_mlx.inference.picture_progress import Report, told_walk
 from mm1_mlx.inference.steps import encode_images, generation_stream
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.models.walk import LayerWalk
 
 
 @dataclass
@@ -66,11 +68,13 @@ def image_tokens(
     pictures: Sequence[Picture],
     find: Callable[[str], mx.array | None] | None = None,
     keep: Callable[[str, mx.array], None] | None = None,
+    report: Report | None = None,
 ) -> list[mx.array]:
     """Image tokens of each picture, evaluated, (T, D).
 
     find, keep: by a picture's digest. With them a picture is encoded once, however
-    often it is there; without, every one of them is.
+    often it is there; without, every one of them is. report: is told what is done of
+    those that are encoded, and all; see picture_progress.
     """
     keys = [p.digest if find else str(i) for i, p in enumerate(pictures)]
     found: dict[str, mx.array] = {}
@@ -81,28 +85,34 @@ def image_tokens(
             missing[key] = picture
         else:
             found[key] = known
+    walk = told_walk(model, [p.pixels.shape for p in missing.values()], report)
     together: dict[Any, list[str]] = {}
     for key, picture in missing.items():  # tiles: picture by picture, each has many
         alone = key if picture.layout is not None else None
         together.setdefault((picture.pixels.shape, alone), []).append(key)
     for some in together.values():
-        made = _encode(model, [missing[key] for key in some])
+        made = _encode(model, [missing[key] for key in some], walk)
         for key, tokens in zip(some, made, strict=True):
             found[key] = tokens
             if keep:
                 keep(key, tokens)
+    if walk is not None:
+        walk.end()
     return [found[key] for key in keys]
 
 
-def _encode(model: MM1, pictures: list[Picture]) -> list[mx.array]:
+def _encode(
+    model: MM1, pictures: list[Picture], walk: LayerWalk | None
+) -> list[mx.array]:
     """Of whole pictures of one size, or of one picture in tiles."""
     with mx.stream(generation_stream()):
         first = pictures[0]
         if len(pictures) == 1:
             layouts = [] if first.layout is None else [first.layout]
-            found = encode_images(model, first.pixels, layouts)
+            found = encode_images(model, first.pixels, layouts, walk)
             return [found.reshape(-1, found.shape[-1])]
-        features = encode_images(model, mx.concatenate([p.pixels for p in pictures]))
+        pixels = mx.concatenate([p.pixels for p in pictures])
+        features = encode_images(model, pixels, walk=walk)
         parts = [mx.contiguous(each) for each in features]  # kept alone, or not
         mx.eval(parts)
         return parts

@@ -1,6 +1,6 @@
 """The settings of an answer, checked before anything runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +63,7 @@ class Settings:
     lookup: int | None = None
     check_memory: bool = True
     shots: FewShot | None = None
+    on_images: Callable[[int, int], None] | None = None
 
     def __post_init__(self):
         for name, limits in _WHOLE.items():
@@ -83,6 +84,11 @@ class Settings:
             raise MM1Error(
                 f"chat_template_config is {names!r}, but must be a dict with the names "
                 f"and values of the template's variables."
+            )
+        if self.on_images is not None and not callable(self.on_images):
+            raise MM1Error(
+                f"on_images is of the type {type(self.on_images).__name__}, but must "
+                f"be a function of two numbers: what is done, and all."
             )
         self._set("resolution", check_resolution(self.resolution))
         self._check_draft()

@@ -12,6 +12,7 @@ from mm1_mlx.config import DecoderConfig
 from mm1_mlx.grids import Layout
 from mm1_mlx.inference.sampling import LogitsProcessor, Sampler, greedy
 from mm1_mlx.models.mm1 import MM1
+from mm1_mlx.models.walk import LayerWalk
 from mm1_mlx.processes import from_first
 
 STEPS_TO_CLEAR = 256  # MLX's buffer cache is emptied this often, as mlx-lm does
@@ -42,32 +43,37 @@ def encode_images(
     model: MM1,
     pixel_values: mx.array | Sequence[mx.array],
     layouts: Sequence[Layout] = (),
+    walk: LayerWalk | None = None,
 ) -> mx.array:
     """Image tokens, evaluated, a few pictures at a time. (N, H, W, 3) -> (N, Q, D).
 
     layouts: the tiles of each picture, for a model that puts them together; then N
     counts tiles, and the result is (1, T, D). So it is for arrays that differ in size.
+    walk: through the encoder's layers; see picture_progress.
     """
     tiling = model.config.tiling_config
     with mx.stream(generation_stream()):
         if isinstance(pixel_values, tuple):
-            each = [encode_images(model, one) for one in pixel_values]
+            each = [encode_images(model, one, walk=walk) for one in pixel_values]
             parts = [x.reshape(1, -1, x.shape[-1]) for x in each]
         elif layouts and tiling is not None and tiling.arranges:
-            parts = _encode_tiles(model, pixel_values, layouts)  # type: ignore[arg-type]
+            pixels: Any = pixel_values
+            parts = _encode_tiles(model, pixels, layouts, walk)
         else:
-            return _encode_apart(model, pixel_values)  # type: ignore[arg-type]
+            return _encode_apart(model, pixel_values, walk)  # type: ignore[arg-type]
         features = mx.concatenate(parts, axis=1)
         mx.eval(features)
     return features
 
 
-def _encode_apart(model: MM1, pixel_values: mx.array) -> mx.array:
+def _encode_apart(
+    model: MM1, pixel_values: mx.array, walk: LayerWalk | None
+) -> mx.array:
     """Pictures, or tiles that are pictures to the model. (N, H, W, 3) -> (N, Q, D)."""
     parts = []
     for start in range(0, pixel_values.shape[0], IMAGES_AT_ONCE):
         batch = mx.array(pixel_values[start : start + IMAGES_AT_ONCE])
-        parts.append(model.encode_images(batch))
+        parts.append(model.encode_images(batch, walk=walk))
         mx.eval(parts[-1])
     features = parts[0] if len(parts) == 1 else mx.concatenate(parts)
     mx.eval(features)
@@ -75,14 +81,17 @@ def _encode_apart(model: MM1, pixel_values: mx.array) -> mx.array:
 
 
 def _encode_tiles(
-    model: MM1, pixel_values: mx.array, layouts: Sequence[Layout]
+    model: MM1,
+    pixel_values: mx.array,
+    layouts: Sequence[Layout],
+    walk: LayerWalk | None,
 ) -> list[mx.array]:
     """Picture by picture: each has many tiles. (1, T, D) each."""
     start, parts = 0, []
     for layout in layouts:
         tiles = mx.array(pixel_values[start : start + layout.tiles])
         start += layout.tiles
-        parts.append(model.encode_images(tiles, [layout]))
+        parts.append(model.encode_images(tiles, [layout], walk=walk))
         mx.eval(parts[-1])
     return parts
 

@@ -213,14 +213,16 @@ class Turn:
 
     def _encode(self, pictures: list[Picture]) -> list[mx.array]:
         store = self._store
+        report = self._settings.on_images
         if store is None:
-            return image_tokens(self._model, pictures)
+            return image_tokens(self._model, pictures, report=report)
         eyes = self._eyes
         return image_tokens(
             self._model,
             pictures,
             lambda digest: store.features(eyes, digest),
             lambda digest, features: store.keep_features(eyes, digest, features),
+            report,
         )
 
     def _read_shared(self) -> int:
