@@ -254,16 +254,13 @@ def stream_generate(
         max_tiles=None: of "dynamic"; None takes the model's
         max_pixels=None: a picture's pixels at most; None takes the processor's limit
         allow_url=False: whether pictures may be https addresses
-        draft_model=None: a smaller model that guesses tokens, or its (model,
-            processor), which reads pictures in the same resolution where it can
-        lookup=None: how many of the last tokens are looked up in the text so far; what
-            followed them there is the guess
+        draft_model=None: a smaller model that guesses tokens, or its (model, processor)
+        lookup=None: guess what followed where so many of the last tokens stood before
         num_draft_tokens=3: guesses at a time, 64 at most. In 32 bits they change the
             speed, not the answer; in 16 several tokens at once may round otherwise
         check_memory=True: refuse what cannot fit, warn of what may not; False tries
         shots=None: a FewShot, whose examples stand before the prompt
-        on_images=None: is called with the encoder's layers that are done, and all, of
-            several or large pictures; not for pictures that are known already
+        on_images=None: is told the encoder's layers that are done, and their number
 
     reuse: what is kept of pictures and prompts between calls, so that what a prompt
     begins with like an earlier one (the same pictures, examples, or conversation) is
