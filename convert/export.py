@@ -1,12 +1,13 @@
 """A model folder of ours in the hub's layout, so that work done here is not locked in.
 
 What transformers has a class for: decoders like Llama, Qwen2, Qwen3 and Mixtral, and
-LLaVA around the first three. Import after export is the identity, what the folder knows
+LLaVA around the first three, with LLaVA-NeXT's tiles or without; and 360VL, for its own
+code. Import after export is the identity, what the folder knows
 of its making included: it stands in config.json under "mm1_mlx".
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,16 @@ import numpy as np
 
 from mm1_mlx.checkpoint.folder import read_config, weight_files, write_json
 from mm1_mlx.checkpoint.writer import Slot, WeightWriter
-from mm1_mlx.config import DecoderConfig, MM1Config, VisionConfig
+from mm1_mlx.config import DecoderConfig, MM1Config, TilingConfig, VisionConfig
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.inputs.settings import PREPROCESSOR_FILE, ImageSettings
 
-from . import numbers
+from . import export_vl360, numbers
+from .export_vl360 import Piece
 from .output import CARD, card, making, with_extra
 from .readers import LazyArray, read_safetensors
 
 _TYPES = {name: key for key, name in numbers.BY_NAME.items()}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One array of the hub's layout. take: of one of ours, by name."""
-
-    name: str
-    shape: tuple[int, ...]
-    source: str
-    take: Callable[[np.ndarray], np.ndarray]
 
 
 def export(
@@ -59,7 +52,7 @@ def export(
     for path in weight_files(folder):
         arrays |= read_safetensors(path)
     values = hub_config(config)
-    pieces = list(_pieces(config, arrays))
+    pieces = list(_pieces(config, values, arrays))
     slots = [Slot(p.name, arrays[p.source].dtype, p.shape) for p in pieces]
     values["torch_dtype"] = _TYPES[slots[-1].dtype]
     total = sum(slot.nbytes for slot in slots)
@@ -73,6 +66,8 @@ def export(
                     writer.add(piece.name, block)
                     count(writer.written - before)
         _write_processor(folder, new, config)
+        if values["model_type"] == "QH_360VL":
+            export_vl360.write_tower(new, values, _vision_config(_encoder(config)))
         (new / CARD).write_text(card(made, "transformers"), encoding="utf-8")
         write_json(new / "config.json", values)
     return values
@@ -86,6 +81,20 @@ def _write_processor(folder: Path, new: Path, config: MM1Config) -> None:
         Processor.from_folder(folder, config).save(new)
     elif (file := folder / "preprocessor_config.json").is_file():
         (new / file.name).write_bytes(file.read_bytes())
+    if config.tiling_config is not None and config.tiling_config.type == "anyres":
+        shots = replace(ImageSettings.read(folder), resize_mode="crop").to_dict()
+        del shots["resize_mode"]
+        shots |= {
+            "image_processor_type": "LlavaNextImageProcessor",
+            "do_pad": True,
+            "image_grid_pinpoints": _pinpoints(config.tiling_config, _encoder(config)),
+        }
+        write_json(new / PREPROCESSOR_FILE, shots)
+
+
+def _encoder(config: MM1Config) -> VisionConfig:
+    assert config.vision_config is not None
+    return config.vision_config
 
 
 # --- config.json -----------------------------------------------------------------
@@ -101,16 +110,27 @@ def hub_config(config: MM1Config) -> dict[str, Any]:
     }
     if config.vision_config is None or config.connector_config is None:
         return {**text, **ids}
-    connector = config.connector_config
+    kind, architecture = "llava", "LlavaForConditionalGeneration"
+    connector, tiling = config.connector_config, config.tiling_config
+    if tiling is not None and tiling.type == "crops":
+        tower = _vision_config(config.vision_config)
+        return export_vl360.config_values(config, {**text, **ids}, tower)
+    if tiling is not None and tiling.type != "anyres":
+        _refuse(
+            f"no layout there can say how it cuts pictures ({tiling.type}): only this "
+            f"folder can"
+        )
     if connector.type != "mlp" or connector.mlp_depth != 2 or connector.norm_output:
         _refuse("its connector is not LLaVA's MLP of two layers")
-    if config.tiling_config is not None:
-        _refuse("it reads pictures in tiles")
+    if tiling is not None:
+        if not tiling.unpad or tiling.overview != "squash" or any(tiling.pad_color):
+            _refuse("its tiles are not padded as LLaVA-NeXT's are")
+        kind, architecture = "llava_next", "LlavaNextForConditionalGeneration"
     if config.vision_config.feature_norm:
         _refuse("its encoder's output norm is applied")
-    return {
-        "model_type": "llava",
-        "architectures": ["LlavaForConditionalGeneration"],
+    values = {
+        "model_type": kind,
+        "architectures": [architecture],
         "text_config": {**text, **ids},
         "vision_config": _vision_config(config.vision_config),
         "image_token_index": config.image_token_id,
@@ -120,12 +140,21 @@ def hub_config(config: MM1Config) -> dict[str, Any]:
         "pad_token_id": config.pad_token_id,
         "tie_word_embeddings": config.text_config.tie_word_embeddings,
     }
+    if tiling is not None:
+        values["image_grid_pinpoints"] = _pinpoints(tiling, config.vision_config)
+    return values
+
+
+def _pinpoints(tiling: TilingConfig, vision: VisionConfig) -> list[list[int]]:
+    """The grids as LLaVA-NeXT has them: [height, width] in pixels."""
+    return [[n * vision.image_size for n in grid] for grid in tiling.grids]
 
 
 def _refuse(why: str) -> None:
     raise CheckpointError(
         f"This model cannot be written in the hub's layout: {why}. What can be written "
-        f"are models of the shape of LLaVA, Llama, Qwen2, Qwen3 and Mixtral."
+        f"are models of the shape of LLaVA, LLaVA-NeXT, 360VL, Llama, Qwen2, Qwen3 and "
+        f"Mixtral."
     )
 
 
@@ -242,8 +271,13 @@ def _expert(e: int, start: int, stop: int) -> Callable[[np.ndarray], np.ndarray]
     return lambda array: array[e, start:stop]
 
 
-def _pieces(config: MM1Config, arrays: dict[str, LazyArray]) -> Iterator[Piece]:
+def _pieces(
+    config: MM1Config, values: dict[str, Any], arrays: dict[str, LazyArray]
+) -> Iterator[Piece]:
     """Every array of the hub's layout."""
+    if values["model_type"] == "QH_360VL":
+        yield from export_vl360.pieces(config, values, arrays)
+        return
     multi = config.vision_config is not None
     for name, array in arrays.items():
         part, _, rest = name.partition(".")
@@ -253,6 +287,8 @@ def _pieces(config: MM1Config, arrays: dict[str, LazyArray]) -> Iterator[Piece]:
         elif part == "vision":
             assert config.vision_config is not None
             yield from _vision(config.vision_config, rest, name, array.shape)
+        elif part == "image_newline":
+            yield Piece(name, array.shape, name, _same)
         else:
             _, number, kind = rest.split(".")
             linear = f"multi_modal_projector.linear_{int(number) + 1}.{kind}"

@@ -11,6 +11,7 @@ from test_parity_transformers import make, randomize
 
 from convert.__main__ import main
 from convert.conversion import convert
+from convert.export import export
 from convert.origin import read_arrays
 from helpers import FIXTURES, assert_close, assert_equal, need
 from mm1_mlx import load
@@ -119,6 +120,17 @@ def test_llava_next_with_tiles(size, tmp_path):
         ).logits.numpy()
     assert inputs.input_ids.shape[1] == wanted.shape[1]
     assert_close(logits, wanted, atol=ATOL)
+    # And back: what is exported is the same model, and reads the same pixels.
+    export(tmp_path / "ours", tmp_path / "back")
+    again, info = type(theirs).from_pretrained(
+        tmp_path / "back", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert again.config.image_grid_pinpoints == pinpoints
+    for name, array in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[name], array), name
+    reread = type(reader).from_pretrained(tmp_path / "back")(noise, return_tensors="pt")
+    assert torch.equal(reread["pixel_values"], shown["pixel_values"])
 
 
 # --- Encoders in other spellings -----------------------------------------------------

@@ -26,6 +26,9 @@ from .arrays import Adapter, Base
 from .names import Names
 
 FORMS = ("mm1", "peft", "mlx-lm")
+# model_type of an export -> whose names it has; Llama's else.
+_SOURCES = {name: name for name in ("llava", "llava_next", "mixtral")}
+_SOURCES["QH_360VL"] = "vl360"
 _FILES = {"mm1": WEIGHTS_FILE, "mlx-lm": WEIGHTS_FILE, "peft": peft.FILES[0]}
 
 
@@ -116,7 +119,7 @@ def source_of(config: MM1Config) -> Source:
         kind = hub_config(config)["model_type"]
     except CheckpointError:
         return find_source("mm1_torch")
-    return find_source(kind if kind in ("llava", "mixtral") else "llama")
+    return find_source(_SOURCES.get(kind, "llama"))
 
 
 def _source(opened: Opened, name: str | None) -> tuple[Source, dict]:

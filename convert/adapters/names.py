@@ -194,7 +194,7 @@ class Names:
         found = {}
         for piece in (piece for piece in pieces if piece.rule is rule):
             one = array if piece.expert is None else array[piece.expert]
-            arrays = undo(rule, one, self._sizes(weight), patch)
+            arrays = undo(rule, one, self.sizes(weight), patch)
             if arrays is None:
                 raise CheckpointError(
                     f"{weight} is trained whole, but cannot be written as "
@@ -203,7 +203,7 @@ class Names:
             found[piece.name] = arrays[piece.index]
         return found
 
-    def _sizes(self, weight: str) -> list[int]:
+    def sizes(self, weight: str) -> list[int]:
         """Rows of the projections inside a weight or bias of ours."""
         path = re.sub(r"(\.weight|\.bias|_bias)\Z", "", weight)
         return [row.stop - row.start for row in self.rows.get(path, [])]

@@ -89,7 +89,7 @@ _ORIGINAL_DEFAULTS = {
 }
 
 # Towers that original checkpoints name without describing them.
-_TOWERS = {
+TOWERS = {
     "openai/clip-vit-large-patch14": "vit-l-14-224",
     "openai/clip-vit-large-patch14-336": "vit-l-14-336",
 }
@@ -99,8 +99,8 @@ def find_tower(name: str | None, tower: dict | None) -> VisionConfig:
     """The encoder of a checkpoint that only names it: by its config, or a known one."""
     if tower is not None:
         return hf_clip.config(tower)
-    if name in _TOWERS:
-        return ENCODERS[_TOWERS[name]]
+    if name in TOWERS:
+        return ENCODERS[TOWERS[name]]
     raise CheckpointError(
         f"This checkpoint uses the vision tower {name!r}, whose shape is not in its "
         f"config. Give the tower's own folder as well."

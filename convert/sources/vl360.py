@@ -57,6 +57,16 @@ def positions_of_crops(table: np.ndarray) -> np.ndarray:
     return grid.reshape(4 * len(table), -1).astype(np.float32)
 
 
+def positions_before(table: np.ndarray) -> np.ndarray:
+    """The table whose positions_of_crops are nearest to these. (4P, D) -> (P, D)"""
+    side = isqrt(len(table)) // 2
+    back = np.linalg.pinv(_enlarging(side, 2))
+    grid = table.astype(np.float64).reshape(2 * side, 2 * side, -1)
+    grid = np.einsum("gr,rhd->ghd", back, grid)
+    grid = np.einsum("hc,gcd->ghd", back, grid)
+    return grid.reshape(side * side, -1).astype(np.float32)
+
+
 _OF_CROPS: Table = [
     Rule("pos_emb", "position_embedding", positions_of_crops, numeric=True),
     *(r for r in ABSTRACTOR if not (isinstance(r, Rule) and r.source == "pos_emb")),
