@@ -95,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from mm1_mlx.inference.wired import wired_limit
     from mm1_mlx.loading import load
     from mm1_mlx.processes import meet, together
+    from mm1_mlx.training.conversations import warn_of_small_pictures
     from mm1_mlx.training.mixtures import Data
     from mm1_mlx.training.tuning_run import tune
 
@@ -106,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         processor.resolution, processor.max_tiles = args.resolution, args.max_tiles
         if model.config.reads_images:
             processor.ways(1)  # refuses what the model cannot read
+        if args.resolution == "dynamic" and is_first_process():
+            warn_of_small_pictures(samples, processor)
     if args.check:
         first = is_first_process()
         return _check(args, data, samples, processor) if first else 0

@@ -117,6 +117,31 @@ def test_training_reads_pictures_so(picture, tmp_path, capsys):
     assert error.startswith("error: resolution is 100, but must be a multiple of")
 
 
+def test_training_on_pictures_that_gain_nothing_by_tiles(picture, tmp_path, capsys):
+    """All are small, or all are too many for tiles; one large one is enough."""
+    need_tiny()
+    small = str(tmp_path / "small.png")
+    Image.new("RGB", (40, 90)).save(small)
+    flags = ["--model", "mm1-tiny", "--data", str(tmp_path), "--check", "--json"]
+    flags += ["--resolution", "dynamic"]
+    warned = "gains nothing on these data: of the {} looked at none"
+
+    def said(*samples: list[str]) -> str:
+        lines = [
+            {"messages": [{"role": "user", "content": "What?"},
+                          {"role": "assistant", "content": "Sky."}], "images": images}
+            for images in samples
+        ]  # fmt: skip
+        (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        lora(flags)
+        return capsys.readouterr().err
+
+    assert warned.format("2 pictures") in said([small], [small])
+    assert warned.format("3 pictures") in said([str(picture)] * 3)
+    assert "warning" not in said([small], [str(picture)])
+    assert "warning" not in said([])
+
+
 def test_an_adapter_remembers_its_resolution(picture, tmp_path, capsys):
     """In its config; what is loaded and what is fused reads pictures so."""
     line = {"question": "What?", "answer": "Sky.", "image": str(picture)}

@@ -24,6 +24,7 @@ from mm1_mlx.inputs.prompts import (
     place_images,
     render_chat,
 )
+from mm1_mlx.inputs.resolution import Way
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,17 @@ def lesson_length(
     layouts = [processor.picture_layout(source, way) for source, way in pairs]
     slots = processor.slots(ways, layouts)
     return len(_encode(processor, flat, slots, chat_template_config)[0])
+
+
+def lesson_layouts(
+    processor: Processor,
+    messages: list[dict[str, Any]],
+    images: list[Any] | None = None,
+) -> list[tuple[Way, Layout]]:
+    """How each picture of a lesson is read, and how its tiles lie; as lesson_length."""
+    _, sources = _flat(processor, messages, images)
+    pairs = zip(sources, processor.ways(len(sources)), strict=True)
+    return [(way, processor.picture_layout(source, way)) for source, way in pairs]
 
 
 def _flat(

@@ -7,13 +7,22 @@ them. `samples.py` has the forms of a sample.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mm1_mlx.errors import DatasetError, ImageError, PromptError
-from mm1_mlx.inputs.lessons import Lesson, lesson_length, make_lesson
+from mm1_mlx.errors import (
+    DatasetError,
+    ImageError,
+    MM1Error,
+    MM1Warning,
+    PromptError,
+)
+from mm1_mlx.inputs.lessons import Lesson, lesson_layouts, lesson_length, make_lesson
 from mm1_mlx.inputs.processor import Processor
+from mm1_mlx.inputs.prompts import plural
 from mm1_mlx.training.json_samples import Joined, JsonLines, open_json
 from mm1_mlx.training.samples import Sample, Samples
 
@@ -25,6 +34,7 @@ SPLITS = {
 }
 FORMATS = ("jsonl", "json", "parquet")
 _KIND = rf"\.({'|'.join(FORMATS)})"
+_LOOKED_AT = 1000
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
 
@@ -144,6 +154,35 @@ def length_of(sample: Sample, processor: Processor) -> int:
         return lesson_length(processor, sample.messages, sample.images)
     except (PromptError, ImageError) as error:
         raise DatasetError(f"{sample.where}: {error}") from error
+
+
+def warn_of_small_pictures(samples: Any, processor: Processor) -> None:
+    """MM1Warning where pictures are cut, but none is larger than a tile: their tiles
+    cost tokens and show nothing more.
+
+    samples: Samples, or a Mixture. Only headers are read, of _LOOKED_AT samples at
+    most, up to a picture that gains.
+    """
+    seen, side = 0, 0
+    for number in range(0, len(samples), -(-len(samples) // _LOOKED_AT) or 1):
+        try:
+            sample = samples[number]
+            layouts = lesson_layouts(processor, sample.messages, sample.images)
+        except MM1Error:  # told where the sample is learned from
+            continue
+        for way, layout in layouts:
+            seen, side = seen + 1, way.settings.size
+            if layout.tiles > 1 and max(layout.width, layout.height) > side:
+                return
+    if seen:
+        warnings.warn(
+            f"Resolution 'dynamic' gains nothing on these data: of the "
+            f"{plural(seen, 'picture')} looked at none is larger than a tile "
+            f"({side} x {side} pixels) and cut into tiles. Leave it out, or give "
+            f"larger pictures.",
+            MM1Warning,
+            stacklevel=2,
+        )
 
 
 @dataclass
