@@ -32,6 +32,7 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all its parts."""
         return sum(part.nbytes for part in self.parts.values())
 
 

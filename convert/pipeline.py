@@ -50,6 +50,7 @@ class Weight:
     packed: bool = False
 
     def slots(self) -> list[Slot]:
+        """The arrays that it will be in the file: several where it is quantized."""
         if self.quantize is None:
             return [Slot(self.name, self.dtype, self.shape)]
         stem = self.name.removesuffix(".weight")
@@ -78,6 +79,7 @@ class Conversion:
 
     @property
     def slots(self) -> list[Slot]:
+        """The arrays of all weights, in order."""
         return [slot for weight in self.weights for slot in weight.slots()]
 
     @property

@@ -51,6 +51,7 @@ class LazyArray:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its numbers."""
         return prod(self.shape) * ITEM_SIZES[self.dtype]
 
     def read(self) -> np.ndarray:
@@ -73,6 +74,7 @@ class MappedFile:
         self._map: mmap.mmap | None = None
 
     def buffer(self) -> mmap.mmap:
+        """The file's bytes; CheckpointError where it cannot be read."""
         if self._map is None:
             try:
                 with self.path.open("rb") as file:

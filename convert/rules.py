@@ -45,6 +45,7 @@ class Rule:
 
     @property
     def sources(self) -> tuple[str, ...]:
+        """The patterns of all that becomes one weight."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
 

@@ -45,10 +45,12 @@ class Stage:
 
     @property
     def relative(self) -> float:
+        """The difference as a part of the original's scale."""
         return self.difference / self.scale if self.scale else self.difference
 
     @property
     def passed(self) -> bool:
+        """Whether it is within the tolerance, or nothing is judged."""
         return self.tolerance is None or self.relative <= self.tolerance
 
 

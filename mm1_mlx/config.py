@@ -111,6 +111,7 @@ class VisionConfig(Strict):
 
     @property
     def size_per_head(self) -> int:
+        """Width of a head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
@@ -309,10 +310,12 @@ class DecoderConfig(Strict):
 
     @property
     def kv_heads(self) -> int:
+        """KV: heads of keys and values."""
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
     def size_per_head(self) -> int:
+        """Width of a head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
@@ -321,6 +324,7 @@ class DecoderConfig(Strict):
         return int(self.size_per_head * self.partial_rotary_factor)
 
     def is_sparse(self, layer: int) -> bool:
+        """Whether a layer (from 0) has experts in place of its MLP."""
         return self.moe_config is not None and self.moe_config.is_sparse(layer)
 
 

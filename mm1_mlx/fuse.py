@@ -145,4 +145,5 @@ def _with_provenance(model: Any, args: argparse.Namespace) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: arguments in, exit code out."""
     return run_door(parser(), run, argv)

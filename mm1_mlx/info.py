@@ -301,4 +301,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: arguments in, exit code out."""
     return run_door(parser(), run, argv, needs_mlx=False)

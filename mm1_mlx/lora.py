@@ -158,4 +158,5 @@ def _tell_end(args: argparse.Namespace, metrics: dict, seconds: float) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: arguments in, exit code out."""
     return run_door(parser(), run, argv)

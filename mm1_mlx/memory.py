@@ -274,11 +274,13 @@ class Parts:
     experts: Part
 
     def items(self) -> list[tuple[str, Part]]:
+        """Each part by name, in the order of a table."""
         names = ("vision", "connector", "decoder", "embeddings", "experts")
         return [(name, getattr(self, name)) for name in names]
 
     @property
     def all(self) -> Part:
+        """The whole model."""
         return sum((part for _, part in self.items()), Part())
 
     @property

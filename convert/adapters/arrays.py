@@ -25,6 +25,7 @@ class Pair:
 
     @property
     def rank(self) -> int:
+        """r."""
         return self.a.shape[-2]
 
     def with_scale(self, scale: float) -> "Pair":

@@ -64,6 +64,7 @@ class Site:
 
     @property
     def rows(self) -> int:
+        """How wide what it gives is."""
         return sum(part.rows for part in self.parts)
 
     @property

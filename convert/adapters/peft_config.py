@@ -63,6 +63,7 @@ class PeftConfig:
 
     @property
     def dora(self) -> bool:
+        """Whether pairs have DoRA's row lengths."""
         return bool(self.values.get("use_dora"))
 
     @property
@@ -72,6 +73,7 @@ class PeftConfig:
 
     @property
     def dropout(self) -> float:
+        """Of what pairs read, in training."""
         return float(self._number("lora_dropout", 0.0))
 
     def key_of(self, module: str) -> str:

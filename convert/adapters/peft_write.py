@@ -43,6 +43,7 @@ class _Writing:
         self.parameters: list[str] = []
 
     def made(self, model: str | None) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        """As the function of this name gives them."""
         dora = {pair.m is not None for pair in self.adapter.pairs.values()}
         if len(dora) > 1:
             raise CheckpointError(

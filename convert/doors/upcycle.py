@@ -69,4 +69,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: arguments in, exit code out."""
     return run_door(parser(), run, argv)

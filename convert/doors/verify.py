@@ -47,4 +47,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: arguments in, exit code out."""
     return run_door(parser(), run, argv)

@@ -43,6 +43,7 @@ class Fields:
         return value
 
     def get(self, key: str) -> Any:
+        """The file's value, else the family's default, else None."""
         value = self.values.get(key)
         return self.defaults.get(key) if value is None else value
 
@@ -55,6 +56,7 @@ class Fields:
             )
 
     def activation(self, key: str = "hidden_act") -> str:
+        """The name that an activation has here."""
         name: str = self[key]
         return _ACTIVATIONS.get(name, name)
 

@@ -233,12 +233,14 @@ class AdaptedLinear(_Adapted):
 
     @property
     def input_dims(self) -> int:
+        """How wide what it reads is; packed weights hold several numbers in one."""
         columns = self.base.weight.shape[1]
         if isinstance(self.base, nn.QuantizedLinear):
             columns = columns * 32 // self.base.bits
         return columns
 
     def add_pair(self, name: str, key: mx.array) -> None:
+        """Give a projection a fresh pair, which adds nothing yet: (in, r), (r, out)."""
         columns, part = self.input_dims, self._rows[name]
         bound = columns**-0.5
         shape = (columns, self._settings.rank)
@@ -393,6 +395,7 @@ class AdaptedStack(_Adapted):
 
     @property
     def num_experts(self) -> int:
+        """E."""
         return self.weight.shape[0] if "weight" in self else self.base.num_experts
 
     def whole(self) -> mx.array:
@@ -401,11 +404,13 @@ class AdaptedStack(_Adapted):
 
     @property
     def input_dims(self) -> int:
+        """How wide what it reads is; packed weights hold several numbers in one."""
         if "weight" in self:
             return self.weight.shape[-1]
         return self.base.weight.shape[-1] * 32 // self.base.bits
 
     def add_pair(self, name: str, key: mx.array) -> None:
+        """Give a projection fresh pairs, which add nothing: (E, r, in), (E, out, r)."""
         E, columns, r = self.num_experts, self.input_dims, self._settings.rank
         part, bound = self._rows[name], columns**-0.5
         lora_a = mx.random.uniform(-bound, bound, (E, r, columns), key=key)

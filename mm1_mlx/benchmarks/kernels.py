@@ -49,6 +49,7 @@ class Row:
 
     @property
     def right(self) -> bool:
+        """Whether the kernel gives what its definition gives, up to the bound."""
         return self.error <= self.bound
 
 

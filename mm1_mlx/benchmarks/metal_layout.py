@@ -30,6 +30,7 @@ class Layout:
 
     @property
     def size(self) -> int:
+        """How many numbers; what is repeated counts each time."""
         return prod(self.shape)
 
     @property

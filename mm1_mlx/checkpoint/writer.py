@@ -29,6 +29,7 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the array in its file."""
         return prod(self.shape) * ITEM_SIZES[self.dtype]
 
 

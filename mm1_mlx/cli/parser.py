@@ -42,9 +42,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """End with one line about the usage error, and exit code 2."""
         self.exit(2, usage_error(message, self.prog) + "\n")
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        """As argparse's; unknown flags are told first, and --config is read."""
         args = sys.argv[1:] if args is None else list(args)
         self._refuse_unknown_flags(args)
         if self._translate is not None:

@@ -38,6 +38,7 @@ class StopOnSignal:
         self._tells = is_first_process()
 
     def asked(self) -> bool:
+        """Whether a signal has come."""
         return self._asked.is_set()
 
     def __enter__(self) -> "StopOnSignal":
@@ -75,6 +76,7 @@ class Reporter:
         self._told = 0.0  # when a line of it was last shown
 
     def line(self, text: str) -> None:
+        """A line on stderr, above the bar."""
         if self._bar is not None:
             self._bar.clear()
         print(text, file=sys.stderr, flush=True)
@@ -137,6 +139,7 @@ class Reporter:
         return f"{duration(now.seconds)}, {duration(left)} left, {rate:.1f} examples/s"
 
     def close(self) -> None:
+        """Take the bars away."""
         self._end_measure()
         if self._bar is not None:
             self._bar.close()

@@ -95,6 +95,7 @@ class Reuse:
 
     @property
     def problem(self) -> str | None:
+        """Why the last prompt could not be kept on the disk, or None."""
         return None if self._folder is None else self._folder.problem
 
     # --- what generation asks for ----------------------------------------------------
@@ -132,6 +133,7 @@ class Reuse:
         return self._features.get((eyes, digest))
 
     def keep_features(self, eyes: int, digest: str, features: mx.array) -> None:
+        """Keep a picture's image tokens, (T, D)."""
         self._features.put((eyes, digest), features, features.nbytes)
 
     def prefix(

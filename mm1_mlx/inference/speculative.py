@@ -64,6 +64,7 @@ class Lookup:
         self._after: dict[tuple[int, ...], int] = {}  # where what follows them stands
 
     def guess(self, answer: Sequence[int], count: int, choose: Choose) -> mx.array:
+        """What followed the last place like this one; see Drafter."""
         tokens = self._tokens
         tokens.extend(answer[len(tokens) - self._prompt :])
         for i in range(self._known, len(tokens)):

@@ -107,6 +107,7 @@ class JsonBackend:
         return self._places[place]
 
     def encode(self, text: str, place: str) -> list[int]:
+        """Ids of a text at a place; see Tokenizer.encode."""
         return self._at(place).encode(text, add_special_tokens=False).ids
 
     def piece(self, i: int) -> bytes:
@@ -134,6 +135,7 @@ class JsonBackend:
         return around[len(alone) :].encode()
 
     def id_of(self, token: str) -> int | None:
+        """The id of a token, None where there is none."""
         return self._tokenizer.token_to_id(token)
 
     def add_marks(self, marks: Iterable[str]) -> None:
@@ -145,6 +147,7 @@ class JsonBackend:
             self._added |= {i: mark for mark, i in self.marks.items()}
 
     def save(self, folder: Path) -> None:
+        """Write tokenizer.json."""
         self._tokenizer.save(str(folder / TOKENIZER_FILE))
 
 
@@ -231,6 +234,7 @@ class SentencePieceBackend:
     def read(
         cls, path: Path, added: dict[str, int], *, legacy: bool
     ) -> "SentencePieceBackend":
+        """From a tokenizer.model; CheckpointError if it is none."""
         try:
             proto = path.read_bytes()
         except OSError as error:
@@ -256,6 +260,7 @@ class SentencePieceBackend:
         self._cut = re.compile(f"({pattern})") if cut else None
 
     def encode(self, text: str, place: str) -> list[int]:
+        """Ids of a text at a place; see Tokenizer.encode."""
         pieces = [text] if self._cut is None else self._cut.split(text)
         ids: list[int] = []
         for k, piece in enumerate(pieces):
@@ -278,6 +283,7 @@ class SentencePieceBackend:
         return token.replace(SPACE, " ").encode()
 
     def id_of(self, token: str) -> int | None:
+        """The id of a token, None where there is none."""
         for i, text in self._added.items():
             if text == token:
                 return i
@@ -285,4 +291,5 @@ class SentencePieceBackend:
         return i if self._model.id_to_piece(i) == token else None
 
     def save(self, folder: Path) -> None:
+        """Write tokenizer.model."""
         (folder / SENTENCEPIECE_FILE).write_bytes(self._proto)

@@ -44,9 +44,11 @@ class NumberBackend:
         return ids
 
     def piece(self, i: int) -> bytes:
+        """The number, behind a space."""
         return f" {i}".encode()
 
     def id_of(self, token: str) -> int | None:
+        """The number that a text is, or None."""
         return int(token) if token.isascii() and token.isdigit() else None
 
     def save(self, folder: Path) -> None:

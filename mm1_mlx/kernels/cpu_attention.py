@@ -147,6 +147,7 @@ class _Blocks:
             return last[0]
 
         def head(*wide: slice) -> mx.array:
+            """Some batch entries and heads, a block of rows after the other."""
             return _joined([block(*wide, rows) for rows in self._rows], 2)
 
         lines = [[head(b, h) for h in self._heads] for b in self._batches]
@@ -166,6 +167,7 @@ class _Blocks:
         hidden = self._hidden()
 
         def head(*wide: slice) -> tuple[mx.array, ...]:
+            """Gradients of some batch entries and heads, from the last rows back."""
             firsts: list[mx.array] = []
             sums: list[mx.array] = []
             for rows in reversed(self._rows):  # the last see all keys

@@ -30,6 +30,7 @@ def recomputed(fn: Function, *modules: nn.Module, rows: int = 0) -> Function:
     """
 
     def run(*arrays: mx.array) -> mx.array:
+        """fn of the arrays, with the modules' weights as arrays, too."""
         flat: list[Any] = [tree_flatten(m.trainable_parameters()) for m in modules]
         count = len(arrays)
 

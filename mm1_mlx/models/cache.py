@@ -184,12 +184,14 @@ class KVCache(_Cache):
     def update_and_fetch(
         self, keys: mx.array, values: mx.array
     ) -> tuple[mx.array, mx.array]:
+        """Add new tokens; see Shapes."""
         columns = self._grow([(2, *keys.shape)], [keys.dtype])
         self._arrays[0][0, ..., columns, :] = keys
         self._arrays[0][1, ..., columns, :] = values
         return self._both()
 
     def update_both(self, both: mx.array) -> tuple[mx.array, mx.array]:
+        """Add new tokens whose keys and values are one array; see Shapes."""
         self._append([both])
         return self._both()
 
@@ -222,6 +224,7 @@ class KVCache(_Cache):
 
     @property
     def state(self) -> tuple[mx.array, ...]:
+        """Keys and values so far, (B, KV, L, head_dim) each, or nothing."""
         return self._both() if self._arrays else ()
 
     @state.setter
@@ -231,10 +234,12 @@ class KVCache(_Cache):
 
     @property
     def keys(self) -> mx.array | None:
+        """(B, KV, L, head_dim) with room behind them, or None."""
         return self._arrays[0][0] if self._arrays else None
 
     @property
     def values(self) -> mx.array | None:
+        """(B, KV, L, head_dim) with room behind them, or None."""
         return self._arrays[0][1] if self._arrays else None
 
     def to_quantized(self, group_size: int = 64, bits: int = 8) -> "QuantizedKVCache":
@@ -274,6 +279,7 @@ class QuantizedKVCache(_Cache):
     def update_and_fetch(
         self, keys: mx.array, values: mx.array
     ) -> tuple[tuple[mx.array, ...], tuple[mx.array, ...]]:
+        """Quantize and add new tokens; all so far, as weights, scales and biases."""
         if self.empty():
             width = keys.shape[-1]
             fitting = [g for g in (128, 64) if g <= self.group_size and width % g == 0]

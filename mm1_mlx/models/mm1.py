@@ -198,6 +198,7 @@ class MM1(nn.Module):
 
     @property
     def layers(self) -> list:
+        """The decoder's, as mlx-lm looks for them."""
         return self.decoder.layers
 
     def make_cache(self, **settings) -> list:

@@ -37,19 +37,23 @@ class QuantizedStack(nn.Module):
 
     @property
     def num_experts(self) -> int:
+        """E."""
         return self.weight.shape[0]
 
     # Under these names MLX's own quantized layers tell theirs.
     @property
     def group_size(self) -> int:
+        """How many numbers share a scale."""
         return self._how["group_size"]
 
     @property
     def bits(self) -> int:
+        """Of one number."""
         return self._how["bits"]
 
     @property
     def mode(self) -> str:
+        """Of mx.quantize, such as "affine"."""
         return self._how["mode"]
 
     def whole(self) -> mx.array:
@@ -111,6 +115,7 @@ class Experts(nn.Module):
 
     @property
     def num_experts(self) -> int:
+        """E."""
         down = self.down_proj
         return down.shape[0] if isinstance(down, mx.array) else down.num_experts
 

@@ -112,6 +112,7 @@ class Recipe:
         """(name, shape) -> the settings of a weight of a model, or None to keep it."""
 
         def choose(name: str, shape: tuple[int, ...]) -> dict | None:
+            """The settings of one weight."""
             part = part_of(name)
             if part is None or len(shape) < 2:
                 return None

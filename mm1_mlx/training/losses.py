@@ -44,6 +44,7 @@ def cross_entropy(
 
     @mx.custom_function
     def run(states: mx.array, *parameters: mx.array) -> tuple[mx.array, ...]:
+        """Loss, hit and log-sum-exp of each row, (M,); no logits are kept."""
         parts: list[mx.array] = []
         for start in range(0, vocab, chunk):
             logits = logits_of(start, _after(states, parts), *parameters)
@@ -56,6 +57,7 @@ def cross_entropy(
 
     @run.vjp
     def run_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        """Logits are made again a chunk at a time; softmax minus one-hot."""
         alone = isinstance(primals, mx.array)  # MLX gives one without its tuple
         every: list[mx.array] = [primals] if alone else list(primals)
         states, *parameters = every

@@ -38,6 +38,7 @@ class Optimizers:
 
     @property
     def state(self) -> Any:
+        """Of all of them, as MLX has it."""
         return self.together.state
 
     @state.setter

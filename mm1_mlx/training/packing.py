@@ -170,10 +170,12 @@ class Row:
 
     @property
     def length(self) -> int:
+        """Tokens of all its documents."""
         return sum(len(part.ids) for part in self.parts)
 
     @property
     def images(self) -> list:
+        """Pictures of all its documents, in order."""
         return [image for part in self.parts for image in part.images]
 
 

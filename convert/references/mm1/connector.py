@@ -104,6 +104,7 @@ class Connector(nn.Module):
             self.proj = nn.Linear(hidden, dims)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Image tokens of patch features. (N, P, Dv) -> (N, Q, D)"""
         c = self.config
         if c.norm_input:
             x = self.norm_input(x)

@@ -195,6 +195,7 @@ class Decoder(nn.Module):
     def forward(
         self, inputs_embeds: torch.Tensor, use_cache: bool = False
     ) -> SimpleNamespace:
+        """Logits in .logits. (B, L, D) -> (B, L, V)"""
         x = inputs_embeds
         for layer in self.layers:
             x = layer(x)

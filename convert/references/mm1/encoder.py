@@ -99,6 +99,7 @@ class Encoder(nn.Module):
         return self.norm_in(x) if c.norm_in == "all" else x
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The last block's state. (N, 3, H, W) -> (N, P or P+1, Dv)"""
         x = self.embed(pixels)
         for layer in self.layers:
             x = layer(x)

@@ -26,6 +26,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The same shape, in the type of x."""
         wide = x.float()
         if self.centred:
             wide = wide - wide.mean(-1, keepdim=True)
@@ -47,6 +48,7 @@ class MLP(nn.Module):
         self.gated, self.act = gated, ACTIVATIONS[act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D)"""
         if not self.gated:
             return self.down_proj(self.act(self.up_proj(x)))  # type: ignore[operator]
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)  # type: ignore[operator]

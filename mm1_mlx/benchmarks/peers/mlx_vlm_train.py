@@ -75,9 +75,11 @@ class Clock:
         self.losses: list[float] = []
 
     def start(self) -> None:
+        """The first step begins."""
         self._wall, self._work = time.perf_counter(), time.process_time()
 
     def on_train_loss_report(self, info: dict[str, Any]) -> None:
+        """A micro-batch is done; the last of a step ends it."""
         self._calls += 1
         self._sum += info["train_loss"] / self._micro
         if self._calls % self._micro:
