@@ -14,7 +14,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,6 @@ def as_csv(rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def batches(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """The names, so many at a time."""
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
-
-
 def load_those_that_can_be(
     folder: Path, names: Sequence[str]
 ) -> tuple[list[str], list[Any]]:
@@ -110,6 +104,26 @@ def load_those_that_can_be(
     return good, pictures
 
 
+def pictures_left(
+    folder: Path, left: Sequence[str], out: Path, what: str, size: int = 1
+) -> Iterator[tuple[list[str], list[Any], Callable[[str], Any]]]:
+    """Names and pictures, `size` at a time, and what adds text to `out`; with a bar.
+
+    Those that cannot be read are told and left out. What was added is in the file when
+    the next ones are taken.
+    """
+    bar = progress_bar(len(left), what)
+    with open(out, "a", encoding="utf-8", newline="") as file:
+        for start in range(0, len(left), size):
+            some = left[start : start + size]
+            good, pictures = load_those_that_can_be(folder, some)
+            if good:
+                yield good, pictures, file.write
+                file.flush()
+            bar.update(len(some))
+    bar.close()
+
+
 def run(args: argparse.Namespace) -> None:
     """Describe what has no row yet."""
     from mm1_mlx import batch_generate, load
@@ -123,25 +137,20 @@ def run(args: argparse.Namespace) -> None:
         model, processor = load(args.model)
         # Whole again, where the last run was cut off in the midst of a row.
         write_whole(args.out, as_csv([COLUMNS, *rows]))
-    bar = progress_bar(len(left), "describe")
-    with open(args.out, "a", encoding="utf-8", newline="") as file:
-        for some in batches(left, args.batch_size):
-            good, pictures = load_those_that_can_be(args.folder, some)
-            started = time.perf_counter()
-            prompts = [args.prompt] * len(good)
-            answers = batch_generate(
-                model, processor, prompts, pictures, max_tokens=args.max_tokens
-            )
-            seconds = f"{(time.perf_counter() - started) / max(len(good), 1):.3f}"
-            rows = [
-                [name, answer.text.strip(), str(answer.generation_tokens), seconds]
-                for name, answer in zip(good, answers, strict=True)
-            ]
-            file.write(as_csv(rows))
-            file.flush()
-            written += len(good)
-            bar.update(len(some))
-    bar.close()
+    work = pictures_left(args.folder, left, args.out, "describe", args.batch_size)
+    for good, pictures, write in work:
+        started = time.perf_counter()
+        prompts = [args.prompt] * len(good)
+        answers = batch_generate(
+            model, processor, prompts, pictures, max_tokens=args.max_tokens
+        )
+        seconds = f"{(time.perf_counter() - started) / len(good):.3f}"
+        rows = [
+            [name, answer.text.strip(), str(answer.generation_tokens), seconds]
+            for name, answer in zip(good, answers, strict=True)
+        ]
+        write(as_csv(rows))
+        written += len(good)
     print(
         f"{args.out}: {written} described, {len(left) - written} skipped, "
         f"{len(names) - len(left)} were there"

@@ -23,12 +23,11 @@ from typing import Any
 
 from examples.describe_folder import (
     find_pictures,
-    load_those_that_can_be,
+    pictures_left,
     read_earlier,
     write_whole,
 )
 from mm1_mlx.cli.parser import Parser, whole_number
-from mm1_mlx.cli.progress import progress_bar
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.errors import MM1Error
 
@@ -131,29 +130,21 @@ def run(args: argparse.Namespace) -> None:
         model, processor = load(args.model)
         # Whole again, where the last run was cut off in the midst of a line.
         write_whole(args.out, "".join(map(as_line, before)))
-    bar = progress_bar(len(left), "read")
     read = 0
-    with open(args.out, "a", encoding="utf-8") as file:
-        for name in left:
-            good, pictures = load_those_that_can_be(args.folder, [name])
-            bar.update()
-            if not good:
-                continue
-            answer = generate(
-                model, processor, args.prompt, pictures, max_tokens=args.max_tokens
-            )
-            fields = fields_of(answer.text)
-            read += fields is not None
-            line = {
-                "file": name,
-                "fields": fields,
-                "adds_up": adds_up(fields),
-                "cut": answer.finish_reason == "length",
-                "answer": answer.text.strip(),
-            }
-            file.write(as_line(line))
-            file.flush()
-    bar.close()
+    for (name,), pictures, write in pictures_left(args.folder, left, args.out, "read"):
+        answer = generate(
+            model, processor, args.prompt, pictures, max_tokens=args.max_tokens
+        )
+        fields = fields_of(answer.text)
+        read += fields is not None
+        line = {
+            "file": name,
+            "fields": fields,
+            "adds_up": adds_up(fields),
+            "cut": answer.finish_reason == "length",
+            "answer": answer.text.strip(),
+        }
+        write(as_line(line))
     print(
         f"{args.out}: {read} of {len(left)} answers are JSON, {len(names) - len(left)} "
         f"were there"

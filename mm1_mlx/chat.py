@@ -11,11 +11,9 @@ import sys
 from mm1_mlx.cli.answering import (
     ABOUT_TINY,
     DEFAULT_MODEL,
-    add_length,
-    add_memory,
+    add_answer,
     add_model,
-    add_pictures,
-    add_sampling,
+    add_output,
     add_talk,
     check_memory,
     folder_reuse,
@@ -23,7 +21,6 @@ from mm1_mlx.cli.answering import (
     settings_of,
 )
 from mm1_mlx.cli.chat_commands import COMMANDS, table
-from mm1_mlx.cli.drafting import add_drafting, load_draft
 from mm1_mlx.cli.parser import Parser
 from mm1_mlx.cli.progress import encoder_bar
 from mm1_mlx.cli.run import run_door
@@ -65,11 +62,7 @@ def parser() -> Parser:
         help="go on with a conversation: /save wrote it, or it is as for --messages",
     )
     add_talk(parser)
-    add_length(parser)
-    add_sampling(parser)
-    add_pictures(parser)
-    add_memory(parser)
-    add_drafting(parser)
+    add_answer(parser)
     group = parser.add_argument_group("output")
     add = group.add_argument
     add("--stats", action="store_true", help="statistics after each answer")
@@ -78,11 +71,7 @@ def parser() -> Parser:
         action="store_true",
         help="do not keep what is typed for the next session",
     )
-    how_much = group.add_mutually_exclusive_group()
-    how_much.add_argument("--quiet", action="store_true", help="no greeting, no notes")
-    how_much.add_argument(
-        "--verbose", action="store_true", help="also the model, device and load time"
-    )
+    add_output(group, "no greeting, no notes")
     parser.add_debug(group)
     return parser
 
@@ -103,7 +92,6 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     reuse = folder_reuse(args)
     model, processor = load_model(args, settings)
-    settings["draft_model"] = load_draft(args, model, processor)
     with encoder_bar(not args.quiet) as bar:
         settings["on_images"] = bar
         talk = Conversation(model, processor, reuse=reuse, **settings)

@@ -14,11 +14,9 @@ from typing import Any
 from mm1_mlx.cli.answering import (
     ABOUT_TINY,
     DEFAULT_MODEL,
-    add_length,
-    add_memory,
+    add_answer,
     add_model,
-    add_pictures,
-    add_sampling,
+    add_output,
     add_talk,
     check_memory,
     folder_reuse,
@@ -39,7 +37,7 @@ from mm1_mlx.cli.boxes import (
     regions_of,
     wants_objects,
 )
-from mm1_mlx.cli.drafting import add_drafting, check_drafting, load_draft
+from mm1_mlx.cli.drafting import check_drafting
 from mm1_mlx.cli.few_shot import add_shots, few_shot, look, told_of_shots
 from mm1_mlx.cli.generation_plan import add_plan, print_plan
 from mm1_mlx.cli.parser import Parser
@@ -79,27 +77,15 @@ def parser() -> Parser:
         action="store_true",
         help="take the prompt as it is, without the model's chat template",
     )
-    add_length(parser)
-    add_sampling(parser)
-    add_pictures(parser)
+    add_plan(add_answer(parser))
     add_boxes(parser)
-    add_plan(add_memory(parser))
-    add_drafting(parser)
     add_shots(parser)
-    _add_output(parser)
-    return parser
-
-
-def _add_output(parser: Parser) -> None:
     group = parser.add_argument_group("output")
     add = group.add_argument
     add("--json", action="store_true", help="one JSON object in place of the text")
-    how_much = group.add_mutually_exclusive_group()
-    how_much.add_argument("--quiet", action="store_true", help="only the answer")
-    how_much.add_argument(
-        "--verbose", action="store_true", help="also the model, device and load time"
-    )
+    add_output(group, "only the answer")
     parser.add_debug(group)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -123,7 +109,6 @@ def run(args: argparse.Namespace) -> int | None:
     # For one answer nothing is kept in memory.
     reuse = folder_reuse(args) or False
     model, processor = load_model(args, settings)
-    settings["draft_model"] = load_draft(args, model, processor)
     look(args, settings["shots"], model, processor)
     with together():
         images = fetched(_images(images), args)

@@ -5,6 +5,7 @@ import sys
 import time
 from typing import Any
 
+from mm1_mlx.cli.drafting import add_drafting, load_draft
 from mm1_mlx.cli.generation_plan import add_memory_check, check_folders
 from mm1_mlx.cli.parser import Parser, json_object, number, some_text, whole_number
 from mm1_mlx.cli.resolution import add_picture_limits, add_resolution
@@ -34,6 +35,25 @@ def add_talk(parser: Parser) -> None:
         type=json_object,
         metavar="JSON",
         help="variables for the chat template: one JSON object",
+    )
+
+
+def add_answer(parser: Parser) -> Any:
+    """How an answer is made; the group about memory, for more flags."""
+    add_length(parser)
+    add_sampling(parser)
+    add_pictures(parser)
+    memory = add_memory(parser)
+    add_drafting(parser)
+    return memory
+
+
+def add_output(group: Any, quiet: str) -> None:
+    """How much is said. quiet: what --quiet does."""
+    how_much = group.add_mutually_exclusive_group()
+    how_much.add_argument("--quiet", action="store_true", help=quiet)
+    how_much.add_argument(
+        "--verbose", action="store_true", help="also the model, device and load time"
     )
 
 
@@ -200,7 +220,10 @@ def tell_problem(reuse: Any) -> None:
 
 
 def load_model(args: argparse.Namespace, settings: dict[str, Any]) -> Any:
-    """The model and its processor, as the flags ask; notes on stderr."""
+    """The model and its processor, as the flags ask; notes on stderr.
+
+    settings: of stream_generate; it is given the draft model, which must suit.
+    """
     from mm1_mlx.cli.progress import conversion_progress
     from mm1_mlx.loading import find_model, load
     from mm1_mlx.processes import is_first, together, world
@@ -220,6 +243,7 @@ def load_model(args: argparse.Namespace, settings: dict[str, Any]) -> Any:
         )
     if is_first() and args.verbose:
         _print_setting(name, time.perf_counter() - start)
+    settings["draft_model"] = load_draft(args, model, processor)
     return model, processor
 
 
