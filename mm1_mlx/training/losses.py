@@ -68,14 +68,12 @@ def cross_entropy(
             slope = mx.exp(rows(*given) - outputs[2][:, None])
             words = mx.arange(start, start + slope.shape[-1])
             slope = slope - (target[:, None] == words).astype(slope.dtype)
-            both: Any = mx.vjp(rows, given, [slope * cotangents[0][:, None]])
-            new: list[mx.array] = list(both[1])
+            new: Any = mx.vjp(rows, given, [slope * cotangents[0][:, None]])[1]
             grads = [a + b for a, b in zip(grads, new, strict=True)] if grads else new
             walk.back[f"loss {start}"] = mx.depends(grads[0], grads[1:])
         return grads[0] if alone else tuple(grads)
 
-    made: Any = run(states, *(array for _, array in flat))
-    losses, right, _ = made
+    losses, right, _ = run(states, *(array for _, array in flat))  # type: ignore
     head.update(tree_unflatten(flat))
     return losses, right > 0
 
