@@ -88,8 +88,10 @@ class _Model(lmms):
         name = pretrained or model or "mm1-tiny"
         self.model, self.processor = load(name, adapter_path=adapter_path)
         self.batch_size = int(batch_size)
-        self.processor.resolution = check_resolution(resolution)
-        self.processor.max_tiles = max_tiles
+        if resolution is not None:  # else the model's own, or its adapter's
+            self.processor.resolution = check_resolution(resolution)
+        if max_tiles is not None:
+            self.processor.max_tiles = max_tiles
         self._settings = {"system": system, "kv_bits": kv_bits}
         self._choices = choices
 
