@@ -179,6 +179,7 @@ def run_cli(*args: object, **settings: Any) -> subprocess.CompletedProcess[str]:
 
 def run_here(
     *args: object,
+    main: Callable[[list[str]], int] | None = None,
     input: str | None = None,
     cwd: Path | str | None = None,
     env: dict[str, str] | None = None,
@@ -186,14 +187,16 @@ def run_here(
     """run_cli in this process: the same words, streams, exit code and environment.
 
     Where neither the start of a program nor its end is what is tested: a new Python
-    imports for half a second. Every command has tests through run_cli, too.
+    imports for half a second. Every command has tests through run_cli, too. main: of
+    another program than `python -m mm1_mlx`.
     """
     from unittest import mock
 
-    from mm1_mlx.__main__ import main
+    from mm1_mlx.__main__ import main as ours
 
     words = [str(word) for word in args]
-    words[0] = words[0].removeprefix("mm1_mlx.")
+    if main is None:
+        words[0] = words[0].removeprefix("mm1_mlx.")
     given = io.TextIOWrapper(io.BytesIO((input or "").encode()), "utf-8")
     out, err = (
         io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)
@@ -207,7 +210,7 @@ def run_here(
         warnings.catch_warnings(),
     ):
         try:
-            code: Any = main(words)
+            code: Any = (main or ours)(words)
         except SystemExit as end:  # argparse's way
             code = end.code
     told = [stream.buffer.getvalue().decode() for stream in (out, err)]
