@@ -15,10 +15,15 @@ import time
 import pytest
 from test_chat import CIRCLE, SHAPES, STAR
 
-from helpers import clean_environment, need_tiny
+from helpers import clean_environment, heed_ctrl_c, need_tiny
 from mm1_mlx.cli.chat_commands import COMMANDS
 
 # --- in a terminal ---
+
+
+def _take_ctrl_c() -> None:
+    heed_ctrl_c()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal's go to this process
 
 
 class Terminal:
@@ -35,7 +40,7 @@ class Terminal:
             stderr=inner,
             env=env,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # for Ctrl-C
+            preexec_fn=_take_ctrl_c,
         )
         os.close(inner)
 
