@@ -18,8 +18,6 @@ from test_chat import CIRCLE, SHAPES, STAR
 from helpers import clean_environment, heed_ctrl_c, need_tiny
 from mm1_mlx.cli.chat_commands import COMMANDS
 
-# --- in a terminal ---
-
 
 def _take_ctrl_c() -> None:
     heed_ctrl_c()
