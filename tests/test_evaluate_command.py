@@ -20,7 +20,7 @@ KIT = ROOT / "tests" / "evaluation_kit.py"
 TINY = ("--model", "mm1-tiny", "--tasks-from", KIT)
 
 
-def process(*args, **settings):
+def started(*args, **settings):
     """The command as a user starts it."""
     return run_cli("mm1_mlx.evaluate", *TINY, *args, **settings)
 
@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     """A run in one piece, with two shot counts and wrong pictures."""
     out = tmp_path_factory.mktemp("whole")
-    done = process(
+    done = started(
         *("--task", "colour", "--data", data, "--shots", "0,2", "--batch-size", 4),
         *("--limit", 20, "--wrong-image", "--output", out),
     )
@@ -137,7 +137,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_file(data, tmp_path):
     assert 4 <= lines < 24  # killed in time
     slow["EVALUATION_KIT_SLOW"] = "0"
     out = ("--output", file.parent)
-    done = process(*arguments, *out, env=slow)
+    done = started(*arguments, *out, env=slow)
     assert done.returncode == 0, done.stderr
     assert f"goes on after {lines - lines % 2} of 24" in done.stderr
     done = command(*arguments, "--output", tmp_path / "whole", env=slow)
@@ -207,7 +207,7 @@ def test_where_no_picture_can_be_read_nothing_is_reported(tmp_path):
     for i in range(3):
         (place / f"val{i}.png").unlink()
     out = tmp_path / "out"
-    done = process("--task", "colour", "--data", place, "--output", out)
+    done = started("--task", "colour", "--data", place, "--output", out)
     assert_fails(done, r"not one of 3 samples could be asked.*val-0: .*val0\.png")
     assert not (out / "report.md").exists()
 
