@@ -88,7 +88,10 @@ setup(
             "pyarrow>=15",  # datasets in parquet files
         ],
         # Enough for the tests; those against a reference skip without `parity`.
-        "test": ["pytest>=8.2"],
+        "test": [
+            "pytest>=8.2",
+            "pytest-xdist>=3.7",  # `pytest -n 2`: two processes, half of the time
+        ],
         # The references. Install a CPU torch first: on Linux the default one brings
         # several GB of CUDA along. CONTRIBUTING.md has the commands.
         "parity": [

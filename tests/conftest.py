@@ -3,9 +3,14 @@
 import os
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
+
+from mm1_mlx.cli.backend import require_mlx
+from mm1_mlx.errors import MM1Error
 
 # No test may reach a hub; tests/ sets it before anything can import a client.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +19,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # no float32 tolerance here allows for (github.com/ml-explore/mlx/issues/3860). MLX
 # reads it at its first product.
 os.environ["MLX_ENABLE_TF32"] = "0"
+
+
+def pytest_configure():
+    """Multiply with what the commands multiply with: OpenBLAS, where it is installed.
+
+    Before any test imports MLX; the wheel's own product takes up to 20 times as long.
+    """
+    # What it sets for OpenBLAS is read at once, and not for the commands of the tests.
+    with suppress(MM1Error), mock.patch.dict(os.environ):  # no MLX: the tests say so
+        require_mlx()
 
 
 def _has_metal() -> bool:
@@ -37,20 +52,37 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-_skipped: list[str] = []
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`, the tests of a file run in one process, as they share its fixtures."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # files with few tests are often the longest
+    return LoadFileScheduling(config, log)
+
+
+_skipped: dict[str, None] = {}  # names of tests and of whole files, in order
 
 
 def _note(report):
-    if report.skipped and report.nodeid not in _skipped:
-        _skipped.append(report.nodeid)
+    if report.skipped:
+        _skipped[report.nodeid] = None
 
 
-pytest_runtest_logreport = pytest_collectreport = _note  # tests, and whole files
+pytest_runtest_logreport = pytest_collectreport = _note
 
 
-def pytest_sessionfinish():
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """What a process of `-n` has skipped: xdist itself tells of a reason only once."""
+    _skipped.update(dict.fromkeys(getattr(node, "workeroutput", {}).get("skipped", ())))
+
+
+def pytest_sessionfinish(session):
     """Leave what was skipped in the file $MM1_SKIPPED: `pytest @FILE` runs it again."""
-    if file := os.environ.get("MM1_SKIPPED"):
+    if hasattr(session.config, "workeroutput"):  # of one process of several
+        session.config.workeroutput["skipped"] = list(_skipped)
+    elif file := os.environ.get("MM1_SKIPPED"):
         text = "".join(f"{name}\n" for name in _skipped)
         Path(file).write_text(text, encoding="utf-8")
 

@@ -1,12 +1,15 @@
 """What several test files share: comparing arrays, running commands, optional parts."""
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import signal
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +175,46 @@ def run_cli(*args: object, **settings: Any) -> subprocess.CompletedProcess[str]:
     if args and str(args[0]).startswith("mm1_mlx."):
         return run_python("-m", *args, **settings)
     return run_python("-m", "mm1_mlx", *args, **settings)
+
+
+def run_here(
+    *args: object,
+    main: Callable[[list[str]], int] | None = None,
+    input: str | None = None,
+    cwd: Path | str | None = None,
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """run_cli in this process: the same words, streams, exit code and environment.
+
+    Where neither the start of a program nor its end is what is tested: a new Python
+    imports for half a second. Every command has tests through run_cli, too. main: of
+    another program than `python -m mm1_mlx`.
+    """
+    from unittest import mock
+
+    from mm1_mlx.__main__ import main as ours
+
+    words = [str(word) for word in args]
+    if main is None:
+        words[0] = words[0].removeprefix("mm1_mlx.")
+    given = io.TextIOWrapper(io.BytesIO((input or "").encode()), "utf-8")
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)
+    )
+    with (
+        mock.patch.dict(os.environ, clean_environment(**(env or {})), clear=True),
+        mock.patch.object(sys, "stdin", given),
+        contextlib.chdir(cwd or ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        try:
+            code: Any = (main or ours)(words)
+        except SystemExit as end:  # argparse's way
+            code = end.code
+    told = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    return subprocess.CompletedProcess(words, code or 0, *told)
 
 
 def assert_fails(

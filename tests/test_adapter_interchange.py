@@ -21,7 +21,7 @@ from adapter_kit import (
 )
 from small import DENSE, small_model
 
-from helpers import FIXTURES, assert_fails, run_cli
+from helpers import FIXTURES, assert_fails, run_cli, run_here
 from mm1_mlx.adapters.folder import form_of, read_adapter
 from mm1_mlx.convert.adapters.arrays import Pair, join_rows, split_rows
 from mm1_mlx.convert.adapters.interchange import convert_adapter, source_of
@@ -465,11 +465,11 @@ def test_the_command(tmp_path, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{out}: 14 pairs, 2 whole weights, from mlx-lm to m")
     assert done.stderr.startswith("note: 2 matrices that take no pairs here")
-    assert_fails(run_cli(*given, "--model", model), "holds an adapter already")
+    assert_fails(run_here(*given, "--model", model), "holds an adapter already")
     again = ["mm1_mlx.convert", "adapter", out, tmp_path / "x", "--model", model]
-    assert_fails(run_cli(*again, "--transformers", "4"), "--to peft", code=2)
-    assert_fails(run_cli(*again, "--to", "pfet"), "did you mean 'peft'", code=2)
-    done = run_cli(*again, "--to", "peft", "--json")
+    assert_fails(run_here(*again, "--transformers", "4"), "--to peft", code=2)
+    assert_fails(run_here(*again, "--to", "pfet"), "did you mean 'peft'", code=2)
+    done = run_here(*again, "--to", "peft", "--json")
     assert json.loads(done.stdout)["to"] == "peft"
     config = json.loads((out / "adapter_config.json").read_text())
     made = config["mm1_mlx"]["converted"]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from helpers import assert_fails, needs, run_cli, run_python
-from mm1_mlx.benchmarks import cold_start, sides, works
+from helpers import assert_fails, needs, run_cli, run_here, run_python
+from mm1_mlx.benchmarks import sides, works
 from mm1_mlx.benchmarks.figures import Goal, Spread, number, pair_ratios
 from mm1_mlx.benchmarks.generate import (
     Against,
@@ -402,8 +402,21 @@ def test_the_command_prints_json(tmp_path):
     (one,) = values["results"]
     assert one["name"] == "mm1-tiny" and one["limit"]["measured"] is False
     figures = one["figures"]["mm1_mlx"]
-    names = "read encode ttft prefill decode cpu_ttft cpu_token peak process"
-    assert list(figures) == names.split()
+    names = [
+        "read",
+        "encode",
+        "ttft",
+        "prefill",
+        "decode",
+        "cpu_ttft",
+        "cpu_token",
+        "peak",
+        "process",
+    ]
+    ttft, *parts = (figures[name]["median"] for name in ("ttft", "read", "encode"))
+    if sum(parts) >= ttft:  # disturbed: the encoder took longer when timed alone
+        names.remove("prefill")
+    assert list(figures) == names
     assert all(s["least"] <= s["median"] <= s["most"] for s in figures.values())
     assert one["again"]["same_tokens"] and not one["goals"]  # they are of CASES
 
@@ -427,7 +440,7 @@ def test_without_a_subject_it_measures_mm1_tiny(monkeypatch, capsys):
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_every_subject_has_help(subject):
-    done = run_cli("benchmark", subject, "--help")
+    done = run_here("benchmark", subject, "--help")
     assert done.returncode == 0 and f"mm1_mlx benchmark {subject}" in done.stdout
     assert "--json" in done.stdout and "--debug" in done.stdout
 
@@ -455,40 +468,14 @@ TORCH = ("--against", "transformers", "--peer-python", sys.executable)
     ids=str,
 )
 def test_misuse_is_one_line(flags, pattern):
-    assert_fails(run_cli("benchmark", "generate", *flags), pattern, code=2)
+    assert_fails(run_here("benchmark", "generate", *flags), pattern, code=2)
 
 
 @pytest.mark.parametrize("subject", ["generate", "start"])
 def test_a_peer_that_is_not_there(subject, tmp_path):
     lacking = tmp_path / "python"
     flags = ("benchmark", subject, "--against", "mlx-vlm", "--peer-python", lacking)
-    assert_fails(run_cli(*flags), "cannot be run .No such file or directory.: give")
+    assert_fails(run_here(*flags), "cannot be run .No such file or directory.: give")
     lacking.write_text("#!/bin/sh\nexit 1\n")
     lacking.chmod(0o755)
-    assert_fails(run_cli(*flags), "has no mlx-vlm. In an environment of its own: pip")
-
-
-# --- cold start ---
-
-
-def test_cold_start_beside_a_peer(tmp_path):
-    python = fake_python(tmp_path, "exit 0")
-    (tmp_path / "m").mkdir()
-    cases = {"small": (SMALL, True), "text": (SMALL, False)}
-    starts = cold_start.measure_cold_start(tmp_path / "m", python, 2, cases=cases)
-    assert [start.what for start in starts] == ["small", "text"]
-    assert all(start.ratio.least > 1 for start in starts)  # a shell is faster
-    table = cold_start.as_table(starts, 2, "1.0")
-    assert "mlx-vlm: 1.0" in table and "<= 0.25 MISSED" in table
-    values = cold_start.as_object(starts, 2, "1.0")
-    assert values["starts"][0]["met"] is False and values["goal"]["bound"] == 0.25
-    assert json.loads(json.dumps(values)) == values
-
-
-def test_cold_start_of_a_peer_that_fails(tmp_path):
-    python = fake_python(tmp_path, "echo 'no model' >&2; exit 1")
-    (tmp_path / "m").mkdir()
-    with pytest.raises(MM1Error, match="mlx-vlm failed with code 1: no model"):
-        cold_start.measure_cold_start(
-            tmp_path / "m", python, 1, cases={"small": (SMALL, True)}
-        )
+    assert_fails(run_here(*flags), "has no mlx-vlm. In an environment of its own: pip")

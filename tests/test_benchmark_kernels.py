@@ -8,7 +8,7 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-from helpers import assert_fails, run_cli
+from helpers import assert_fails, run_here
 from metal_host import host_kernels
 from metal_host.pytest_glue import needs_host
 from mm1_mlx.benchmarks import kernels
@@ -208,14 +208,14 @@ def test_the_object_is_json():
 def test_without_metal_one_line_and_exit_code_1():
     if metal.has_metal():
         pytest.skip("there is Metal here")
-    done = run_cli("benchmark", "kernels", "--json", "--apply")
+    done = run_here("benchmark", "kernels", "--json", "--apply")
     assert_fails(done, "There is no Metal here, .* on a Mac with Apple silicon", code=1)
     assert done.stdout == ""
 
 
 def test_apply_is_for_kernels_alone():
-    assert_fails(run_cli("benchmark", "start", "--apply"), "--apply", code=2)
-    assert "--apply" in run_cli("benchmark", "kernels", "--help").stdout
+    assert_fails(run_here("benchmark", "start", "--apply"), "--apply", code=2)
+    assert "--apply" in run_here("benchmark", "kernels", "--help").stdout
 
 
 @pytest.fixture

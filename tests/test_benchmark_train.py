@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from helpers import assert_equal, assert_fails, run_cli
+from helpers import assert_equal, assert_fails, run_here
 from mm1_mlx.benchmarks import train
 from mm1_mlx.benchmarks.random_llava import (
     _PEER_TEMPLATE,
@@ -179,16 +179,16 @@ def test_a_run_that_fails_says_why(tmp_path):
 
 def test_what_the_command_refuses(tmp_path):
     peer = ("--against", "mlx-vlm")
-    done = run_cli("benchmark", "train", *peer)
+    done = run_here("benchmark", "train", *peer)
     assert_fails(done, "--against mlx-vlm and --peer-python PATH belong tog", code=2)
-    done = run_cli("benchmark", "convert", *peer)
+    done = run_here("benchmark", "convert", *peer)
     assert_fails(done, "unknown flag '--against'", code=2)
     lacking = tmp_path / "python"
-    done = run_cli("benchmark", "train", *peer, "--peer-python", lacking)
+    done = run_here("benchmark", "train", *peer, "--peer-python", lacking)
     assert_fails(done, "cannot be run .No such file or directory.: give the Python")
     lacking.write_text("#!/bin/sh\nexit 1\n")
     lacking.chmod(0o755)
-    done = run_cli("benchmark", "train", *peer, "--peer-python", lacking)
+    done = run_here("benchmark", "train", *peer, "--peer-python", lacking)
     assert_fails(done, "has no mlx-vlm. In an environment of its own: pip install mlx")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import ROOT, assert_fails, need_tiny, run_cli
+from helpers import ROOT, assert_fails, need_tiny, run_cli, run_here
 from mm1_mlx.inference import generation
 
 SHAPES = ROOT / "examples" / "shapes.png"
@@ -133,8 +133,8 @@ def test_pixels_come_into_the_prompt_as_the_model_writes_them(says, tmp_path):
 def test_a_plan_counts_the_numbers(tmp_path):
     need_tiny()
     ask = ("generate", "--image", SHAPES, "--plan", "--json", "--box-format", "mm1")
-    short = run_cli(*ask, "-p", "What is in it?")
-    boxed = run_cli(*ask, "-p", "What is in <box>?", "--box", "1,2,30,40")
+    short = run_here(*ask, "-p", "What is in it?")
+    boxed = run_here(*ask, "-p", "What is in <box>?", "--box", "1,2,30,40")
     prompts = [json.loads(d.stdout)["plan"]["work"]["prompt"] for d in (short, boxed)]
     assert prompts[1] > prompts[0]
 
@@ -167,7 +167,7 @@ def test_wrong_flags_are_refused_before_anything_is_read(flags, pattern, tmp_pat
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     words = [word.format(image=tmp_path / "a.png") for word in flags.split()]
     question = ("-p", "hi", "--image", tmp_path / "a.png")
-    done = run_cli("generate", *question, *words)
+    done = run_here("generate", *question, *words)
     assert_fails(done, pattern, code=2)
 
 
@@ -211,7 +211,7 @@ def test_a_place_that_nothing_fills_is_said(says, capsys):
 
 
 def test_nothing_to_draw_on():
-    done = run_cli("generate", "-p", "hi", "--draw", "out.png")
+    done = run_here("generate", "-p", "hi", "--draw", "out.png")
     assert_fails(done, r"--draw goes with --image", code=2)
 
 
@@ -226,7 +226,7 @@ WRONG = [
 def test_wrong_boxes_are_one_line(args, pattern):
     need_tiny()
     form = ("--box-format", "mm1")
-    done = run_cli("generate", "--image", SHAPES, *args, *form)
+    done = run_here("generate", "--image", SHAPES, *args, *form)
     assert_fails(done, pattern)
     assert done.stderr.count("\n") == 1
 

@@ -1,30 +1,21 @@
 """The chat as users type it: through pipes, and in a terminal (a pseudo terminal)."""
 
-import errno
-import fcntl
 import io
 import json
-import os
-import pty
 import re
-import select
 import shutil
 import signal
-import stat
 import subprocess
 import sys
-import termios
-import time
 import warnings
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from helpers import ROOT, assert_fails, clean_environment, need_tiny, run_cli
+from helpers import ROOT, assert_fails, clean_environment, need_tiny, run_cli, run_here
 from mm1_mlx.chat import main
 from mm1_mlx.cli import chat_paths, chat_session
-from mm1_mlx.cli.chat_commands import COMMANDS
 from mm1_mlx.inputs.boxes import Region
 
 SHAPES = ROOT / "examples" / "shapes.png"
@@ -152,7 +143,7 @@ def test_a_file_that_is_no_conversation(text, pattern, tmp_path):
     need_tiny()
     (tmp_path / "x.json").write_text(text)
     flags = ("--load", tmp_path / "x.json")
-    assert_fails(run_cli("chat", *flags, input=f"{STAR}\n"), pattern)
+    assert_fails(run_here("chat", *flags, input=f"{STAR}\n"), pattern)
 
 
 def test_turns_are_taken_back_asked_again_and_forgotten(chat):
@@ -286,7 +277,7 @@ WRONG_START = [
 )
 def test_wrong_flags_end_it_in_one_line(flags, pattern, code):
     need_tiny()
-    done = run_cli("chat", *flags, input=f"{STAR}\n")
+    done = run_here("chat", *flags, input=f"{STAR}\n")
     assert_fails(done, pattern, code=code)
     assert not done.stdout and done.stderr.count("\n") == 1
 
@@ -376,150 +367,3 @@ def test_dropped_pictures_are_shown(chat, pictures):
     done = chat(f"{STAR} '{place}' ", "/image", str(pictures / "absent" / "x.png"))
     assert done.stdout == "yellow\n"
     assert f"1. {place}\n" in done.stderr and "No image file" in done.stderr
-
-
-# --- in a terminal ---
-
-
-class Terminal:
-    """A chat in a pseudo terminal: what it shows, and keys that are pressed."""
-
-    def __init__(self, tmp_path, *flags: str):
-        self.outer, inner = pty.openpty()
-        self.shown = ""
-        env = clean_environment(MM1_MLX_CACHE=str(tmp_path), TERM="dumb")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mm1_mlx.chat", *flags],
-            stdin=inner,
-            stdout=inner,
-            stderr=inner,
-            env=env,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # for Ctrl-C
-        )
-        os.close(inner)
-
-    def wait_for(self, pattern: str) -> str:
-        """What is shown up to a pattern, from what was waited for before."""
-        until = time.monotonic() + 120
-        while not (match := re.search(pattern, self.shown)):
-            assert time.monotonic() < until, f"no {pattern!r} in {self.shown!r}"
-            if not self._read():
-                raise AssertionError(f"it ended: {self.shown!r}")
-        before, self.shown = self.shown[: match.end()], self.shown[match.end() :]
-        return before
-
-    def _read(self) -> bool:
-        if not select.select([self.outer], [], [], 1)[0]:
-            return True
-        try:
-            data = os.read(self.outer, 4096)
-        except OSError as error:
-            if error.errno != errno.EIO:  # Linux's way to say that it was closed
-                raise
-            data = b""
-        self.shown += data.decode(errors="replace").replace("\r\n", "\n")
-        return bool(data)
-
-    def type(self, keys: str) -> None:
-        os.write(self.outer, keys.encode())
-
-    def ask(self, line: str) -> str:
-        """Type a line, and give what is shown until the next prompt."""
-        self.type(f"{line}\n")
-        self.wait_for(re.escape(line) + r"\n")
-        return self.wait_for(r"(?:^|\n)(?:\(\d pictures?\) )?> ")
-
-    def end(self) -> int:
-        self.type("\x04")
-        until = time.monotonic() + 60
-        while self.process.poll() is None and time.monotonic() < until:
-            self._read()
-        code = self.process.wait(1)
-        os.close(self.outer)
-        return code
-
-
-@pytest.fixture
-def terminal(tmp_path):
-    need_tiny()
-    opened = []
-
-    def make(*flags: str) -> Terminal:
-        opened.append(Terminal(tmp_path, *flags))
-        return opened[-1]
-
-    yield make
-    for each in opened:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.wait()
-
-
-def test_a_talk_in_a_terminal(terminal, tmp_path):
-    t = terminal()
-    greeting = t.wait_for(r"\n> ")
-    assert "note: mm1-tiny" in greeting and "/help shows the commands" in greeting
-    help_text = t.ask("/help")
-    assert all(f"/{name}" in help_text for name in COMMANDS)
-    assert "picture: shapes.png, " in t.ask(f"'{SHAPES}' ")
-    assert "yellow\n" in t.ask(STAR)
-    assert "red\n" in t.ask(CIRCLE)
-    assert "Reused: " in t.ask("/stats")
-    assert "error: No image file absent.png" in t.ask("/image absent.png")
-    t.type('"""What colour\n')
-    t.wait_for(r"\.\.\. ")
-    t.type('is the star?"""\n')
-    assert t.wait_for(r"\n> ")
-    assert t.end() == 0
-    history = tmp_path / "chat_history"
-    assert stat.S_IMODE(history.stat().st_mode) == 0o600
-    assert STAR in history.read_text()
-    assert "Traceback" not in t.shown
-
-
-def test_the_history_outlives_the_session(terminal):
-    first = terminal("--image", str(SHAPES))
-    first.wait_for(r"> ")
-    first.ask(STAR)
-    assert first.end() == 0
-    second = terminal("--image", str(SHAPES), "--quiet")
-    second.wait_for(r"> ")
-    second.type("\x10\n")  # Ctrl-P: the line before
-    assert "yellow" in second.wait_for(r"yellow\n> ")
-    assert second.end() == 0
-
-
-def test_no_history_leaves_nothing(terminal, tmp_path):
-    t = terminal("--no-history", "--quiet")
-    assert t.wait_for(r"> ") == "> "
-    t.ask("/help")
-    assert t.end() == 0
-    assert not (tmp_path / "chat_history").exists()
-
-
-def test_ctrl_c_ends_an_answer_and_not_the_chat(terminal):
-    # So hot that the end token is as unlikely as any other: answers are long. The seed
-    # keeps them from ever writing what looks like the prompt.
-    hot = ("--temp", "100", "--seed", "1", "-m", "900")
-    t = terminal("--image", str(SHAPES), *hot)
-    t.wait_for(r"> ")
-    for _ in range(5):  # an answer may still be short
-        t.type("Describe the picture.\n")
-        t.wait_for(r"picture\.\n")
-        while len(t.shown) < 5:
-            t._read()
-        t.type("\x03")
-        if "(stopped)" in t.wait_for(r"\n> "):
-            break
-        t.ask("/clear")
-    else:
-        pytest.fail("no answer was stopped")
-    count = int(re.search(r"Generation: (\d+) tokens", t.ask("/stats"))[1])
-    assert 0 < count < 900
-    t.type("half a line")
-    t.wait_for("half a line")
-    t.type("\x03")  # at the prompt: the line is forgotten
-    t.wait_for(r"\n> ")
-    assert "taken back: Describe" in t.ask("/undo")
-    assert t.end() == 0

@@ -19,6 +19,7 @@ from helpers import (
     need,
     need_tiny,
     run_cli,
+    run_here,
 )
 from mm1_mlx import __version__
 from mm1_mlx.cli.doors import DOORS
@@ -28,7 +29,7 @@ ASK = ("-p", "What colour is the star?")
 
 
 def generate(*args: object, **settings):
-    return run_cli("mm1_mlx.generate", *args, **settings)
+    return run_here("generate", *args, **settings)
 
 
 # --- help and the table of doors ---
@@ -116,9 +117,18 @@ USAGE_ERRORS = [
     "command, pattern", USAGE_ERRORS, ids=[c for c, _ in USAGE_ERRORS]
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_2(command, pattern):
-    done = run_cli(*command.split())
+    done = run_here(*command.split())
     assert_fails(done, pattern, code=2)
     assert done.stderr.count("\n") == 1 and not done.stdout
+
+
+@pytest.mark.parametrize("module", [(), ("mm1_mlx.generate",)])
+def test_a_process_ends_with_the_exit_codes(module):
+    """As all else that is wrong is tested within this process."""
+    need_tiny()
+    door = module or ("generate",)
+    assert_fails(run_cli(*door, "--promt", "hi"), "unknown flag '--promt'", code=2)
+    assert_fails(run_cli(*door, *ASK, "--image", "absent.png"), r"absent\.png", code=1)
 
 
 # --- wrong input: exit code 1, one line ---
@@ -252,9 +262,9 @@ def test_a_prompt_that_is_not_text_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def answer():
-    """One plain answer with its statistics."""
+    """One plain answer with its statistics, of a process of its own."""
     need_tiny()
-    return generate(*ASK, "--image", SHAPES)
+    return run_cli("mm1_mlx.generate", *ASK, "--image", SHAPES)
 
 
 def test_the_answer_stands_alone_on_stdout(answer):
@@ -331,7 +341,7 @@ def test_variables_reach_the_chat_template(answer, tmp_path):
 
 
 def test_quiet_prints_the_answer_only(answer):
-    done = generate(*ASK, "--image", SHAPES, "--quiet")
+    done = run_cli("generate", *ASK, "--image", SHAPES, "--quiet")
     assert (done.returncode, done.stderr, done.stdout) == (0, "", answer.stdout)
 
 
@@ -348,7 +358,7 @@ def test_the_model_can_be_a_folder(answer):
 
 
 def test_the_prompt_can_come_from_stdin(answer):
-    done = generate("-p", "-", "--image", SHAPES, input=ASK[1] + "\n")
+    done = run_cli("generate", "-p", "-", "--image", SHAPES, input=ASK[1] + "\n")
     assert done.stdout == answer.stdout, done.stderr
 
 

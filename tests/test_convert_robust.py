@@ -266,7 +266,7 @@ def test_a_slot_that_is_not_full_is_our_mistake(tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    """Anonymous memory of a conversion to 4 bit, of 0.6 and of 1.4 GB."""
+    """Anonymous memory of a conversion to 4 bit, of 0.4 and of 0.9 GB."""
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
     code = (
@@ -278,7 +278,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
         "print(_convert(here / 'source', here / 'out', '4 bit', ['-q']).anonymous)\n"
     )
     peaks = []
-    for size in ("0.6", "1.4"):
+    for size in ("0.4", "0.9"):
         place = tmp_path / size
         done = run_python("-c", code, place, size, timeout=300)
         assert done.returncode == 0, done.stderr

@@ -2,7 +2,8 @@
 
 import pytest
 from dataset_kit import lines, put
-from test_eval_published import science_qa, seed
+from test_eval_published import science_qa
+from test_eval_published_choices import seed
 from test_eval_refcoco import dataset, instances
 
 from mm1_mlx.errors import DatasetError

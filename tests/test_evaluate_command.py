@@ -8,31 +8,26 @@ import time
 
 import pytest
 from evaluation_kit import COLOUR, write_dataset
-from PIL import Image
 
 import mm1_mlx
-from helpers import (
-    ROOT,
-    assert_fails,
-    clean_environment,
-    need_tiny,
-    needs,
-    run_cli,
-    run_python,
-)
+from helpers import ROOT, assert_fails, clean_environment, need_tiny, run_cli, run_here
 from mm1_mlx.errors import DatasetError, UsageError
-from mm1_mlx.evaluation import report
-from mm1_mlx.evaluation.report import Report, failures, markdown
-from mm1_mlx.evaluation.samples import Sample, Score
-from mm1_mlx.evaluation.sheet import wrapped
-from mm1_mlx.evaluation.table import find_tasks, tasks_from
+from mm1_mlx.evaluation.report import Report
+from mm1_mlx.evaluation.samples import Score
+from mm1_mlx.evaluation.table import find_tasks
 
 KIT = ROOT / "tests" / "evaluation_kit.py"
 TINY = ("--model", "mm1-tiny", "--tasks-from", KIT)
 
 
-def command(*args, **settings):
+def started(*args, **settings):
+    """The command as a user starts it."""
     return run_cli("mm1_mlx.evaluate", *TINY, *args, **settings)
+
+
+def command(*args, **settings):
+    """The command in this process."""
+    return run_here("evaluate", *TINY, *args, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +40,7 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     """A run in one piece, with two shot counts and wrong pictures."""
     out = tmp_path_factory.mktemp("whole")
-    done = command(
+    done = started(
         *("--task", "colour", "--data", data, "--shots", "0,2", "--batch-size", 4),
         *("--limit", 20, "--wrong-image", "--output", out),
     )
@@ -142,7 +137,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_file(data, tmp_path):
     assert 4 <= lines < 24  # killed in time
     slow["EVALUATION_KIT_SLOW"] = "0"
     out = ("--output", file.parent)
-    done = command(*arguments, *out, env=slow)
+    done = started(*arguments, *out, env=slow)
     assert done.returncode == 0, done.stderr
     assert f"goes on after {lines - lines % 2} of 24" in done.stderr
     done = command(*arguments, "--output", tmp_path / "whole", env=slow)
@@ -212,7 +207,7 @@ def test_where_no_picture_can_be_read_nothing_is_reported(tmp_path):
     for i in range(3):
         (place / f"val{i}.png").unlink()
     out = tmp_path / "out"
-    done = command("--task", "colour", "--data", place, "--output", out)
+    done = started("--task", "colour", "--data", place, "--output", out)
     assert_fails(done, r"not one of 3 samples could be asked.*val-0: .*val0\.png")
     assert not (out / "report.md").exists()
 
@@ -264,7 +259,7 @@ def test_wrong_inputs(data, arguments, message, tmp_path):
     ],
 )
 def test_wrong_usage(arguments, message):
-    assert_fails(run_cli("mm1_mlx.evaluate", *arguments), message, code=2)
+    assert_fails(run_here("evaluate", *arguments), message, code=2)
 
 
 def test_pictures_in_tiles(data, tmp_path):
@@ -385,219 +380,6 @@ def test_another_models_folder(whole, tmp_path):
     (tmp_path / "result.json").write_text("[]")
     with pytest.raises(DatasetError, match=r"result\.json is not a result of this"):
         Report(tmp_path, "mm1-tiny", about["weights"])
-
-
-# --- tasks --------------------------------------------------------------------------
-
-
-def test_the_list_names_every_task_and_its_place():
-    done = run_cli("mm1_mlx.evaluate", "--list", "--tasks-from", KIT)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    (line,) = [line for line in lines if line.startswith("colour ")]
-    assert "the colour of a circle (val, shots from train; --data)" in line
-    assert any(line.startswith("tiny_count ") for line in lines)
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        (None, r"There is no file .*mine\.py.*path of its \.py file"),
-        ("TASKS = [1]\n", r"has no TASKS, a list of"),
-        ("x = 1\n", r"has no TASKS, a list of"),
-        ("import no_such_thing\n", r"No module named 'no_such_thing'"),
-    ],
-)
-def test_a_module_without_tasks(tmp_path, text, message):
-    if text is not None:
-        (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(DatasetError, match=message):
-        tasks_from(str(tmp_path / "mine.py"))
-
-
-def test_benchmarks_have_short_names():
-    assert [task.name for task in find_tasks(["textvqa", "pope"])] == [
-        "textvqa_val",
-        "pope",
-    ]
-    with pytest.raises(DatasetError, match=r"no task 'textvq'\. Did you mean 'textvqa"):
-        find_tasks(["textvq"])
-
-
-def test_a_module_by_its_name(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_own_tasks.py").write_text("from evaluation_kit import TASKS\n")
-    assert list(tasks_from("my_own_tasks")) == ["colour", "no_shots"]
-    with pytest.raises(DatasetError, match="No module named 'no_such_module'"):
-        tasks_from("no_such_module")
-
-
-def test_the_tasks_of_mm1_tiny_need_a_clone(tmp_path):
-    """A link to the package alone stands for an install."""
-    assert len(find_tasks(["mm1-tiny"])) > 20
-    (tmp_path / "mm1_mlx").symlink_to(ROOT / "mm1_mlx")
-    done = run_python(
-        *("-m", "mm1_mlx.evaluate", "--model", "mm1-tiny", "--task", "mm1-tiny"),
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path)},
-    )
-    assert_fails(done, r"task 'mm1-tiny' is made by examples/mm1_tiny.*of a clone")
-
-
-@needs("skimage")
-def test_the_questions_of_mm1_tiny_are_those_of_its_card(tmp_path):
-    """The same pictures and answers as examples.mm1_tiny.evaluate asks for."""
-    from examples.mm1_tiny import evaluate
-    from examples.mm1_tiny.evaluation import SEED
-
-    tasks = {task.name: task for task in find_tasks(["mm1-tiny"])}
-    for name in ("count", "compare", "unknown", "elsewhere", "naming_none", "talk"):
-        asked = evaluate.make_questions(name, 3, SEED)
-        samples = [
-            s
-            for s, _ in zip(tasks[f"tiny_{name}"].read("", "test"), range(3))  # noqa: B905
-        ]
-        assert [s.answers[0] for s in samples] == [a.answer for a in asked]
-        assert [tasks["tiny_count"].prompt(s) for s in samples] == [
-            a.prompt for a in asked
-        ]
-        for sample, one in zip(samples, asked, strict=True):
-            assert [i.tobytes() for i in sample.images] == [
-                i.tobytes() for i in one.images
-            ]
-    shots = next(iter(tasks["tiny_few_shot_3"].read("", "test")))
-    assert len(shots.images) == 4
-    assert tasks["tiny_small_dynamic"].settings == {"resolution": "dynamic"}
-    named = [tasks[f"tiny_naming_{x}"].read("", "test") for x in ("right", "shuffled")]
-    right, shuffled = (next(iter(samples)) for samples in named)
-    assert right.images[0].tobytes() == shuffled.images[0].tobytes()  # the same ones
-    assert right.answers == shuffled.answers
-    wrong = next(iter(tasks["tiny_unknown"].read("", "test")))
-    scene = evaluate.make_questions("count", 1, SEED + 1)[0]
-    assert wrong.fields["wrong_images"][0].tobytes() == scene.images[0].tobytes()
-
-
-def test_mm1_tinys_tasks_through_the_command(tmp_path):
-    need_tiny()
-    done = run_cli(
-        *("mm1_mlx.evaluate", "--model", "mm1-tiny", "--task", "tiny_count"),
-        *("tiny_few_shot_2", "--limit", 6, "--output", tmp_path),
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("tiny_count 0-shot: ")
-    _, *kept = records(tmp_path / "tiny_few_shot_2-0shot.jsonl")
-    assert all(len(r["images"]) == 3 for r in kept)
-    image = kept[0]["images"][0]
-    with Image.open(tmp_path / image["copy"]) as small:
-        assert max(small.size) <= 256
-
-
-# --- the report ---------------------------------------------------------------------
-
-
-def made_result(scores, **changes):
-    from types import SimpleNamespace
-
-    samples = [
-        Sample(id=str(i), question=f"q{i} | a", answers=("x",), images=())
-        for i in range(len(scores))
-    ]
-    kept = [
-        {"id": s.id, "prompt": "p", "answer": f"a{i}", "score": score}
-        for i, (s, score) in enumerate(zip(samples, scores, strict=True))
-    ]
-    made = {"task": COLOUR, "samples": samples, "records": kept, "failed": []}
-    return SimpleNamespace(**(made | changes))
-
-
-def test_the_worst_answers_are_shown():
-    assert [f.id for f in failures(made_result([1.0, 0.5, 0.0, None, 0.2]), 2)] == [
-        "2",
-        "4",
-    ]
-    spread = [f.id for f in failures(made_result([0.0] * 10), 5)]
-    assert spread == ["0", "2", "4", "6", "8"]
-    assert failures(made_result([1.0, None])) == []
-    result = made_result([0.0])
-    result.records[0]["error"] = "no picture"
-    assert failures(result) == []
-
-
-def test_the_tables_of_the_report(monkeypatch):
-    entry = {
-        "task": "t",
-        "split": "val",
-        "shots": 4,
-        "wrong_images": False,
-        "n": 10,
-        "failed": 1,
-        "total": 71.25,
-        "low": 60.0,
-        "high": None,
-        "groups": {"a": 50.0},
-        "settings": {
-            "data": "d",
-            "form": "chat",
-            "same_shots": True,
-            "seed": 0,
-            "generation": {"max_tokens": 8, "stop": ["\n"]},
-        },
-        "versions": {"mlx": "1"},
-        "timing": {"answered": 10, "seconds": 2.0, "tokens_per_second": 5.0},
-        "errors": [{"id": "s|1", "error": "a\nb"}],
-        "mistakes": {
-            "sheet": "t.png",
-            "of": 1,
-            "listed": [{"id": "1", "question": "q" * 300, "expected": "", "found": ""}],
-        },
-    }
-    tables = {"t": "PUBLISHED"}
-    monkeypatch.setattr(report, "published_table", lambda name: tables[name])
-    text = markdown({"model": "m", "adapter": "ad", "results": [entry]})
-    lines = text.splitlines()
-    assert lines[0] == "# m with the adapter ad"
-    assert "| t | val | 4 | 71.2 | - | 10 | 1 |" in lines
-    assert "| a | 50.0 |" in lines and "PUBLISHED" in lines and "### t" in lines
-    assert "| s\\|1 |  | a b |" in lines
-    assert "![failures of t, 4-shot](t.png)" in lines
-    assert all(len(line) < 400 for line in lines)
-
-
-def test_text_on_a_sheet_stays_in_its_lines():
-    from PIL import ImageFont
-
-    font = ImageFont.load_default(15)
-    text = "a question of several words " * 10
-    lines = wrapped(text, font, 200, 3)
-    assert len(lines) == 3 and lines[-1].endswith("...")
-    assert all(font.getlength(line) <= 200 for line in lines)
-    long = wrapped("字" * 100, font, 200, 50)
-    assert "".join(long) == "字" * 100
-    assert all(font.getlength(line) <= 200 for line in long)
-    assert wrapped("", font, 200, 3) == [""]
-
-
-def test_a_sheet_shows_pictures_and_what_cannot_be_read(tmp_path):
-    import numpy as np
-
-    from mm1_mlx.evaluation.sheet import Failure, draw_sheet
-
-    red = Image.new("RGB", (40, 40), "red")
-    found = [
-        Failure("a", (red,), "q", "x", "y"),
-        Failure("b", (), "q", "x", ""),
-        Failure("c", ("/absent.png", red, red), "q", "x", "y"),
-        Failure("d", (red,), "q", "x", "y"),
-    ]
-    path = tmp_path / "sheet.png"
-    draw_sheet(found, path, "title")
-    with Image.open(path) as sheet:
-        pixels = np.asarray(sheet)
-    reds = (pixels == [255, 0, 0]).all(-1)
-    assert reds[:300, :380].sum() > 30_000  # in the first cell, made larger
-    assert not reds[:300, 380:720].any()  # text only
-    assert reds[:300, 740:].sum() > 10_000  # beside the one that is missing
-    assert reds[300:, :380].sum() > 30_000
 
 
 def test_the_verb_and_the_door_share_a_name(data):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from helpers import assert_fails, run_cli, run_python
+from helpers import assert_fails, run_cli, run_here, run_python
 from mm1_mlx import info, memory
 from mm1_mlx.presets import PRESETS, preset
 
@@ -47,9 +47,9 @@ def test_json_of_every_preset(name):
 
 
 def test_tokens_and_images_count():
-    few = json.loads(run_cli("info", "--model", "mm1-3b", "--json").stdout)
+    few = json.loads(run_here("info", "--model", "mm1-3b", "--json").stdout)
     args = ("--tokens", 12048, "--images", 64)
-    many = json.loads(run_cli("info", "--model", "mm1-3b", "--json", *args).stdout)
+    many = json.loads(run_here("info", "--model", "mm1-3b", "--json", *args).stdout)
     kv = memory.kv_bytes(preset("mm1-3b").text_config, 10_000)
     assert many["needed_bytes"]["16"] > few["needed_bytes"]["16"] + kv
     assert few["kv_bytes_per_1k_tokens"] == kv // 10
@@ -59,7 +59,7 @@ def test_a_folder(tmp_path):
     config = preset("mm1-1.2b").to_dict() | {"quantization": {"bits": 4}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(b"12345")
-    done = run_cli("info", "--model", tmp_path)
+    done = run_here("info", "--model", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "on disk               5 B" in done.stdout
     assert "stored bits           4" in done.stdout
@@ -67,19 +67,19 @@ def test_a_folder(tmp_path):
 
 
 def test_wrong_input(tmp_path):
-    unknown = run_cli("info", "--model", "mm1-8b")
+    unknown = run_here("info", "--model", "mm1-8b")
     assert_fails(unknown, r"no model 'mm1-8b'", r"did you mean 'mm1-\db'")
-    capitals = run_cli("info", "--model", "MM1-3B")
+    capitals = run_here("info", "--model", "MM1-3B")
     assert_fails(capitals, r"no model 'MM1-3B'.*; did you mean 'mm1-3b'\?")
-    assert_fails(run_cli("info", "--model", "zzz"), r"without --model for the presets")
-    assert_fails(run_cli("info", "--model", tmp_path), r"has no config\.json")
+    assert_fails(run_here("info", "--model", "zzz"), r"without --model for the presets")
+    assert_fails(run_here("info", "--model", tmp_path), r"has no config\.json")
     file = tmp_path / "config.json"
     file.write_text("{")
-    assert_fails(run_cli("info", "--model", tmp_path), r"cannot be read as JSON")
+    assert_fails(run_here("info", "--model", tmp_path), r"cannot be read as JSON")
     file.write_text('{"model_type": "llama"}')
-    foreign = run_cli("info", "--model", tmp_path)
+    foreign = run_here("info", "--model", tmp_path)
     assert_fails(foreign, r"model_type is 'llama', but must be 'mm1'")
-    usage = run_cli("info", "--model", "mm1-3b", "--tokens", "0")
+    usage = run_here("info", "--model", "mm1-3b", "--tokens", "0")
     assert_fails(usage, r"--tokens: must be a whole number of 1 or more", code=2)
 
 

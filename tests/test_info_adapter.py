@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 from small import SPARSE, small_model
 
-from helpers import assert_fails, run_cli, run_python
+from helpers import assert_fails, run_cli, run_here, run_python
 from mm1_mlx.adapters.about import describe_adapter
 from mm1_mlx.adapters.folder import adapter_config, adapter_weights, write_adapter
 from mm1_mlx.adapters.layers import PairSettings
@@ -62,7 +62,7 @@ def test_the_table(folder):
 
 
 def test_json_counts_what_is_trained(folder, made):
-    done = run_cli("info", folder, "--json")
+    done = run_here("info", folder, "--json")
     values = json.loads(done.stdout)
     trained = adapter_weights(made[1])
     assert values["parameters"] == sum(a.size for a in trained.values())
@@ -92,7 +92,7 @@ def test_without_the_files_of_a_run(folder):
     (folder / "metrics.jsonl").write_text('{"step": 7}\n{"st')  # killed in a line
     (folder / "run.json").write_text("[]")
     assert describe_adapter(folder)["steps"] is None
-    assert "steps" not in run_cli("info", folder).stdout
+    assert "steps" not in run_here("info", folder).stdout
 
 
 def test_forms_of_others(folder):
@@ -179,14 +179,16 @@ def test_a_spoiled_folder_is_one_line(spoil, message, folder):
 
 def test_wrong_commands(folder, tmp_path):
     cut(folder)
-    assert_fails(run_cli("info", folder), r"is not a sound safetensors file")
-    assert_fails(run_cli("info", "mm1-3b"), r"is a model: info --model mm1-3b", code=2)
-    both = run_cli("info", folder, "--model", "mm1-3b")
+    assert_fails(run_here("info", folder), r"is not a sound safetensors file")
+    assert_fails(run_here("info", "mm1-3b"), r"is a model: info --model mm1-3b", code=2)
+    both = run_here("info", folder, "--model", "mm1-3b")
     assert_fails(both, r"the folder of an adapter or --model, not both", code=2)
-    as_model = run_cli("info", "--model", folder)
+    as_model = run_here("info", "--model", folder)
     assert_fails(as_model, r"has no config\.json\. It holds an adapter: mm1_mlx info")
     (tmp_path / "config.json").write_text("{}")
-    assert_fails(run_cli("info", tmp_path), r"It is a model folder: give it with --mod")
+    assert_fails(
+        run_here("info", tmp_path), r"It is a model folder: give it with --mod"
+    )
 
 
 def test_layers_in_few_words():

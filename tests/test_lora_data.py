@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from helpers import assert_fails, need, need_tiny, run_cli
+from helpers import assert_fails, need, need_tiny, run_cli, run_here
 from mm1_mlx.lora import main
 
 
@@ -96,11 +96,11 @@ def test_what_is_wrong_in_any_source_is_named(places):
 )
 def test_wrong_data_flags(places, data, message, code):
     (places / "adapter.txt").write_text("")
-    done = run_cli("lora", "--model", "mm1-tiny", "--data", places / data)
+    done = run_here("lora", "--model", "mm1-tiny", "--data", places / data)
     assert_fails(done, message, code=code)
 
 
 def test_an_unknown_dataset_without_network():
     need("huggingface_hub")
-    done = run_cli("lora", "--model", "mm1-tiny", "--data", "no-such-org/no-such-data")
+    done = run_here("lora", "--model", "mm1-tiny", "--data", "no-such-org/no-such-data")
     assert_fails(done, r"'no-such-org/no-such-data' is neither a folder here nor in")

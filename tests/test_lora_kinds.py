@@ -1,4 +1,4 @@
-"""Every kind of adapter through the real commands: train, ask, fuse, ask again."""
+"""Every kind of adapter through the commands: train, ask, fuse, ask again."""
 
 import json
 import re
@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from test_lora_command import data
+from training_kit import planned_once, uncompiled
 
-from helpers import assert_fails, max_difference, need_tiny, run_cli
+from helpers import assert_fails, max_difference, need_tiny, run_here
 from mm1_mlx import load
 
 assert data  # a fixture
+pytestmark = pytest.mark.usefixtures(planned_once.__name__, uncompiled.__name__)
 MODEL = "mm1-tiny"
 TRAIN = [
     *("--iters", "8", "--batch-size", "4", "--warmup", "1", "--learning-rate", "3e-3"),
     *("--max-seq-length", "256", "--steps-per-eval", "100", "--rank", "4"),
 ]
-
-# MLX's CPU back end compiles with a C++ compiler: seconds for each shape.
-UNCOMPILED = {"MLX_DISABLE_COMPILE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def packed(tmp_path_factory):
     """mm1-tiny with weights of 4 bits, made by the command."""
     need_tiny()
     folder = tmp_path_factory.mktemp("models") / "tiny-4bit"
-    done = run_cli("mm1_mlx.quantize", "--model", MODEL, "--mlx-path", folder)
+    done = run_here("mm1_mlx.quantize", "--model", MODEL, "--mlx-path", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -37,7 +36,7 @@ def trained(data, model, out, *more) -> str:
     """What the command told about an adapter that it has trained."""
     need_tiny()
     command = ["mm1_mlx.lora", "--model", model, "--data", data, "--adapter-path", out]
-    done = run_cli(*command, *TRAIN, *more, env=UNCOMPILED)
+    done = run_here(*command, *TRAIN, *more)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -50,7 +49,7 @@ def logits(data, model, adapter=None) -> mx.array:
 
 def answer(data, model, *more) -> str:
     ask = ["--image", data / "0.png", "-p", "Say it twice.", "--temp", "0", "--quiet"]
-    done = run_cli("mm1_mlx.generate", "--model", model, *ask, *more)
+    done = run_here("mm1_mlx.generate", "--model", model, *ask, *more)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -62,7 +61,7 @@ def arrays(folder) -> dict[str, mx.array]:
 def fused(model, adapter, out, *more) -> dict:
     """What `fuse` measures between the adapter's answers and the fused model's."""
     command = ["mm1_mlx.fuse", "--model", model, "--adapter-path", adapter]
-    done = run_cli(*command, "--save-path", out, "--json", *more)
+    done = run_here(*command, "--save-path", out, "--json", *more)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["damage"]
 
@@ -128,7 +127,7 @@ def test_weights_of_4_bits(data, packed, tmp_path):
 def test_packed_weights_are_not_trained_whole(data, packed, tmp_path):
     command = ["mm1_mlx.lora", "--model", packed, "--data", data]
     command += ["--adapter-path", tmp_path / "adapter", "--train", "attention=full"]
-    assert_fails(run_cli(*command), r"is quantized: it cannot be trained whole")
+    assert_fails(run_here(*command), r"is quantized: it cannot be trained whole")
 
 
 def test_the_papers_rate(data, packed, tmp_path):

@@ -9,12 +9,12 @@ import types
 import pytest
 from test_lora_command import data, flags, same_arrays  # noqa: F401
 from test_two_processes import two_processes
-from training_kit import planned_once  # noqa: F401  (a fixture)
+from training_kit import planned_once, uncompiled
 
 from helpers import ROOT, clean_environment, need
 from mm1_mlx.lora import main
 
-pytestmark = pytest.mark.usefixtures("planned_once")
+pytestmark = pytest.mark.usefixtures(planned_once.__name__, uncompiled.__name__)
 
 LEFT = {
     *("adapters.safetensors", "adapter_config.json", "tune.safetensors"),

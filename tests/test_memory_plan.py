@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 from small import DENSE, SPARSE
 from test_tuning import data, parts  # noqa: F401  (a fixture)
+from training_kit import planned_once  # noqa: F401  (a fixture)
 
 from helpers import assert_equal
 from mm1_mlx.adapters.layers import PairSettings
@@ -26,7 +27,7 @@ from mm1_mlx.training.trainer import Trainer
 from mm1_mlx.training.tuning import TuneSettings, TuneStage
 from mm1_mlx.training.tuning_run import tune
 
-WIDE = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3}
+WIDE = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2}
 PAIRS = Target(pairs=PairSettings(rank=8, scale=2.0))
 PLANS = {
     "pairs": {"attention": PAIRS, "mlp": PAIRS},
@@ -53,7 +54,6 @@ def wide(text):
 
 # Up to four times what is measured to predict them: 2048 tokens from 512.
 SHAPES = [
-    StepShape(1, 512, 1, 256),
     StepShape(4, 256, 4, 256),
     StepShape(2, 1024, 1, 128),
     StepShape(1, 512, 8, 64),
@@ -227,7 +227,7 @@ def quickly(monkeypatch):
     monkeypatch.setattr(step_memory, "_PROBES", small)
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("quickly", "planned_once")
 def test_auto_takes_what_costs_least_and_fits(data):  # noqa: F811
     """First smaller micro-batches, then recomputing; with room neither."""
     deep = replace(wide(DENSE), num_hidden_layers=8)
@@ -250,7 +250,7 @@ def test_auto_takes_what_costs_least_and_fits(data):  # noqa: F811
     assert plan_for((kept.peak + least.peak) / 2).settings.recompute
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("quickly", "planned_once")
 def test_auto_bounds_what_is_made_at_once(data, monkeypatch):  # noqa: F811
     """Though all fits; where nothing is left to choose it is told."""
     stage = stage_of(data, wide(DENSE), "pairs")
@@ -369,12 +369,16 @@ def test_a_larger_batch_than_planned_is_refused_and_nothing_is_lost(
     assert (out / "tune.safetensors").exists()
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("quickly", "planned_once")
 def test_a_resumed_run_keeps_what_auto_chose(data, tmp_path):  # noqa: F811
-    """Even where there is more memory by now."""
-    trial = stage_of(data, wide(DENSE), "pairs")
-    whole = plan_memory(trial, MemoryWish())
-    limit = whole.peak - whole.step + round(0.7 * whole.step)
+    """Even where there is more memory by now. The limit lies between what whole and
+    half batches are known to take: each run knows the same (planned_once)."""
+    whole, half = (
+        plan_memory(stage_of(data, wide(DENSE), "pairs", accumulate=n), MemoryWish())
+        for n in (1, 2)
+    )
+    assert half.peak < whole.peak
+    limit = (whole.peak + half.peak) // 2
     model, processor = parts(data, wide(DENSE))
     plan, samples = Plan(parts=PLANS["pairs"]), open_train(data)
     settings = TuneSettings(steps=4, batch=4, warmup=0)

@@ -18,7 +18,7 @@ from examples.mm1_tiny.scoring import (
     wilson,
 )
 from examples.mm1_tiny.tasks import SCENE_TASKS, TASKS
-from helpers import ROOT, assert_equal, assert_fails, needs, run_python
+from helpers import ROOT, assert_equal, assert_fails, needs, run_here, run_python
 from mm1_mlx.errors import DatasetError
 
 # --- counting ------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_the_card_has_the_tables_and_the_commands(assembled, tmp_path):
 
 def test_what_cannot_be_assembled(run_folder, assembled, tmp_path):
     def command(*args):
-        return run_python("-m", "examples.mm1_tiny.assemble", *args)
+        return run_here(*args, main=assemble.main)
 
     assert_fails(command("--run", tmp_path), r"There is no checkpoint .*joint\.safete")
     done = command("--run", run_folder, "--out", tmp_path / "x", "--tokenizer", "no")
@@ -362,7 +362,7 @@ def test_the_evaluation_command(run_folder, assembled, tmp_path):
     ],
 )
 def test_what_cannot_be_evaluated(arguments, message):
-    assert_fails(run_python("-m", "examples.mm1_tiny.evaluate", *arguments), message)
+    assert_fails(run_here(*arguments, main=evaluate.main), message)
 
 
 def test_ctrl_c_keeps_the_tasks_that_are_done(monkeypatch, tmp_path, capsys):

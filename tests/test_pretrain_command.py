@@ -3,6 +3,7 @@
 import random
 import re
 import signal
+import sys
 import time
 
 import pytest
@@ -17,7 +18,7 @@ from training_kit import (
     write_run,
 )
 
-from helpers import assert_fails, run_cli
+from helpers import assert_fails, run_cli, run_here
 from mm1_mlx.errors import ConfigError, DatasetError
 from mm1_mlx.training.pretraining_run import pretrain
 from mm1_mlx.training.state import load_state
@@ -72,13 +73,23 @@ WRONG_INPUT = [
 ]
 
 
+@pytest.fixture
+def wrong(tmp_path, monkeypatch):
+    """The command in this process, which finds the data module in the folder."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stub_data", raising=False)
+    yield lambda *arguments: run_here("pretrain", *arguments)
+    sys.modules.pop("stub_data", None)
+
+
 @pytest.mark.parametrize("name, content, message", WRONG_INPUT)
-def test_wrong_input_is_one_line_and_exit_code_1(tmp_path, name, content, message):
+def test_wrong_input_is_one_line_and_exit_code_1(
+    wrong, tmp_path, name, content, message
+):
     arguments = write_run(tmp_path)
     path = tmp_path / name
     path.unlink() if content is None else path.write_bytes(content)
-    done = run_cli("mm1_mlx.pretrain", *arguments, env=environment(tmp_path))
-    assert_fails(done, message)
+    assert_fails(wrong(*arguments), message)
 
 
 WRONG_RECIPES = [
@@ -94,8 +105,8 @@ WRONG_RECIPES = [
 
 
 @pytest.mark.parametrize("changes, more, message", WRONG_RECIPES)
-def test_recipes_that_cannot_run(tmp_path, changes, more, message):
-    assert_fails(command(tmp_path, *more, **changes), message)
+def test_recipes_that_cannot_run(wrong, tmp_path, changes, more, message):
+    assert_fails(wrong(*write_run(tmp_path, **changes), *more), message)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from small import DENSE, VISION, small_config
 
-from helpers import assert_fails, need_tiny, run_cli
+from helpers import assert_fails, need_tiny, run_cli, run_here
 from mm1_mlx.benchmarks.first_token import measure_speed, operations
 from mm1_mlx.config import TilingConfig
 from mm1_mlx.fuse import main as fuse
@@ -36,7 +36,7 @@ def picture(tmp_path_factory):
 
 
 def ask(picture, *flags):
-    return run_cli("generate", "--image", picture, "-p", "What?", "-m", 2, *flags)
+    return run_here("generate", "--image", picture, "-p", "What?", "-m", 2, *flags)
 
 
 def test_an_answer_about_tiles(picture):
@@ -90,7 +90,7 @@ def test_more_tiles_than_the_context_holds(picture, tmp_path):
     for file in files:
         Image.new("RGB", (1600, 1600)).save(file)
     many = ["-p", "What?", "-m", "1", "--quiet", "--image", *files]
-    done = run_cli("generate", *many, *flags, 256)
+    done = run_here("generate", *many, *flags, 256)
     message = (
         r"text tokens \+ \d+ image tokens \(2 images in \d+ tiles of 64\) = \d+, but "
         r"the model's context is \d+\. What fits: --max-tiles \d+ \(max_tiles=\d+\); "
@@ -98,7 +98,7 @@ def test_more_tiles_than_the_context_holds(picture, tmp_path):
     )
     assert_fails(done, message)
     most = done.stderr.partition("--max-tiles ")[2].split()[0]
-    done = run_cli("generate", *many, *flags, most, "--plan")
+    done = run_here("generate", *many, *flags, most, "--plan")
     assert done.returncode == 0, done.stderr
 
 

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from convert.__main__ import main
 from convert.rules import (
     Drop,
     Rule,
@@ -33,7 +34,14 @@ from convert.source import (
     sources,
 )
 from convert.sources import hf_clip, llava
-from helpers import ROOT, assert_close, assert_equal, assert_fails, run_python
+from helpers import (
+    ROOT,
+    assert_close,
+    assert_equal,
+    assert_fails,
+    run_here,
+    run_python,
+)
 from mm1_mlx.errors import CheckpointError
 
 # --- Matching ----------------------------------------------------------------------
@@ -308,11 +316,11 @@ def test_a_key_too_many_is_an_error():
 
 
 def convert(*args):
-    return run_python("-m", "convert", *args)
+    return run_here(*args, main=main)
 
 
 def test_the_command_lists_sources_and_shows_names():
-    listed = convert("--list-sources")
+    listed = run_python("-m", "convert", "--list-sources")
     assert listed.returncode == 0, listed.stderr
     assert [line.split()[0] for line in listed.stdout.splitlines()] == list(sources())
     assert (

@@ -8,7 +8,7 @@ import pytest
 from process_kit import run_two
 from small import DENSE, small_model
 
-from helpers import ROOT, assert_fails, need_tiny, run_cli, run_python
+from helpers import ROOT, assert_fails, need_tiny, run_cli, run_here, run_python
 from mm1_mlx import load, save
 from mm1_mlx.inference.generation import generate
 from mm1_mlx.inputs.processor import Processor
@@ -27,20 +27,20 @@ def answer():
 
 @pytest.mark.parametrize("more", GUESSERS, ids=["lookup", "draft"])
 def test_the_answer_is_the_same_and_the_guesses_are_told(answer, more):
-    done = run_cli(*ASK, *more)
+    done = run_here(*ASK, *more)
     assert (done.returncode, done.stdout) == (0, answer), done.stderr
     line = re.search(r"^Draft: (\d+) of (\d+) tokens accepted$", done.stderr, re.M)
     assert line and int(line[1]) <= int(line[2])
-    values = json.loads(run_cli(*ASK, *more, "--json", "--quiet").stdout)
+    values = json.loads(run_here(*ASK, *more, "--json", "--quiet").stdout)
     assert values["text"].strip() == answer.strip()
     counts = values["accepted_tokens"], values["drafted_tokens"]
     assert counts == (int(line[1]), int(line[2]))
 
 
 def test_without_guesses_nothing_is_told_of_them(answer):
-    done = run_cli(*ASK)
+    done = run_here(*ASK)
     assert "Draft" not in done.stderr
-    values = json.loads(run_cli(*ASK, "--json", "--quiet").stdout)
+    values = json.loads(run_here(*ASK, "--json", "--quiet").stdout)
     assert values["drafted_tokens"] is None and values["accepted_tokens"] is None
 
 
@@ -79,9 +79,9 @@ def test_a_draft_of_another_vocabulary_is_refused(tmp_path):
     model = small_model(replace(DENSE, vocab_size=64), **alone)
     processor = Processor(number_tokenizer(64), None, model.config)
     save(model, processor, tmp_path / "draft")
-    done = run_cli(*ASK, "--draft-model", tmp_path / "draft")
+    done = run_here(*ASK, "--draft-model", tmp_path / "draft")
     assert_fails(done, r"draft model's vocabulary is not the model's")
-    done = run_cli(*ASK, "--draft-model", tmp_path / "gone")
+    done = run_here(*ASK, "--draft-model", tmp_path / "gone")
     assert_fails(done, r"gone")
 
 

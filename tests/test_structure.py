@@ -1,6 +1,7 @@
 """The house's rules, read from the source: who imports whom, where things stand."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,11 @@ def library_files() -> list[Path]:
     return sorted(path for path in found if "__pycache__" not in path.parts)
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
 def module_name(path: Path) -> str:
     """`mm1_mlx.models.vision` for its file; convert/ is mm1_mlx.convert."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
@@ -102,12 +108,13 @@ def room(module: str) -> str:
     return first if first in RANK or first == "__init__" else "DOORS"
 
 
+@cache
 def imports(path: Path) -> list[tuple[int, str]]:
     """Line and full name of everything that a file imports, wherever in the file.
 
     What stands under `if TYPE_CHECKING:` is left out: it is never run.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    tree = parsed(path)
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
@@ -167,7 +174,7 @@ def test_foreign_frameworks_stay_in_their_place(path):
 
 @pytest.mark.parametrize("path", FILES, ids=PATHS)
 def test_public_modules_classes_and_functions_say_what_they_give(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     missing = [] if ast.get_docstring(tree) else ["the module"]
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     public = [
@@ -186,7 +193,7 @@ def test_files_and_functions_stay_readable(path):
     text = path.read_text(encoding="utf-8")
     lines = len(text.splitlines())
     assert lines < 500, f"{path.relative_to(ROOT)} has {lines} lines"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = node.end_lineno - node.lineno + 1
             assert length < 60, f"{path.name}: {node.name} has {length} lines"
@@ -202,7 +209,7 @@ def test_the_library_never_prints(path):
     place = path.relative_to(ROOT).as_posix()
     if place.startswith("mm1_mlx/cli/") or place == "convert/__main__.py":
         return  # the doors' own room and a door
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     calls = [
         node.lineno
         for node in ast.walk(tree)

@@ -24,7 +24,7 @@ from helpers import ROOT, clean_environment, heed_ctrl_c
 from mm1_mlx.loading import save
 from mm1_mlx.training.state import load_state
 
-KILLS, STEPS = 12, 300
+KILLS, STEPS = 8, 200
 # Half of the batch at a time, several samples in a row, and dropout: all that a step's
 # randomness and order can depend on. A checkpoint after every step.
 FLAGS = [

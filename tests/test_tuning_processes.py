@@ -362,7 +362,9 @@ def test_the_launcher_of_mlx_runs_the_command(texts, tmp_path):
     port = str(free_ports(1)[0])
     command = ["-n", "2", "-p", port, "--", sys.executable, "-m", "mm1_mlx.lora"]
     done = run_python(
-        "-c", launch, *command, *flags(texts, out, *SGD, "--iters", 2), timeout=120
+        *("-c", launch, *command, *flags(texts, out, *SGD, "--iters", 2)),
+        env=UNCOMPILED,
+        timeout=120,
     )
     assert "adapters" not in done.stderr and f"{out} after " in done.stdout
     assert len(metrics_of(out)) == 2 and "exited with" not in done.stderr

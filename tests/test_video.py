@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import assert_fails, need, need_tiny, needs, run_cli
+from helpers import assert_fails, need, need_tiny, needs, run_cli, run_here
 from mm1_mlx import load
 from mm1_mlx.errors import ImageError, MM1Warning, PromptError
 from mm1_mlx.inputs.prompts import flatten_messages
@@ -361,7 +361,7 @@ def test_a_processor_reads_frames_whole():
 
 def generate(*args, **settings):
     need_tiny()
-    return run_cli("mm1_mlx.generate", *args, "--json", "--quiet", **settings)
+    return run_here("generate", *args, "--json", "--quiet", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -370,14 +370,15 @@ def gif(tmp_path_factory) -> Path:
 
 
 def test_the_command_reads_frames(gif, tmp_path):
-    done = generate("--video", gif, "--frames", 4, "-p", "What is it?", "-m", 4)
+    ask = ("-p", "What is it?", "-m", 4, "--json")
+    done = run_cli("mm1_mlx.generate", "--video", gif, "--frames", 4, *ask)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["num_images"] == 4
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     for each, path in zip(video_frames(gif, 4), paths, strict=True):
         each.save(path)
-    same = generate("--image", *paths, "-p", "What is it?", "-m", 4)
+    same = run_here("generate", "--image", *paths, *ask)
     assert json.loads(same.stdout)["token_ids"] == found["token_ids"]
 
 

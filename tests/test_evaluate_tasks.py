@@ -1,0 +1,111 @@
+"""Which tasks evaluate knows: benchmarks, mm1-tiny's own, those of a user's module."""
+
+import pytest
+from PIL import Image
+from test_evaluate_command import KIT, records
+
+from helpers import ROOT, assert_fails, need_tiny, needs, run_cli, run_here, run_python
+from mm1_mlx.errors import DatasetError
+from mm1_mlx.evaluation.table import find_tasks, tasks_from
+
+
+def test_the_list_names_every_task_and_its_place():
+    done = run_cli("mm1_mlx.evaluate", "--list", "--tasks-from", KIT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    (line,) = [line for line in lines if line.startswith("colour ")]
+    assert "the colour of a circle (val, shots from train; --data)" in line
+    assert any(line.startswith("tiny_count ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, r"There is no file .*mine\.py.*path of its \.py file"),
+        ("TASKS = [1]\n", r"has no TASKS, a list of"),
+        ("x = 1\n", r"has no TASKS, a list of"),
+        ("import no_such_thing\n", r"No module named 'no_such_thing'"),
+    ],
+)
+def test_a_module_without_tasks(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        tasks_from(str(tmp_path / "mine.py"))
+
+
+def test_benchmarks_have_short_names():
+    assert [task.name for task in find_tasks(["textvqa", "pope"])] == [
+        "textvqa_val",
+        "pope",
+    ]
+    with pytest.raises(DatasetError, match=r"no task 'textvq'\. Did you mean 'textvqa"):
+        find_tasks(["textvq"])
+
+
+def test_a_module_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_own_tasks.py").write_text("from evaluation_kit import TASKS\n")
+    assert list(tasks_from("my_own_tasks")) == ["colour", "no_shots"]
+    with pytest.raises(DatasetError, match="No module named 'no_such_module'"):
+        tasks_from("no_such_module")
+
+
+def test_the_tasks_of_mm1_tiny_need_a_clone(tmp_path):
+    """A link to the package alone stands for an install."""
+    assert len(find_tasks(["mm1-tiny"])) > 20
+    (tmp_path / "mm1_mlx").symlink_to(ROOT / "mm1_mlx")
+    done = run_python(
+        *("-m", "mm1_mlx.evaluate", "--model", "mm1-tiny", "--task", "mm1-tiny"),
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    assert_fails(done, r"task 'mm1-tiny' is made by examples/mm1_tiny.*of a clone")
+
+
+@needs("skimage")
+def test_the_questions_of_mm1_tiny_are_those_of_its_card(tmp_path):
+    """The same pictures and answers as examples.mm1_tiny.evaluate asks for."""
+    from examples.mm1_tiny import evaluate
+    from examples.mm1_tiny.evaluation import SEED
+
+    tasks = {task.name: task for task in find_tasks(["mm1-tiny"])}
+    for name in ("count", "compare", "unknown", "elsewhere", "naming_none", "talk"):
+        asked = evaluate.make_questions(name, 3, SEED)
+        samples = [
+            s
+            for s, _ in zip(tasks[f"tiny_{name}"].read("", "test"), range(3))  # noqa: B905
+        ]
+        assert [s.answers[0] for s in samples] == [a.answer for a in asked]
+        assert [tasks["tiny_count"].prompt(s) for s in samples] == [
+            a.prompt for a in asked
+        ]
+        for sample, one in zip(samples, asked, strict=True):
+            assert [i.tobytes() for i in sample.images] == [
+                i.tobytes() for i in one.images
+            ]
+    shots = next(iter(tasks["tiny_few_shot_3"].read("", "test")))
+    assert len(shots.images) == 4
+    assert tasks["tiny_small_dynamic"].settings == {"resolution": "dynamic"}
+    named = [tasks[f"tiny_naming_{x}"].read("", "test") for x in ("right", "shuffled")]
+    right, shuffled = (next(iter(samples)) for samples in named)
+    assert right.images[0].tobytes() == shuffled.images[0].tobytes()  # the same ones
+    assert right.answers == shuffled.answers
+    wrong = next(iter(tasks["tiny_unknown"].read("", "test")))
+    scene = evaluate.make_questions("count", 1, SEED + 1)[0]
+    assert wrong.fields["wrong_images"][0].tobytes() == scene.images[0].tobytes()
+
+
+def test_mm1_tinys_tasks_through_the_command(tmp_path):
+    need_tiny()
+    done = run_here(
+        *("evaluate", "--model", "mm1-tiny", "--task", "tiny_count"),
+        *("tiny_few_shot_2", "--limit", 6, "--output", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("tiny_count 0-shot: ")
+    _, *kept = records(tmp_path / "tiny_few_shot_2-0shot.jsonl")
+    assert all(len(r["images"]) == 3 for r in kept)
+    image = kept[0]["images"][0]
+    with Image.open(tmp_path / image["copy"]) as small:
+        assert max(small.size) <= 256
