@@ -247,3 +247,11 @@ def test_numbered_pictures_by_hand():
             assert answer == ("1" if "how many" in question else "2")
         seen.add(answer)
     assert {"1", "2", "3", "a red circle"} <= seen
+
+
+def test_every_picture_of_boxes_has_a_question(drawn):
+    from examples.mm1_tiny import pictures
+
+    for seed in range(150):
+        rng = random.Random(seed)
+        assert pictures.sample_picture(rng, 0.8, {"boxes": 1.0}).questions

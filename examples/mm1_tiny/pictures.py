@@ -83,9 +83,8 @@ def scene_picture(rng: random.Random, progress: float) -> Picture:
 def _boxes_picture(rng: random.Random, progress: float = 1.0) -> Picture:
     """A drawn scene with questions that have a box or a point."""
     scene = s.sample_scene(rng, **difficulty(progress))
-    asked = [
-        asking.ASKERS[x](scene, rng, "training", None) for x in rng.choices(BOXES, k=8)
-    ]
+    ways = [*rng.choices(BOXES, k=7), "at"]  # which every scene allows
+    asked = [asking.ASKERS[way](scene, rng, "training", None) for way in ways]
     image = drawing.draw(scene, rng)
     found = {x.question: x for x in asked if x}
     return Picture(image, scene_regions(scene, rng), list(found.values()))
