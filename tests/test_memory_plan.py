@@ -270,7 +270,7 @@ def test_auto_bounds_what_is_made_at_once(data, monkeypatch):  # noqa: F811
     assert chosen.bounded and chosen.settings.accumulate > 1
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("quickly", "planned_once")
 def test_what_cannot_fit_is_refused_with_numbers(data):  # noqa: F811
     stage = stage_of(data, wide(DENSE), "pairs")
     weights = sum(a.nbytes for _, a in tree_flatten(stage.module.parameters()))

@@ -48,7 +48,7 @@ __all__ = ["TASKS", "Example", "corpus", "document", "region_picture"]
 # MM1 weighs its kinds of data by hand, too. Single pictures: pictures.CAPTION_MIX.
 INTERLEAVED_MIX = {"comparison": 0.5, "few_shot": 0.14, "multi_turn": 0.1, "talk": 0.26}
 TEXT_MIX = {
-    "sentences": 0.15, "naming": 0.5, "told": 0.08, "numbered": 0.05, "facts": 0.22
+    "sentences": 0.13, "naming": 0.42, "told": 0.2, "numbered": 0.05, "facts": 0.2
 }  # fmt: skip
 QUESTION_FIRST = 0.15  # share of caption documents: the question, then the picture
 NEW_LINE = 0.10  # share of caption documents with a line break after the picture

@@ -244,7 +244,8 @@ def arrange(
     sizes = smallest, largest
     # Retries keep the canvas: else narrow ones, where less fits, would be rare.
     while (places := _places(len(pairs), width, height, sizes, rng)) is None:
-        least = SMALLEST if sizes[0] >= SMALLEST else SMALLEST_TRAINED / 2
+        fits = sizes[0] >= SMALLEST and len(pairs) <= 4  # six may not, in a narrow one
+        least = SMALLEST if fits else SMALLEST_TRAINED / 2
         sizes = max(least, sizes[0] * 0.9), sizes[1]
     things = []
     for (colour, shape), (x, y, radius) in zip(pairs, places, strict=True):
