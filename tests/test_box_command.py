@@ -1,12 +1,13 @@
 """Boxes on the command line: --box, --point, --box-format, --draw and --json."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import ROOT, assert_fails, need_tiny, run_cli, run_here
+from helpers import ROOT, TINY, assert_fails, need_tiny, run_cli, run_here
 from mm1_mlx.inference import generation
 
 SHAPES = ROOT / "examples" / "shapes.png"
@@ -44,11 +45,19 @@ def says(monkeypatch):
     return make
 
 
-def ask(*args: object) -> int:
-    """The command in this process: its exit code."""
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory):
+    """The command in this process, with a model that does not say how it writes boxes:
+    its exit code."""
     from mm1_mlx.generate import main
 
-    return main([str(arg) for arg in args])
+    need_tiny()
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    shutil.copytree(TINY, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("box_config", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    return lambda *args: main(["--model", str(folder), *map(str, args)])
 
 
 def differs(path, original) -> np.ndarray:
@@ -57,7 +66,7 @@ def differs(path, original) -> np.ndarray:
     return np.abs(drawn - np.asarray(original)).max(-1) > 60
 
 
-def test_an_answers_box_is_drawn_where_it_is(says, tmp_path, capsys):
+def test_an_answers_box_is_drawn_where_it_is(ask, says, tmp_path, capsys):
     says("There is a thing at [250, 500, 750, 900].")
     image = Image.new("RGB", (400, 200), "gray")
     image.save(tmp_path / "a.png")
@@ -78,7 +87,7 @@ def test_an_answers_box_is_drawn_where_it_is(says, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".PNG"])
-def test_the_ending_is_the_format(says, tmp_path, suffix):
+def test_the_ending_is_the_format(ask, says, tmp_path, suffix):
     says("<1,1,500,500>")
     out = tmp_path / f"out{suffix}"
     assert ask("-p", "Where?", "--image", SHAPES, "--draw", out, "--quiet") == 0
@@ -86,7 +95,7 @@ def test_the_ending_is_the_format(says, tmp_path, suffix):
     assert format == {".jpg": "JPEG", ".webp": "WEBP", ".PNG": "PNG"}[suffix]
 
 
-def test_of_several_pictures_those_with_boxes_are_drawn(says, tmp_path, capsys):
+def test_of_several_pictures_those_with_boxes_are_drawn(ask, says, tmp_path, capsys):
     says("In image 1 a star <100,100,500,500>, in image 3 a circle <1,1,90,90>")
     out = tmp_path / "out.png"
     pictures = [SHAPES] * 3
@@ -97,7 +106,7 @@ def test_of_several_pictures_those_with_boxes_are_drawn(says, tmp_path, capsys):
     )
 
 
-def test_boxes_are_in_the_object_in_pixels(says, tmp_path, capsys):
+def test_boxes_are_in_the_object_in_pixels(ask, says, tmp_path, capsys):
     says("a star <500,500,1000,1000>, here: <0,0>")
     Image.new("RGB", (400, 200)).save(tmp_path / "a.png")
     ask(
@@ -116,7 +125,7 @@ def test_boxes_are_in_the_object_in_pixels(says, tmp_path, capsys):
     assert (point["kind"], point["pixels"]) == ("point", [0.2, 0.1])
 
 
-def test_pixels_come_into_the_prompt_as_the_model_writes_them(says, tmp_path):
+def test_pixels_come_into_the_prompt_as_the_model_writes_them(ask, says, tmp_path):
     asked = says("red")
     Image.new("RGB", (400, 200)).save(tmp_path / "a.png")
     code = ask(
@@ -171,7 +180,9 @@ def test_wrong_flags_are_refused_before_anything_is_read(flags, pattern, tmp_pat
     assert_fails(done, pattern, code=2)
 
 
-def test_a_pattern_or_a_film_does_not_hide_what_would_be_written_over(tmp_path, capsys):
+def test_a_pattern_or_a_film_does_not_hide_what_would_be_written_over(
+    ask, tmp_path, capsys
+):
     """Names are those of the real pictures: o-2.png is one of them."""
     need_tiny()
     for name in ("o-1.png", "o-2.png"):
@@ -186,7 +197,7 @@ def test_a_pattern_or_a_film_does_not_hide_what_would_be_written_over(tmp_path, 
     assert (tmp_path / "o-2.png").read_bytes() == before
 
 
-def test_a_box_that_is_cut_is_said(says, tmp_path, capsys):
+def test_a_box_that_is_cut_is_said(ask, says, tmp_path, capsys):
     asked = says("yes")
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     form = ("--image", tmp_path / "a.png", "--box-format", "mm1", "-p", "Is <box>?")
@@ -198,7 +209,7 @@ def test_a_box_that_is_cut_is_said(says, tmp_path, capsys):
     assert "is cut" not in capsys.readouterr().err
 
 
-def test_a_place_that_nothing_fills_is_said(says, capsys):
+def test_a_place_that_nothing_fills_is_said(ask, says, capsys):
     asked = says("yes")
     question = ("-p", "Is <box> at <point>?", "--image", SHAPES)
     assert ask(*question) == 0
@@ -231,7 +242,7 @@ def test_wrong_boxes_are_one_line(args, pattern):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_picture_that_cannot_be_written_is_one_line(says, tmp_path, capsys):
+def test_a_picture_that_cannot_be_written_is_one_line(ask, says, tmp_path, capsys):
     says("<1,1,500,500>")
     place = tmp_path / "out.png"
     place.mkdir()
