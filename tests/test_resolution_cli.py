@@ -142,14 +142,20 @@ def test_training_on_pictures_that_gain_nothing_by_tiles(picture, tmp_path, caps
     assert "warning" not in said([])
 
 
-def test_an_adapter_remembers_its_resolution(picture, tmp_path, capsys):
-    """In its config; what is loaded and what is fused reads pictures so."""
+def trained(picture, tmp_path, resolution: str, *more: str) -> tuple[str, str]:
+    """An adapter of one step, and where the fused model may lie."""
     line = {"question": "What?", "answer": "Sky.", "image": str(picture)}
     (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
-    out, fused = str(tmp_path / "adapter"), str(tmp_path / "fused")
+    out = str(tmp_path / "adapter")
     flags = ["--model", "mm1-tiny", "--data", str(tmp_path), "--adapter-path", out]
     flags += ["--iters", "1", "--batch-size", "1", "--rank", "2"]
-    assert lora([*flags, "--resolution", "dynamic", "--max-tiles", "2"]) == 0
+    assert lora([*flags, "--resolution", resolution, *more]) == 0
+    return out, str(tmp_path / "fused")
+
+
+def test_an_adapter_remembers_its_resolution(picture, tmp_path, capsys):
+    """In its config; what is loaded and what is fused reads pictures so."""
+    out, fused = trained(picture, tmp_path, "dynamic", "--max-tiles", "2")
     capsys.readouterr()
     assert info([out]) == 0
     told = " ".join(capsys.readouterr().out.split())
@@ -178,12 +184,7 @@ def test_an_adapter_remembers_its_resolution(picture, tmp_path, capsys):
 
 
 def test_a_resolution_that_a_folder_cannot_say(picture, tmp_path, capsys):
-    line = {"question": "What?", "answer": "Sky.", "image": str(picture)}
-    (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
-    out, fused = str(tmp_path / "adapter"), str(tmp_path / "fused")
-    flags = ["--model", "mm1-tiny", "--data", str(tmp_path), "--adapter-path", out]
-    flags += ["--iters", "1", "--batch-size", "1", "--rank", "2"]
-    assert lora([*flags, "--resolution", "128"]) == 0
+    out, fused = trained(picture, tmp_path, "128")
     assert fuse(["--model", "mm1-tiny", "--adapter-path", out, "--save-path", fused,
                  "--json"]) == 0  # fmt: skip
     assert "--resolution 128, which the fused model's" in capsys.readouterr().err

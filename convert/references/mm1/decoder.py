@@ -52,6 +52,7 @@ class _Attention(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Causal attention. x, result: (B, T, D)"""
         c, head = self.config, self.config.size_per_head
         sizes = [n * head for n in (self.heads, self.groups, self.groups)]
         q, k, v = self.qkv_proj(x).split(sizes, dim=-1)
