@@ -279,13 +279,20 @@ def test_what_cannot_fit_is_refused_with_numbers(data):  # noqa: F811
     with pytest.raises(MM1Error, match=r"more than .* adamw's states .* gradients"):
         plan_memory(stage, MemoryWish(limit=weights + 1000, only_tell=True))
     plan = plan_memory(stage, MemoryWish())
-    least = plan.weights + plan.trained + plan.optimizer
     limit = round(plan.peak - plan.step / 4)
     with pytest.raises(MM1Error, match=r"would take .*--grad-checkpoint on"):
         plan_memory(stage, MemoryWish(limit=limit))
     plan = plan_memory(stage, MemoryWish(limit=limit, only_tell=True))
     assert not plan.fits and "does not fit" in plan.table()
     json.dumps(plan.to_dict())
+
+
+@pytest.mark.usefixtures("quickly")
+def test_where_already_a_small_step_is_too_large_that_is_told(data):  # noqa: F811
+    """Each time anew (without planned_once): it is found while steps are measured."""
+    stage = stage_of(data, wide(DENSE), "pairs")
+    plan = plan_memory(stage, MemoryWish())
+    least = plan.weights + plan.trained + plan.optimizer
     limit = least + trained_bytes(stage) + 1000
     with pytest.raises(MM1Error, match=r"Already a step of 1 x \d+ .* but there are"):
         plan_memory(stage, MemoryWish(limit=limit, auto=("recompute",)))
