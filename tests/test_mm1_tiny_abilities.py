@@ -1,5 +1,6 @@
 """Training documents and test questions of shots, tiles, boxes, steps and talk."""
 
+import itertools
 import random
 import re
 import zlib
@@ -255,3 +256,44 @@ def test_every_picture_of_boxes_has_a_question(drawn):
     for seed in range(150):
         rng = random.Random(seed)
         assert pictures.sample_picture(rng, 0.8, {"boxes": 1.0}).questions
+
+
+# --- what its card calls weak --------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["count", "colour", "caption"])
+def test_smaller_things_are_as_small_as_their_group_says(task, monkeypatch, drawn):
+    from examples.mm1_tiny import edges, scenes
+
+    made = []
+    arrange = scenes.arrange
+
+    def kept(*args, **kwargs):
+        made.append(arrange(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(edges.s, "arrange", kept)
+    seen = set()
+    for seed in range(30):
+        example = edges.TASKS[f"smaller_{task}"](random.Random(seed))
+        least, most = map(float, example.groups["diameter"].split(" to "))
+        seen.add(least)
+        for thing in made[-1].things:
+            assert least - 1e-9 <= 2 * thing.radius <= most + 1e-9
+    assert len(seen) == len(edges.DIAMETERS)
+
+
+def test_of_an_empty_picture_nothing_is_there(drawn):
+    from examples.mm1_tiny.edges import TASKS
+
+    answers = {TASKS["empty"](random.Random(seed)).answer for seed in range(60)}
+    assert {"0", "nothing"} <= answers and not answers & {"1", "yes"}
+
+
+def test_doubled_words_have_a_letter_twice_in_a_row():
+    from examples.mm1_tiny.edges import TASKS, doubled_words
+
+    assert "apple" in doubled_words() and "able" not in doubled_words()
+    for seed in range(5):
+        text = TASKS["doubled"](random.Random(seed)).answer
+        assert any(a == b for a, b in itertools.pairwise(text))

@@ -59,9 +59,9 @@ def make_questions(task: str, n: int, seed: int) -> list[Asked]:
 
 def questions(task: str, seed: int) -> Iterator[Asked]:
     """The questions of a task or an ability, one after the other, without an end."""
-    from examples.mm1_tiny import abilities, tasks
+    from examples.mm1_tiny import abilities, edges, tasks
 
-    makers = abilities.TASKS | tasks.TASKS
+    makers = edges.TASKS | abilities.TASKS | tasks.TASKS
     same = abilities.SAME_QUESTIONS.get(task, task)
     rng = random.Random(f"test/{seed}/{same}")
     for i in count():
@@ -71,7 +71,7 @@ def questions(task: str, seed: int) -> Iterator[Asked]:
             yield _held_out(rng)
         else:
             e = makers[task](rng)
-            yield Asked(e.prompt, e.answer, e.images, judge=e.judge)
+            yield Asked(e.prompt, e.answer, e.images, e.groups, e.judge)
 
 
 def _elsewhere(rng: random.Random, i: int) -> Asked:

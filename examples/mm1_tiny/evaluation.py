@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 
-from examples.mm1_tiny import abilities
+from examples.mm1_tiny import abilities, edges
 from examples.mm1_tiny.evaluate import (
     FEW_SHOT,
     MAX_TOKENS,
@@ -43,6 +43,11 @@ ABILITIES = {
     "talk": "the last question of a conversation",
     "talk_alone": "the same without the turns before it",
     "of_many": "one or all of 5 to 16 pictures",
+    "smaller_count": "how many things, smaller than trained",
+    "smaller_colour": "the colour of a thing smaller than trained",
+    "smaller_caption": "all things, smaller than trained",
+    "empty": "about a picture with nothing in it",
+    "doubled": "a word with a letter twice in a row",
 }
 
 
@@ -132,7 +137,7 @@ def _task(name: str, summary: str, read, **changes) -> Task:
 
 def _ability(name: str) -> Task:
     read, settings = partial(_read, name), {}
-    if name.startswith("small"):  # as its Example has it
+    if name.startswith("small_"):  # as its Example has it
         settings["resolution"] = name.rpartition("_")[2]
     summary = ABILITIES.get(name, name.replace("_", " "))
     return _task(name, summary, read, max_tokens=ABILITY_TOKENS, settings=settings)
@@ -152,5 +157,5 @@ TASKS = (
         )
         for shots in SHOTS
     ]
-    + [_ability(name) for name in abilities.TASKS]
+    + [_ability(name) for name in (*abilities.TASKS, *edges.TASKS)]
 )

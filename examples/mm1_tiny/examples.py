@@ -1,7 +1,7 @@
 """A test question, and when an answer to it is right."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from examples.mm1_tiny.reasoning import ANSWER
@@ -16,7 +16,7 @@ class Example:
     it come first.
 
     prompt: text, or the messages of a conversation. judge: one of JUDGES. resolution:
-    as `generate` takes it.
+    as `generate` takes it. groups: what it counts for, beside its task.
     """
 
     images: list[Any]
@@ -25,6 +25,7 @@ class Example:
     task: str
     judge: str = "exact"
     resolution: str | None = None
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 def is_right(answer: str, text: str, judge: str = "exact") -> bool:

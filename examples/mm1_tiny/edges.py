@@ -1,0 +1,67 @@
+"""Test questions at the edge of what mm1-tiny learned: what its card calls weak.
+
+Smaller things than single pictures are trained on, pictures with nothing in them, and
+words with a doubled letter. All randomness comes from the generator that is passed in.
+"""
+
+import random
+from functools import cache, partial
+from itertools import pairwise
+
+from examples.mm1_tiny import asking, drawing, glyphs
+from examples.mm1_tiny import scenes as s
+from examples.mm1_tiny.examples import Example
+from examples.mm1_tiny.words import TEST_WORDS
+
+# Diameters as shares of the picture's longer side; what is trained begins at 0.18 but
+# for the scenes that are cut into tiles and the crowded ones.
+DIAMETERS = ((0.08, 0.10), (0.10, 0.12), (0.12, 0.14), (0.14, 0.16), (0.16, 0.18))
+
+
+def _smaller(task: str, rng: random.Random) -> Example:
+    """A question about one to four things, all of them small."""
+    least, most = rng.choice(DIAMETERS)
+    while True:
+        chosen = s.sample_pairs(rng, rng.randint(1, 4))
+        scene = s.arrange(chosen, rng, smallest=least / 2, largest=most / 2)
+        question = asking.ASKERS[task](scene, rng, "training", None)
+        if question:
+            break
+    return Example(
+        [drawing.draw(scene, rng)],
+        question.question,
+        question.answer,
+        f"smaller_{task}",
+        groups={"diameter": f"{least:.2f} to {most:.2f}"},
+    )
+
+
+def _empty(rng: random.Random) -> Example:
+    """A question about a picture with nothing in it."""
+    scene = s.Scene((), *s.sample_canvas(rng))
+    question = rng.choice(asking.ask_of_nothing(scene, rng))
+    image = drawing.draw(scene, rng)
+    groups = {"question": question.task}
+    return Example([image], question.question, question.answer, "empty", groups=groups)
+
+
+@cache
+def doubled_words() -> tuple[str, ...]:
+    """Words of the test split with the same letter twice in a row."""
+    return tuple(w for w in TEST_WORDS if any(a == b for a, b in pairwise(w)))
+
+
+def _doubled(rng: random.Random) -> Example:
+    while True:
+        found, asked = glyphs.sample_word(rng, "test"), glyphs.word_questions(rng)
+        if found.text.lower() in doubled_words():
+            return Example([found.image], asked, found.text, "doubled")
+
+
+TASKS = {
+    "smaller_count": partial(_smaller, "count"),
+    "smaller_colour": partial(_smaller, "colour"),
+    "smaller_caption": partial(_smaller, "caption"),
+    "empty": _empty,
+    "doubled": _doubled,
+}
