@@ -302,17 +302,66 @@ def test_assembly_gives_the_same_bytes_every_time(run_folder, assembled, tmp_pat
 def test_the_card_has_the_tables_and_the_commands(assembled, tmp_path):
     result = tmp_path / "result.json"
     result.write_text(json.dumps(made_report()))
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps({"results": made_abilities()}))
     arguments = ["--out", str(assembled), "--card", str(result)]
+    arguments += ["--abilities", str(found)]
     assert assemble.main([*arguments, "--trained", "In two hours on two cores."]) == 0
     card = (assembled / "README.md").read_text()
     assert "{{" not in card
     assert "| count | how many things | 98.0% |" in card
     assert "- elsewhere: 50.0%, goal 93.0%" in card
+    assert made_abilities_table() in card
     assert "python -m mm1_mlx.pretrain examples/mm1_tiny/recipe.json" in card
     assert card.endswith("In two hours on two cores.\n") and "MIT" in card
     assert "16 tokens per picture" in card
     guide = (ROOT / "examples" / "mm1_tiny" / "README.md").read_text()
     assert assemble.COMMANDS in guide
+
+
+def made_abilities() -> list[dict]:
+    def of(task, total, groups=None):
+        interval = {"low": total - 3, "high": total + 3}
+        return {
+            "task": task,
+            "n": 500,
+            "total": total,
+            "groups": groups or {},
+        } | interval
+
+    return [
+        of("tiny_count", 99.0),  # has its line in the other table
+        of("tiny_naming_shuffled", 33.0),
+        of("tiny_naming_right", 80.04),
+        of("tiny_naming_none", 5.0),
+        of("tiny_box", 60.0),
+        of("tiny_smaller_count", 70.0, {"0.1": 60.4, "0.2": 79.6}),
+        of("tiny_smaller_colour", 90.0, {"0.1": 85.0, "0.2": 95.0}),
+    ]
+
+
+def made_abilities_table() -> str:
+    from examples.mm1_tiny.evaluation import ABILITIES
+
+    right, shuffled, none, box, count, colour = (
+        ABILITIES[name]
+        for name in (
+            *("naming_right", "naming_shuffled", "naming_none"),
+            *("box", "smaller_count", "smaller_colour"),
+        )
+    )
+    return f"""\
+| naming_right | {right} | 80.0% | 77.0 to 83.0 | {shuffled} | 33.0% | 500 |
+|  |  |  |  | {none} | 5.0% | 500 |
+| box | {box} | 60.0% | 57.0 to 63.0 |  |  | 500 |
+| smaller_count | {count} | 70.0% | 67.0 to 73.0 |  |  | 500 |
+| smaller_colour | {colour} | 90.0% | 87.0 to 93.0 |  |  | 500 |
+
+| | smaller_count | smaller_colour |
+|---|---|---|
+| 0.1 | 60% | 85% |
+| 0.2 | 80% | 95% |
+"""
 
 
 def test_what_cannot_be_assembled(run_folder, assembled, tmp_path):
@@ -327,6 +376,10 @@ def test_what_cannot_be_assembled(run_folder, assembled, tmp_path):
     (tmp_path / "wrong.json").write_text("{}")
     done = command("--card", tmp_path / "wrong.json", "--out", assembled)
     assert_fails(done, r"evaluate --json")
+    (tmp_path / "right.json").write_text(json.dumps(made_report()))
+    arguments = "--card", tmp_path / "right.json", "--out", assembled
+    done = command(*arguments, "--abilities", tmp_path / "wrong.json")
+    assert_fails(done, r"wrong\.json is not a result\.json of python -m mm1_mlx\.eva")
     done = command("--card", tmp_path / "wrong.json", "--out", tmp_path)
     assert_fails(done, r"There is no model folder .*Assemble it first")
 

@@ -2,7 +2,9 @@
 
     python -m examples.mm1_tiny.assemble --run RUN --recipe RECIPE --out FOLDER
     python -m examples.mm1_tiny.evaluate --model FOLDER --wrong-image --json RESULT
-    python -m examples.mm1_tiny.assemble --out FOLDER --card RESULT --trained "..."
+    python -m mm1_mlx.evaluate --model FOLDER --task mm1-tiny --output OUT
+    python -m examples.mm1_tiny.assemble --out FOLDER --card RESULT \\
+        --abilities OUT/result.json --trained "..."
 
 The same run, recipe and result always give the same bytes. A run that is still going on
 can be assembled too: its last checkpoint is taken.
@@ -67,13 +69,17 @@ def assemble(run: Path, out: Path, recipe_file: Path, tokenizer: Path) -> None:
     write_model(out, model, processor)
 
 
-def write_card(out: Path, result: dict[str, Any], how: str) -> None:
+def write_card(
+    out: Path, result: dict[str, Any], abilities: list[dict[str, Any]], how: str
+) -> None:
     """The model card: CARD.md with the tables of evaluate's result filled in.
 
-    how: what the card says about the run, after its commands.
+    abilities: results of `python -m mm1_mlx.evaluate`. how: what the card says about
+    the run, after its commands.
     """
     from examples.mm1_tiny import scenes
-    from examples.mm1_tiny.scoring import markdown, missed
+    from examples.mm1_tiny.evaluation import ABILITIES
+    from examples.mm1_tiny.scoring import abilities_markdown, markdown, missed
 
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     text = (HERE / "CARD.md").read_text(encoding="utf-8")
@@ -82,6 +88,7 @@ def write_card(out: Path, result: dict[str, Any], how: str) -> None:
     run = textwrap.indent(COMMANDS, "    ")
     values = {
         "table": "\n".join([markdown(result).rstrip(), "", below]).rstrip(),
+        "abilities": abilities_markdown(abilities, ABILITIES),
         "n": str(result["n"]),
         "run": f"{run}\n{how}".rstrip(),
         "shapes": ", ".join(scenes.SHAPES),
@@ -120,6 +127,18 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
+def read_abilities(path: Path | None) -> list[dict[str, Any]]:
+    """The results in a result.json of `python -m mm1_mlx.evaluate`."""
+    if path is None:
+        return []
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["results"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is not a result.json of python -m mm1_mlx.evaluate: {error!r}."
+        ) from error
+
+
 def parser() -> Parser:
     """The flags of this command."""
     parser = Parser(
@@ -137,6 +156,12 @@ def parser() -> Parser:
     add("--recipe", type=Path, default=HERE / "recipe.json", help="of the run")
     add("--tokenizer", type=Path, help="default: tokenizer.model of the run")
     add("--card", type=Path, metavar="RESULT", help="evaluate's --json; only the card")
+    add(
+        "--abilities",
+        type=Path,
+        metavar="RESULT",
+        help="result.json of python -m mm1_mlx.evaluate --task mm1-tiny, for the card",
+    )
     add("--trained", default="", metavar="TEXT", help="for the card: time and machine")
     parser.add_debug()
     return parser
@@ -152,7 +177,8 @@ def run(args) -> None:
             f"There is no model folder {args.out}. Assemble it first."
         )
     else:
-        write_card(args.out, read_result(args.card), args.trained)
+        abilities = read_abilities(args.abilities)
+        write_card(args.out, read_result(args.card), abilities, args.trained)
     print(args.out)
 
 

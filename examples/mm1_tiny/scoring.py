@@ -46,6 +46,16 @@ MEANINGS = {
 }
 
 
+# Abilities, and what shows that an answer comes from there: the same questions without.
+COMPARED = {
+    "naming_right": ("naming_shuffled", "naming_none"),
+    "worth_steps": ("worth_at_once",),
+    "small_dynamic": ("small_native",),
+    "small_text_dynamic": ("small_text_native",),
+    "talk": ("talk_alone",),
+}
+
+
 def tally(outcomes: Iterable[bool]) -> dict[str, Any]:
     """n, right, accuracy, and the interval's low and high."""
     outcomes = list(outcomes)
@@ -174,3 +184,48 @@ def _few_shot_table(results: dict[str, Any]) -> str:
     cells = [f"{percent(results[s]['accuracy'])}" for s in shots]
     lines.append(f"| all (n = {results[shots[0]]['n']} each) | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def abilities_markdown(results: list[dict[str, Any]], meanings: dict[str, str]) -> str:
+    """The tables of what `python -m mm1_mlx.evaluate` found (its result.json).
+
+    meanings: what each task asks, without "tiny_". Tasks of `markdown` are left out.
+    """
+    found = {r["task"].removeprefix("tiny_"): r for r in results}
+    beside = {name for others in COMPARED.values() for name in others}
+    lines = [
+        "| task | what is asked | accuracy | 95% interval | without | accuracy | n |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    grouped_tasks = []
+    for name, meaning in meanings.items():
+        if name not in found or name in beside:
+            continue
+        one = found[name]
+        if one["groups"]:
+            grouped_tasks.append(name)
+        others = [x for x in COMPARED.get(name, ()) if x in found]
+        for first, other in enumerate(others or [""]):
+            cells = ["", "", "", ""]
+            if not first:
+                interval = f"{one['low']:.1f} to {one['high']:.1f}"
+                cells = [name, meaning, f"{one['total']:.1f}%", interval]
+            total = f"{found[other]['total']:.1f}%" if other else ""
+            cells += [meanings[other] if other else "", total, str(one["n"])]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n\n".join(["\n".join(lines), *_side_by_side(found, grouped_tasks)])
+
+
+def _side_by_side(found: dict[str, Any], names: list[str]) -> list[str]:
+    """A table for tasks that have the same groups."""
+    tables: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        tables.setdefault(tuple(found[name]["groups"]), []).append(name)
+    made = []
+    for groups, tasks in tables.items():
+        rows = [f"| | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+        for group in groups:
+            cells = [f"{found[task]['groups'][group]:.0f}%" for task in tasks]
+            rows.append(f"| {group} | {' | '.join(cells)} |")
+        made.append("\n".join(rows))
+    return made
