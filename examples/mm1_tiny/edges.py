@@ -1,7 +1,7 @@
 """Test questions at the edge of what mm1-tiny learned: what its card calls weak.
 
-Smaller things than single pictures are trained on, pictures with nothing in them, and
-words with a doubled letter. All randomness comes from the generator that is passed in.
+Smaller things than the other tasks ask about, pictures with nothing in them, and words
+with a doubled letter. All randomness comes from the generator that is passed in.
 """
 
 import random
@@ -13,8 +13,8 @@ from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.examples import Example
 from examples.mm1_tiny.words import TEST_WORDS
 
-# Diameters as shares of the picture's longer side; what is trained begins at 0.18 but
-# for the scenes that are cut into tiles and the crowded ones.
+# Diameters as shares of the picture's longer side. The other tasks begin at 0.18
+# (scenes.SMALLEST), training at 0.08 (scenes.SMALLEST_TRAINED).
 DIAMETERS = ((0.08, 0.10), (0.10, 0.12), (0.12, 0.14), (0.14, 0.16), (0.16, 0.18))
 
 

@@ -43,9 +43,9 @@ ABILITIES = {
     "talk": "the last question of a conversation",
     "talk_alone": "the same without the turns before it",
     "of_many": "one or all of 5 to 16 pictures",
-    "smaller_count": "how many things, smaller than trained",
-    "smaller_colour": "the colour of a thing smaller than trained",
-    "smaller_caption": "all things, smaller than trained",
+    "smaller_count": "how many things, of 8 to 18% of the picture",
+    "smaller_colour": "the colour of a thing of 8 to 18% of the picture",
+    "smaller_caption": "all things, of 8 to 18% of the picture",
     "empty": "about a picture with nothing in it",
     "doubled": "a word with a letter twice in a row",
 }
