@@ -46,7 +46,7 @@ from mm1_mlx.training.documents import KINDS, Document, Text
 __all__ = ["TASKS", "Example", "corpus", "document", "region_picture"]
 
 # MM1 weighs its kinds of data by hand, too. Single pictures: pictures.CAPTION_MIX.
-INTERLEAVED_MIX = {"comparison": 0.5, "few_shot": 0.14, "multi_turn": 0.1, "talk": 0.26}
+INTERLEAVED_MIX = {"comparison": 0.5, "few_shot": 0.15, "multi_turn": 0.15, "talk": 0.2}
 TEXT_MIX = {
     "sentences": 0.13, "naming": 0.42, "told": 0.2, "numbered": 0.05, "facts": 0.2
 }  # fmt: skip

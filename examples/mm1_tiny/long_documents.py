@@ -19,7 +19,7 @@ from mm1_mlx.training.documents import Document, Region, Text
 from mm1_mlx.training.encoder_stage import box_weights
 
 LONG_MIX = {
-    "naming": 0.5, "tiles": 0.18, "numbered": 0.1, "steps": 0.17, "shots": 0.05
+    "naming": 0.36, "tiles": 0.38, "numbered": 0.08, "steps": 0.13, "shots": 0.05
 }  # fmt: skip
 GLANCES = 0.6  # share of naming documents that read a few tokens of each picture
 SIDE = 8  # image tokens of a picture are SIDE x SIDE
