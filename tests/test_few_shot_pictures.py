@@ -71,6 +71,22 @@ def test_high_resolution_shots_have_one_meaning(paper):
     assert found.resolution == ["native", "native", "dynamic", "native", "native"]
 
 
+def test_an_adapters_resolution_is_that_of_the_last_shots(paper):
+    """And of every None in a list, with the adapter's number of tiles."""
+    paper.resolution = 48
+    picture = Image.new("RGB", (48, 48))
+    examples = [{"image": picture, "answer": "a"}] * 3
+    shots = FewShot(examples, high_resolution_shots=1)
+    asked = shots.ask("", picture, processor=paper)
+    inputs = paper(asked.prompt, asked.images, resolution=asked.resolution)
+    read = [each.shape[1] for each in inputs.pixel_values]
+    assert read == [24, 24, 48, 48]
+    assert [w.settings.size for w in paper.ways(2, [None, "native"])] == [48, 24]
+    paper.resolution, paper.max_tiles = "dynamic", 4
+    one, two = paper.ways(2, [None, "native"])
+    assert one.tiling.max_tiles == 4 and two.tiling is None
+
+
 def test_examples_that_are_left_out_make_room_for_others():
     assert numbers(FewShot(BARE, 3, choice="first").choose(leave_out={2})) == [1, 3, 4]
     drawn = numbers(FewShot(BARE, 4).choose())

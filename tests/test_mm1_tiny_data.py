@@ -378,7 +378,7 @@ def test_the_curriculum_starts_with_one_or_two_large_things():
 
     def most(progress):
         rng = random.Random(20)
-        found = [document(rng, "caption", progress) for _ in range(150)]
+        found = [document(rng, "caption", progress) for _ in range(400)]
         scenes = [d for d in found if "existence" in d.tasks]
         names = [[r for r in d.regions[0] if r.text != "nothing"] for d in scenes]
         return max(len(things) for things in names)

@@ -145,7 +145,9 @@ def test_what_a_checkpoint_was_not_made_for():
             processor("5", WIDE, resolution=asked)
     native = processor("5", WIDE, resolution="native")
     assert native.layouts == processor("5", WIDE).layouts == (Layout(1, 2, 48, 16),)
-    with pytest.raises(PromptError, match="no picture is read in dynamic tiles"):
+    with pytest.raises(
+        PromptError, match="in tiles as it was trained to: leave it out"
+    ):
         processor("5", WIDE, max_tiles=3)
 
 

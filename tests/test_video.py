@@ -4,6 +4,7 @@ import json
 import shutil
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from PIL import Image
 
 from helpers import assert_fails, need, need_tiny, needs, run_cli, run_here
 from mm1_mlx import load
+from mm1_mlx.config import TilingConfig
 from mm1_mlx.errors import ImageError, MM1Warning, PromptError
 from mm1_mlx.inputs.prompts import flatten_messages
 from mm1_mlx.inputs.video import (
-    frame_resolution,
+    is_frame,
     natural_order,
     pictures_in,
     place_videos,
@@ -324,24 +326,55 @@ def test_more_frames_than_any_context_holds_are_refused_unread(capsys):
     assert "must be a whole number from 1 to 4096" in capsys.readouterr().err
 
 
+def sizes_and_tiles(processor, images, resolution=None, **settings):
+    """Of each picture: the side of a tile, and whether it is cut."""
+    frames = [is_frame(image) for image in images]
+    ways = processor.ways(len(images), resolution, frames=frames, **settings)
+    return [(way.settings.size, way.tiling is not None) for way in ways]
+
+
 def test_frames_are_read_whole():
     """Whatever other pictures are read in; a list says it for each."""
-    frames = video_frames(FRAMES, 2)
-    other = Image.new("RGB", (8, 8))
-    assert frame_resolution(672, frames) == 672
-    assert frame_resolution(None, frames) == "native"
-    assert frame_resolution(672, [other, *frames]) == [672, 672, 672]
-    for cut in ("dynamic", 1344):
+    need_tiny()
+    _, processor = load("mm1-tiny")
+    side = processor.image_settings.size
+    frames, other = video_frames(FRAMES, 1), Image.new("RGB", (8, 8))
+    whole, large = (side, False), (2 * side, False)
+    assert sizes_and_tiles(processor, [other, *frames], 2 * side) == [large, large]
+    assert sizes_and_tiles(processor, [other, *frames]) == [whole, whole]
+    for cut, cut_side in (("dynamic", side), (2 * 8 * side, 8 * side)):
         with pytest.warns(MM1Warning, match=rf"read with .*'native', not .*{cut}"):
-            assert frame_resolution(cut, frames) == "native"
-        with pytest.warns(MM1Warning):
-            mixed = frame_resolution(cut, [other, *frames])
-        assert mixed == [cut, "native", "native"]
-    assert frame_resolution(None, [other, *frames]) == "native"
-    assert frame_resolution(672, [other, "a.png"]) == 672
-    assert frame_resolution([672, 336], frames) == [672, 336]
-    for own, expected in ((448, 448), ("dynamic", "native"), (1344, "native")):
-        assert frame_resolution(None, frames, own) == expected  # an adapter's
+            assert sizes_and_tiles(processor, frames, cut) == [whole]
+        with pytest.warns(MM1Warning, match="Frames"):
+            found = sizes_and_tiles(processor, [other, *frames], cut)
+        assert found == [(cut_side, True), whole]
+        processor.resolution = cut  # an adapter's
+        assert sizes_and_tiles(processor, [other, *frames]) == [(cut_side, True), whole]
+        processor.resolution = None
+    found = sizes_and_tiles(processor, frames * 2, ["native", 2 * side])
+    assert found == [whole, large]
+    with pytest.raises(PromptError, match=r"max_tiles is 4, .*: frames of a video are"):
+        sizes_and_tiles(processor, frames, "dynamic", max_tiles=4)
+
+
+def test_with_frames_too_many_pictures_are_not_cut_either():
+    need_tiny()
+    _, processor = load("mm1-tiny")
+    images = [Image.new("RGB", (8, 8)), *video_frames(FRAMES, 3)]
+    with pytest.warns(MM1Warning, match="has 4 images, and with more than 2 none is"):
+        found = sizes_and_tiles(processor, images, "dynamic")
+    assert found == [(processor.image_settings.size, False)] * 4
+
+
+def test_a_model_of_tiles_cuts_stills_beside_frames():
+    need_tiny()
+    _, processor = load("mm1-tiny")
+    tiling = TilingConfig(type="dynamic", default="tiles", max_images=3)
+    processor.config = replace(processor.config, tiling_config=tiling)
+    side = processor.image_settings.size
+    images = [Image.new("RGB", (8, 8)), *video_frames(FRAMES, 2)]
+    found = sizes_and_tiles(processor, images)
+    assert found == [(side, True), (side, False), (side, False)]
 
 
 def test_a_processor_reads_frames_whole():

@@ -33,8 +33,8 @@ from mm1_mlx.inputs.prompts import (
     place_images,
     with_image_slots,
 )
-from mm1_mlx.inputs.resolution import is_native
-from mm1_mlx.inputs.video import frame_resolution
+from mm1_mlx.inputs.resolution import is_native, of_frames
+from mm1_mlx.inputs.video import is_frame
 
 CHOICES = ("first", "random", "nearest")
 
@@ -321,12 +321,15 @@ class FewShot:
                 "the question as text, or leave the template of shots out."
             )
         check_resolutions(self.high_resolution_shots, processor, resolution)
-        return replace(asked, resolution=self._each(chosen, its_images, resolution))
+        own = getattr(processor, "resolution", None)
+        each = self._each(chosen, its_images, resolution, own)
+        return replace(asked, resolution=each)
 
     def _each(
-        self, chosen: list[Example], images: list[Any], resolution: Any
+        self, chosen: list[Example], images: list[Any], resolution: Any, own: Any
     ) -> list | Any:
-        """The resolution, or where they differ one for each picture."""
+        """The resolution, or where they differ one for each picture. own: of the
+        processor."""
         count = sum(len(shot.images) for shot in chosen)
         if self.high_resolution_shots is None:
             if not isinstance(resolution, (list, tuple)):
@@ -338,8 +341,8 @@ class FewShot:
             for i, shot in enumerate(chosen)
             for _ in shot.images
         ]
-        own = frame_resolution(resolution, images)
-        return shown + (own if isinstance(own, list) else [own] * len(images))
+        film = of_frames(resolution, own) if any(map(is_frame, images)) else None
+        return shown + [film if is_frame(image) else resolution for image in images]
 
     def form(self, flat: list[dict], processor: Any, use_template: bool) -> str | None:
         """The template of the text, or None for turns. flat: messages of the question

@@ -49,7 +49,7 @@ from mm1_mlx.inputs.tokenizer import (
     load_tokenizer,
     number_tokenizer,
 )
-from mm1_mlx.inputs.video import frame_resolution
+from mm1_mlx.inputs.video import is_frame
 
 __all__ = ["Inputs", "Processor"]
 
@@ -238,8 +238,8 @@ class Processor:
             self._check_reads(its_images)
             texts.append(text)
             sources.append(its_images)
-            wanted = frame_resolution(wanted, its_images, self.resolution)
-            ways.append(self.ways(len(its_images), wanted, max_tiles))
+            frames = [is_frame(image) for image in its_images]
+            ways.append(self.ways(len(frames), wanted, max_tiles, frames))
         return self._inputs(texts, sources, ways, read, max_tokens)
 
     def _inputs(
@@ -295,20 +295,21 @@ class Processor:
     # --- pictures --------------------------------------------------------------------
 
     def ways(
-        self, count: int, resolution: Any = None, max_tiles: int | None = None
+        self,
+        count: int,
+        resolution: Any = None,
+        max_tiles: int | None = None,
+        frames: Sequence[bool] = (),
     ) -> list[Way]:
-        """How each of a prompt's `count` pictures is read; arguments as of a call."""
+        """How each of a prompt's `count` pictures is read; arguments as of a call.
+        frames: which of them are frames of a video."""
         if not count:
             return []
-        if resolution is None and max_tiles is None:
-            max_tiles = self.max_tiles
         return ways_of(
-            resolution,
-            max_tiles,
-            count,
-            self.config,
-            self._settings,
+            *(resolution, max_tiles, count, self.config, self._settings),
             own=self.resolution,
+            own_tiles=self.max_tiles,
+            frames=frames,
         )
 
     def read_picture(

@@ -6,6 +6,7 @@ picture ("dynamic").
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -50,6 +51,8 @@ def ways_of(
     settings: ImageSettings,
     *,
     own: Any = None,
+    own_tiles: int | None = None,
+    frames: Sequence[bool] = (),
 ) -> list[Way]:
     """How each of a prompt's `count` pictures is read.
 
@@ -57,16 +60,26 @@ def ways_of(
     360VL were trained with), a number of pixels, "dynamic", or None for the model's
     own; or a list of these, one for each picture. max_tiles: of "dynamic", instead of
     the model's own. A prompt with more pictures than the tiling's max_images has no
-    tiles, unless the list asks for them. own: taken in place of None, and known to suit
-    the model, as what its adapter was trained with: nothing is warned of it.
+    tiles, unless the list asks for them. own, own_tiles: taken in place of None, and
+    known to suit the model, as what its adapter was trained with: nothing is warned of
+    them. own may be a list, too. frames: which pictures are frames of a video, which
+    only checkpoints that read everything in their own tiles cut, and a list that says
+    so.
 
     Raises PromptError; MM1Warning where a model was never trained for tiles, and where
-    "dynamic" gives none because there are too many pictures.
+    pictures are not read in tiles as was asked.
     """
     if max_tiles is not None:
         _check_max_tiles(max_tiles)
-    given = resolution is not None
-    resolution = check_resolution(resolution if given else own)
+    resolution, known = check_resolution(resolution), own is not None
+    if resolution is None and isinstance(own, list):
+        # As of a draft model, which reads what its model was asked for.
+        resolution, max_tiles, own = own, own_tiles, None
+
+    def way_of(one: Any) -> Way:
+        tiles = own_tiles if (one, max_tiles) == (None, None) else max_tiles
+        return _way(own if one is None else one, tiles, config, settings)
+
     if isinstance(resolution, list):
         if len(resolution) != count:
             raise PromptError(
@@ -74,25 +87,79 @@ def ways_of(
                 f"the prompt has {plural(count, 'image')}. Give one for each image, or "
                 f"one for all."
             )
-        known = {x: _way(x, max_tiles, config, settings) for x in set(resolution)}
-        ways = [known[x] for x in resolution]
+        ways = list(map(way_of, resolution))
+        _check_cut(ways, max_tiles, "no entry of the list of resolutions is 'dynamic'")
+        known = known and (own is None or all(one in (None, own) for one in resolution))
     else:
-        ways = [_way(resolution, max_tiles, config, settings)] * count
-    if max_tiles is not None and ways and not any(map(_is_dynamic, ways)):
-        raise PromptError(
-            f"max_tiles is {max_tiles}, but no picture is read in dynamic tiles: give "
-            f"resolution 'dynamic' with it (--resolution dynamic). Frames of videos "
-            f"are never cut."
-        )
-    if ways and not isinstance(resolution, list):
-        most = ways[0].tiling and ways[0].tiling.max_images
-        if most is not None and count > most:
-            if given and resolution == "dynamic":
-                _warn_whole(count, most)
-            ways = [Way(settings)] * count
-    if own is None or resolution != own:
+        way = way_of(resolution)
+        plain = Way(settings)
+        films = bool(frames) and all(frames) and not _arranged(way)
+        reason = "frames of a video are not cut" if films else None
+        _check_cut([plain if films else way], max_tiles, reason)
+        ways = _together(way, resolution, plain, [*frames] or [False] * count)
+        known = known and resolution in (None, own)
+    if not known:
         _warn_untrained(ways, config.tiling_config)
     return ways
+
+
+def _together(way: Way, asked: Any, plain: Way, frames: list[bool]) -> list[Way]:
+    """The ways of a prompt's pictures that are all asked for alike. plain: whole."""
+    if way.tiling is None or _arranged(way):
+        return [way] * len(frames)
+    most = way.tiling.max_images
+    if most is not None and len(frames) > most:
+        if asked == "dynamic":
+            _warn_whole(len(frames), most)
+        return [plain] * len(frames)
+    if asked is not None and any(frames):
+        _warn_of_frames(asked)
+    return [plain if frame else way for frame in frames]
+
+
+def _check_cut(ways: list[Way], max_tiles: int | None, reason: str | None) -> None:
+    """PromptError for max_tiles where nothing is cut into dynamic tiles."""
+    if max_tiles is None or not ways or any(map(_is_dynamic, ways)):
+        return
+    if _arranged(ways[0]):
+        raise PromptError(
+            f"max_tiles is {max_tiles}, but this checkpoint reads pictures in tiles as "
+            f"it was trained to: leave it out (--max-tiles)."
+        )
+    raise PromptError(
+        f"max_tiles is {max_tiles}, but no picture is read in dynamic tiles: "
+        + (reason or "give resolution 'dynamic' with it (--resolution dynamic)")
+        + "."
+    )
+
+
+def of_frames(resolution: Any, own: Any) -> Any:
+    """The resolution of frames of a video where this is the one of the other pictures.
+
+    own: of the processor, where it is None. MM1Warning where frames are not read as was
+    asked.
+    """
+    wanted = own if resolution is None else resolution
+    if wanted is not None and not _cuts(wanted):
+        return resolution
+    if resolution is not None:
+        _warn_of_frames(resolution)
+    return "native"
+
+
+def _cuts(resolution: Any) -> bool:
+    return resolution == "dynamic" or (
+        isinstance(resolution, Integral) and int(resolution) > LARGEST_WHOLE
+    )
+
+
+def _warn_of_frames(resolution: Any) -> None:
+    warnings.warn(
+        f"Frames of a video are not cut into tiles: they are read with resolution "
+        f"'native', not {resolution!r}.",
+        MM1Warning,
+        stacklevel=2,
+    )
 
 
 def is_native(resolution: Any, config: MM1Config, settings: ImageSettings) -> bool:
@@ -126,6 +193,10 @@ def with_default(
     else:
         return None
     return replace(config, tiling_config=tiling)
+
+
+def _arranged(way: Way) -> bool:
+    return way.tiling is not None and way.tiling.arranges
 
 
 def _is_dynamic(way: Way) -> bool:
@@ -205,8 +276,8 @@ def _dynamic(tiling: TilingConfig | None, max_tiles: int | None) -> TilingConfig
 def _warn_whole(count: int, most: int) -> None:
     warnings.warn(
         f"The prompt has {count} images, and with more than {most} none is cut into "
-        f"tiles: resolution 'dynamic' is not used. A list asks for each image; with "
-        f"--shots the last ones are asked for by --high-resolution-shots N.",
+        f"tiles: resolution 'dynamic' is not used. In Python a list asks for each "
+        f"image; with --shots the last are asked for by --high-resolution-shots N.",
         MM1Warning,
         stacklevel=2,
     )

@@ -5,17 +5,15 @@ MM1.5 (section on video) reads 24 frames of a video as so many pictures, in thei
 
 import os
 import re
-import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mm1_mlx.errors import ImageError, MM1Warning, PromptError
+from mm1_mlx.errors import ImageError, PromptError
 from mm1_mlx.inputs.images import (
     MAX_PIXELS,
     check_size,
@@ -24,7 +22,6 @@ from mm1_mlx.inputs.images import (
     load_image,
 )
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN, VIDEO_TOKEN, plural
-from mm1_mlx.inputs.resolution import LARGEST_WHOLE
 from mm1_mlx.inputs.sources import pasted_path, read_source, shown
 
 FRAMES = 24  # MM1.5
@@ -96,34 +93,9 @@ def video_frames(
     return found
 
 
-def frame_resolution(resolution: Any, images: Sequence[Any], own: Any = None) -> Any:
-    """The resolution of a prompt's pictures, frames of videos whole: MM1.5 cuts none.
-
-    A list, which says it for each, stays as it is. own: the processor's, where nothing
-    is asked. MM1Warning where frames are not read as was asked.
-    """
-    frames = [isinstance(x, Image.Image) and x.info.get(_FRAME) for x in images]
-    if isinstance(resolution, (list, tuple)) or not any(frames):
-        return resolution
-    if resolution is None:
-        return "native" if own is None or _cuts(own) else own
-    cut = _cuts(resolution)
-    if cut:
-        warnings.warn(
-            f"Frames of a video are not cut into tiles: they are read with resolution "
-            f"'native', not {resolution!r}.",
-            MM1Warning,
-            stacklevel=2,
-        )
-    own = "native" if cut else resolution
-    return own if all(frames) else [own if f else resolution for f in frames]
-
-
-def _cuts(resolution: Any) -> bool:
-    """Whether pictures are cut into tiles at this resolution."""
-    return resolution == "dynamic" or (
-        isinstance(resolution, Integral) and int(resolution) > LARGEST_WHOLE
-    )
+def is_frame(image: Any) -> bool:
+    """Whether a picture is one of video_frames."""
+    return isinstance(image, Image.Image) and _FRAME in image.info
 
 
 def _found(
