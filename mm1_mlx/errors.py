@@ -1,5 +1,7 @@
 """The errors a user can meet. Each message says what was found, expected, and to do."""
 
+from collections.abc import Sequence
+
 
 class MM1Error(Exception):
     """Base of every error meant for the user: one line, no traceback on the CLI."""
@@ -24,12 +26,23 @@ class PromptError(MM1Error):
 class ContextError(PromptError):
     """A prompt has more tokens than the model's context.
 
-    images: how many were given; images_that_fit: beside the text.
+    found: what was found. ways: single changes that would make it fit. wish: what else
+    to do. images: how many were given; images_that_fit: beside the text.
     """
 
-    def __init__(self, message: str, images: int = 0, images_that_fit: int = 0):
-        super().__init__(message)
+    def __init__(
+        self,
+        found: str,
+        images: int = 0,
+        images_that_fit: int = 0,
+        *,
+        ways: Sequence[str] = (),
+        wish: str = "",
+    ):
+        fits = f"What fits: {'; or '.join(ways)}." if ways else ""
+        super().__init__(" ".join(part for part in (found, fits, wish) if part))
         self.images, self.images_that_fit = images, images_that_fit
+        self.found, self.ways, self.wish = found, tuple(ways), wish
 
 
 class ImageError(MM1Error):

@@ -379,6 +379,39 @@ WRONG = [
         2,
     ),
     (("--answer-mark", "x"), r"--answer-mark goes with --shots FILE", 2),
+    (
+        ("--shots", "{}/asked.jsonl", "--shot-seed", "2"),
+        r"--shot-seed goes with --shot-choice random",
+        2,
+    ),
+    (
+        ("--shots", "{}/asked.jsonl", "--answer-mark", "x"),
+        r'--answer-mark goes with shots that have "reasoning"',
+        2,
+    ),
+    (
+        ("--shots", "{}/asked.jsonl", "--no-shot-reasoning"),
+        r'--no-shot-reasoning goes with shots that have "reasoning"',
+        2,
+    ),
+    (
+        ("--shots", "{}/reasoned.jsonl", "--no-shot-reasoning", "--answer-mark", "x"),
+        r"--answer-mark goes with reasoning: --no-shot-reasoning hides it",
+        2,
+    ),
+    (
+        (
+            *("--shots", "{}/reasoned.jsonl", "--answer-mark", "x"),
+            *("--shot-template", "{image} {reasoning} So {answer}"),
+        ),
+        r"--answer-mark: --shot-template says what is shown",
+        2,
+    ),
+    (
+        ("--shots", "{}/asked.jsonl", "--shot-separator", "x"),
+        r"these are turns of a chat: give a template",
+        1,
+    ),
     (("--shots", "{}/asked.jsonl", "--num-shots", "0"), r"whole number of 1 or mor", 2),
     (("--shots", "{}/asked.jsonl", "--shot-choice", "x"), r"one of: first, random", 2),
     (("--shots", "{}/asked.jsonl", "--shot-seed", "-1"), r"whole number from 0 to", 2),

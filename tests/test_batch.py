@@ -112,7 +112,7 @@ def test_batch_of_images_of_two_sizes(model, processor):
     for found, prompt, pictures in zip(batch, prompts, images, strict=True):
         alone = generate(model, Mixed(), prompt, pictures, max_tokens=6)
         assert found.token_ids == alone.token_ids
-    assert [r.image_size for r in batch] == [(24, 24), (16, 16)]
+    assert [r.image_sizes for r in batch] == [((24, 24),), ((16, 16),)]
 
 
 def test_batch_of_none_and_of_one(model, processor):

@@ -379,7 +379,7 @@ def response(**values):
         "num_images": 1,
         "image_tokens": 16,
         "image_tiles": 1,
-        "image_size": (64, 48),
+        "image_sizes": ((64, 48),),
         "image_seconds": 0.014,
         "peak_memory": 0.04,
         "drafted_tokens": None,
@@ -397,7 +397,7 @@ def test_statistics_by_hand():
         "TTFT: 0.05 s\n"
         "Peak memory: 0.040 GB"
     )
-    assert "Image" not in statistics(response(num_images=0, image_size=None))
+    assert "Image" not in statistics(response(num_images=0, image_sizes=()))
     cut = statistics(response(num_images=2, image_tiles=6)).splitlines()
     assert cut[1] == "Image: 2 in 6 tiles (64x48), 16 tokens, encode 0.01 s"
     one = statistics(response(generation_tokens=1, generation_tps=float("nan")))

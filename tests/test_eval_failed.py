@@ -114,9 +114,7 @@ def test_what_is_expected_is_todays(tiny, tmp_path):
 
 
 def test_a_prompt_that_shots_make_too_long_says_so(model, processor):
-    with pytest.raises(
-        DatasetError, match=r"Of 3 shots 2 would fit: --shots 2 \(shots"
-    ):
+    with pytest.raises(DatasetError, match=r"2 of the 3 shots: --shots 2 \(shots"):
         run(model, processor, too_long([2]), shots=3, limit=1, shot_choice="first")
 
 

@@ -1,6 +1,7 @@
 """Few-shot in evaluate: shots of a user's file, the nearest, reasoning, resolutions."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -314,8 +315,8 @@ def test_shots_that_do_not_fit_say_how_many_would(tiny, data, file):
     given["shot_choice"] = "first"
     with pytest.raises(DatasetError, match=r"tokens.* context is \d+\..*--shots") as no:
         evaluate(*tiny, COLOUR, shots=k, **given)
-    fits = int(str(no.value).rpartition("(shots=")[2].rstrip(")."))
-    assert f"Of {k} shots {fits} would fit: --shots {fits}" in str(no.value)
+    (fits,) = map(int, re.findall(r"\(shots=(\d+)\)", str(no.value)))
+    assert f"What fits: {fits} of the {k} shots: --shots {fits}" in str(no.value)
     assert not evaluate(*tiny, COLOUR, shots=fits, **given).failed
     with pytest.raises(DatasetError, match="could be asked"):
         evaluate(*tiny, COLOUR, shots=fits + 1, **given)

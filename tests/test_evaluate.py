@@ -90,7 +90,7 @@ def test_the_score_is_the_metrics(model, processor):
 
 
 def test_questions_of_a_length_go_together():
-    from mm1_mlx.inference.few_shot import Asked
+    from mm1_mlx.inference.asked import Asked
 
     asked = [
         Question(Sample(id=str(i)), Asked("p" * (i % 7), [None] * (i % 2)))

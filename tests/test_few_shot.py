@@ -203,10 +203,20 @@ def test_choices_that_are_none():
             FewShot(BARE, wrong)
     with pytest.raises(DatasetError, match=r"5 shots .* there are 4\. .*--num-shots 4"):
         FewShot(BARE, 5)
-    with pytest.raises(MM1Error, match="separator and answer_mark must be texts"):
-        FewShot(BARE, separator="")
-    with pytest.raises(MM1Error, match="separator and answer_mark must be texts"):
-        FewShot(BARE, answer_mark=" ")
+    wrong_values: list[tuple[dict, str]] = [
+        ({"separator": ""}, "separator is an empty text: write one"),
+        ({"answer_mark": " "}, "answer_mark is an empty text: write one"),
+        ({"answer_mark": None}, "answer_mark is None, but must be a text"),
+        ({"template": 5}, "template is 5, but must be a text"),
+        ({"separator": 5}, "separator is 5, but must be a text"),
+        ({"seed": None}, "seed is None, but must be a whole number"),
+        ({"seed": True}, "seed is True, but must be a whole number"),
+    ]
+    for given, message in wrong_values:
+        with pytest.raises(MM1Error, match=message):
+            FewShot(BARE, **given)
+    with pytest.raises(PromptError, match=r"separator stands between .*--shot-templ"):
+        FewShot(ASKED, separator="#").ask("What?", processor=CHAT)
     with pytest.raises(PromptError, match=r"but the question has none: choose them at"):
         FewShot(BARE, choice="nearest").ask("What?", processor=CHAT)
     with pytest.raises(DatasetError, match=r"shot 1: it has no picture, so nothing"):

@@ -1,7 +1,11 @@
 """The pictures of examples: resolution, the nearest by their features, context."""
 
+import re
+import warnings
+from ast import literal_eval
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -23,11 +27,15 @@ from mm1_mlx.errors import (
     MM1Warning,
     PromptError,
 )
+from mm1_mlx.inference.asking import read
 from mm1_mlx.inference.features import Features
+from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inputs.images import ImageSettings, load_image, pixels
 from mm1_mlx.inputs.processor import Processor
 from mm1_mlx.inputs.tokenizer import load_tokenizer
 from mm1_mlx.inputs.video import video_frames
+
+LARGE = "high_resolution_shots"
 
 # --- in which resolution -------------------------------------------------------------
 
@@ -138,6 +146,49 @@ def test_sixteen_pictures_fit_and_24_frames_do(paper):
         paper("What happens?", [one] * 40)
     assert (met.value.images, met.value.images_that_fit) == (40, 28)
     assert "28 of the 40 images" in str(met.value)
+
+
+@pytest.mark.parametrize(
+    "settings, resolution, flags",
+    [
+        (
+            {"high_resolution_shots": 9},
+            "dynamic",
+            ["max_tiles", LARGE, "num_shots"],
+        ),
+        ({"high_resolution_shots": 9}, 1344, [LARGE, "num_shots"]),
+        ({}, 1344, ["resolution", LARGE, "num_shots"]),
+        ({"num_shots": 30}, "dynamic", ["num_shots"]),
+    ],
+)
+def test_what_is_said_to_fit_does(paper, settings, resolution, flags):
+    """Each change alone; and one shot more, in number or in size, does not fit."""
+    picture = Image.new("RGB", (48, 48))
+    many = [{"image": picture, "answer": "a"}] * 30
+    given = {"num_shots": 9, "choice": "first"} | settings
+
+    def ask(changed: dict, **reading) -> Any:
+        how = Settings(**{"resolution": resolution} | reading)
+        shots = FewShot(many, **(given | changed))
+        asked = shots.ask("", picture, processor=paper, resolution=how.resolution)
+        return read(paper, asked, how, 4096)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MM1Warning)  # not trained for tiles
+        with pytest.raises(ContextError) as met:
+            ask({})
+        found = re.findall(r"\((\w+)=(\S+)\)", str(met.value))
+        assert "images" not in " ".join(met.value.ways)
+        assert [
+            name[: len(f)] for f, (name, _) in zip(flags, found, strict=True)
+        ] == flags
+        for name, value in found:
+            if name in ("max_tiles", "resolution"):
+                ask({}, **{name: literal_eval(value)})
+                continue
+            ask({name: int(value)})
+            with pytest.raises(ContextError):
+                ask({name: int(value) + 1})
 
 
 # --- with pictures -------------------------------------------------------------------
@@ -356,7 +407,7 @@ def test_more_shots_than_the_context_holds(tiny, coloured, tmp_path):
     shots = FewShot(many, choice="first")
     with pytest.raises(ContextError, match=r"--num-shots \d+ \(num_shots=\d+\)") as met:
         generate(model, processor, "", tmp_path / "red60.png", shots=shots)
-    count = int(str(met.value).rpartition("=")[2].rstrip(")."))
+    (count,) = map(int, re.findall(r"num_shots=(\d+)", str(met.value)))
     less = FewShot(many, count, choice="first")
     assert generate(
         model, processor, "", tmp_path / "red60.png", shots=less, max_tokens=1

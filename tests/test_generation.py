@@ -265,7 +265,7 @@ def test_response_of_a_picture_question(model, processor):
     assert found.generation_tokens == len(found.token_ids) == 5
     assert found.token_id == found.token_ids[-1]
     assert (found.num_images, found.image_tokens) == (1, 4)
-    assert found.image_size == (16, 16)
+    assert found.image_sizes == ((16, 16),)
     assert 0 < found.image_seconds < found.ttft
     assert found.prompt_tps > 0
     assert found.generation_tps > 0
@@ -292,7 +292,7 @@ def test_decode_rate_leaves_out_the_first_token(model, processor, monkeypatch):
 def test_text_only_response_has_no_image(model, processor):
     found = generate(model, processor, "5", max_tokens=2)
     assert (found.num_images, found.image_tokens, found.image_seconds) == (0, 0, 0)
-    assert found.image_size is None
+    assert found.image_sizes == ()
 
 
 def test_fields_that_callers_rely_on():
@@ -301,7 +301,7 @@ def test_fields_that_callers_rely_on():
         *("text", "token_id", "token_ids", "prompt_tokens", "prompt_tps"),
         "image_tiles",
         *("generation_tokens", "generation_tps", "ttft", "num_images"),
-        *("image_tokens", "image_seconds", "image_size", "peak_memory"),
+        *("image_tokens", "image_seconds", "image_sizes", "peak_memory"),
         *(
             "finish_reason",
             "reused_tokens",

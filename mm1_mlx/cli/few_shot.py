@@ -145,7 +145,9 @@ def few_shot(args: argparse.Namespace) -> Any:
             raise UsageError("--shot-features goes with --shot-choice nearest")
         from mm1_mlx.inference.few_shot import FewShot
 
-        return FewShot(args.shots, **given)
+        shots = FewShot(args.shots, **given)
+        _check_used(args, shots)
+        return shots
     flags = {
         "num_shots": "--num-shots",
         "balanced": "--balance-shots",
@@ -156,6 +158,26 @@ def few_shot(args: argparse.Namespace) -> Any:
     for name in given:
         raise UsageError(f"{flags.get(name, f'--shot-{name}')} goes with --shots FILE")
     return None
+
+
+def _check_used(args: argparse.Namespace, shots: Any) -> None:
+    """UsageError for flags that would change nothing."""
+    if args.shot_seed is not None and shots.choice != "random":
+        raise UsageError("--shot-seed goes with --shot-choice random")
+    for flag, given in (
+        ("--no-shot-reasoning", args.no_shot_reasoning),
+        ("--answer-mark", args.answer_mark is not None),
+    ):
+        if given and args.shot_template is not None:
+            raise UsageError(
+                f"{flag}: --shot-template says what is shown, leave it out"
+            )
+        if given and shots.examples[0].reasoning is None:
+            raise UsageError(f'{flag} goes with shots that have "reasoning"')
+    if args.no_shot_reasoning and args.answer_mark is not None:
+        raise UsageError(
+            "--answer-mark goes with reasoning: --no-shot-reasoning hides it"
+        )
 
 
 def told_of_shots(whole: Any, args: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _FIELDS = (
     "accepted_tokens",
     "ttft",
     "num_images",
-    "image_size",
+    "image_sizes",
     "image_tokens",
     "image_tiles",
     "image_seconds",
@@ -39,12 +39,12 @@ def statistics(response: "GenerationResponse") -> str:
     if not math.isnan(response.generation_tps):
         generation += f", {response.generation_tps:.3f} tokens-per-sec"
     lines = ["=" * 10]
-    if response.image_size is not None:
-        width, height = response.image_size
+    if response.image_sizes:
+        sizes = ", ".join(f"{width}x{height}" for width, height in response.image_sizes)
         tiles = response.image_tiles
         cut = f" in {tiles} tiles" if tiles > response.num_images else ""
         lines.append(
-            f"Image: {response.num_images}{cut} ({width}x{height}), "
+            f"Image: {response.num_images}{cut} ({sizes}), "
             f"{response.image_tokens} tokens, encode {response.image_seconds:.2f} s"
         )
     if response.reused_tokens:

@@ -14,7 +14,8 @@ from mm1_mlx.evaluation.datasets.rows import Fault, choices
 from mm1_mlx.evaluation.how import How, name_of
 from mm1_mlx.evaluation.own_pictures import OwnPictures
 from mm1_mlx.evaluation.samples import Sample, Source, Task
-from mm1_mlx.inference.few_shot import Asked, FewShot
+from mm1_mlx.inference.asked import Asked
+from mm1_mlx.inference.few_shot import FewShot
 from mm1_mlx.inference.shot_template import with_reasoning
 from mm1_mlx.inputs.examples import Example, read_examples
 from mm1_mlx.inputs.prompts import (

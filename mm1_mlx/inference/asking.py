@@ -1,9 +1,10 @@
 """What is asked: prompts that are refused, examples in front, what is read of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from mm1_mlx.errors import ContextError, ImageError, PromptError
-from mm1_mlx.inference.few_shot import Asked
+from mm1_mlx.inference.asked import Asked
 from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inputs.processor import Processor
 from mm1_mlx.inputs.prompts import is_conversation, plural
@@ -61,8 +62,8 @@ def read(
         if len(ids) >= context:
             raise ContextError(
                 f"The prompt has {len(ids)} tokens, but the model's context has "
-                f"{context} and the answer needs room too. Shorten the prompt or use "
-                f"fewer images."
+                f"{context} and the answer needs room too.",
+                wish="Shorten the prompt or use fewer images.",
             )
         return inputs, ids
 
@@ -73,21 +74,59 @@ def read(
     except ContextError as error:
         if asked.again is None:
             raise
-        fewer = 0  # by halves: the most shots that fit
-        beyond = len(asked.shots)
-        while beyond - fewer > 1:
-            middle = (fewer + beyond) // 2
-            try:
-                read_it(asked.again(middle))
-                fewer = middle
-            except ContextError:
-                beyond = middle
-        flag = f": {asked.flag.format(fewer)}" if fewer else ""
+        ways = _ways(error, asked, read_it)
+        found = error.found
+        if not ways:
+            found += f" None of the {plural(len(asked.shots), 'shot')} fits."
         raise ContextError(
-            f"{error} Of {plural(len(asked.shots), 'shot')} {fewer} would fit{flag}.",
+            found,
             error.images,
             error.images_that_fit,
+            ways=ways,
+            wish="Or shorten texts." if ways else error.wish,
         ) from error
+
+
+def _ways(error: ContextError, asked: Asked, read_it: Callable) -> list[str]:
+    """Single changes that make a question with shots fit: of the pictures' resolution,
+    and of the shots' number."""
+    assert asked.again is not None
+    count = len(asked.shots)
+    # One resolution for all goes without --high-resolution-shots, which says which
+    # shots have the question's; and a number of pictures is one of shots.
+    single = [way for way in error.ways if way.startswith("--")]
+    ways = [
+        way
+        for way in single
+        if asked.high is None or not way.startswith("--resolution")
+    ]
+    high, large = count if asked.high is None else asked.high, None
+    if asked.large is not None:
+        large = _most(asked.large, high, read_it)
+    if large is not None:
+        ways.append(f"--high-resolution-shots {large} (high_resolution_shots={large})")
+    if fewer := _most(asked.again, count, read_it, least=1):
+        ways.append(
+            f"{fewer} of the {plural(count, 'shot')}: {asked.flag.format(fewer)}"
+        )
+    return ways
+
+
+def _most(
+    ask: Callable[[int], Asked], beyond: int, read_it: Callable, least: int = 0
+) -> int | None:
+    """The largest number below `beyond` with which it fits, by halves, or None."""
+    fits = None
+    while least < beyond:
+        middle = (least + beyond) // 2
+        try:
+            read_it(ask(middle))
+            fits, least = middle, middle + 1
+        except ContextError:
+            beyond = middle
+        except PromptError:  # it would change nothing
+            return None
+    return fits
 
 
 def check_one(prompt: Any) -> None:

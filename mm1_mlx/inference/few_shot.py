@@ -4,15 +4,17 @@ MM1 (section on few-shot evaluation) shows 4, 8 or 16 examples from the training
 """
 
 import random
-from collections.abc import Callable, Container
+from collections.abc import Container
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 
 from mm1_mlx.errors import DatasetError, ImageError, MM1Error, PromptError
+from mm1_mlx.inference.asked import Asked
 from mm1_mlx.inference.features import Features
 from mm1_mlx.inference.shot_template import (
     BARE,
@@ -23,7 +25,6 @@ from mm1_mlx.inference.shot_template import (
     written,
 )
 from mm1_mlx.inputs.examples import Example, read_examples
-from mm1_mlx.inputs.images import load_image
 from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
     builtin_name,
@@ -37,37 +38,7 @@ from mm1_mlx.inputs.resolution import is_native, of_frames
 from mm1_mlx.inputs.video import is_frame
 
 CHOICES = ("first", "random", "nearest")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question behind its examples, as the processor takes it.
-
-    prompt: text or messages. images: in reading order. stops: texts that end the
-    answer. mark: what stands between reasoning and answer, or None. shots: what stands
-    in front. resolution: for the processor, of all pictures. again: asks with another
-    number of them. flag: what says their number, for messages.
-    """
-
-    prompt: Any
-    images: Any
-    stops: tuple[str, ...] = ()
-    mark: str | None = None
-    shots: tuple[Example, ...] = ()
-    resolution: Any = None
-    again: Callable[[int], "Asked"] | None = None
-    flag: str = "--num-shots {0} (num_shots={0})"
-
-    def explained(self, error: Exception, **limits: Any) -> Exception:
-        """The error, with the line of the example whose picture is to blame."""
-        if isinstance(error, ImageError):
-            for shot in self.shots:
-                for image in shot.images:
-                    try:
-                        load_image(image, **limits)
-                    except ImageError as found:
-                        return DatasetError(f"{shot.where}: {found}")
-        return error
+MARK = "Answer:"
 
 
 class FewShot:
@@ -84,7 +55,8 @@ class FewShot:
     where all are shown. balanced: as many of each answer as can be.
     template: None writes examples as turns of the chat template. A text with {image},
     {prompt}, {reasoning} and {answer} writes them as one text, of which the question is
-    the last part, up to its answer; `separator` stands between, and ends an answer.
+    the last part, up to its answer; `separator` (a line break) stands between, and ends
+    an answer.
     Without one, examples and question that have no prompt are written as BARE, and for
     a model without a chat template as QUESTIONS.
     reasoning: whether the examples' reasoning is shown, before their answers; None is
@@ -109,9 +81,9 @@ class FewShot:
         seed: int = 0,
         balanced: bool = False,
         template: str | None = None,
-        separator: str = "\n",
+        separator: str | None = None,
         reasoning: bool | None = None,
-        answer_mark: str = "Answer:",
+        answer_mark: str = MARK,
         high_resolution_shots: int | None = None,
         features: Any = None,
     ):
@@ -123,10 +95,12 @@ class FewShot:
             raise MM1Error(
                 f"choice is {choice!r}, but must be one of {', '.join(CHOICES)}."
             )
-        if not separator or not answer_mark.strip():
-            raise MM1Error("separator and answer_mark must be texts, not empty ones.")
-        self.choice, self.seed, self.balanced = choice, seed, balanced
-        self.separator, self._mark = separator, answer_mark.strip()
+        _check_texts(separator=separator, template=template, answer_mark=answer_mark)
+        if isinstance(seed, bool) or not isinstance(seed, Integral):
+            raise MM1Error(f"seed is {seed!r}, but must be a whole number.")
+        self.choice, self.seed, self.balanced = choice, int(seed), balanced
+        self.separator, self._parted = separator or "\n", separator is not None
+        self._mark = answer_mark.strip()
         self.high_resolution_shots = _checked(high_resolution_shots)
         self._reasoned = self._wants_reasoning(reasoning)
         self._prompted = self.examples[0].prompt is not None
@@ -282,11 +256,16 @@ class FewShot:
         how |= {"resolution": resolution, "leave_out": leave_out}
         asked = self._ask(prompt, images, **how, **limits)
 
-        def again(num_shots: int) -> Asked:
-            fewer = self.changed(num_shots=num_shots)
-            return fewer._ask(prompt, images, **how, **limits)
+        def other(**values: Any) -> Asked:
+            return self.changed(**values)._ask(prompt, images, **how, **limits)
 
-        return replace(asked, again=again)
+        reads = getattr(processor, "image_settings", None) is not None
+        return replace(
+            asked,
+            again=lambda count: other(num_shots=count),
+            large=(lambda count: other(high_resolution_shots=count)) if reads else None,
+            high=self.high_resolution_shots,
+        )
 
     def changed(self, **values: Any) -> Self:
         """The same with another num_shots, choice, ..."""
@@ -365,6 +344,12 @@ class FewShot:
     def _turns(
         self, chosen: list[Example], flat: list[dict], images: list, processor: Any
     ) -> Asked:
+        if self._parted:
+            raise PromptError(
+                "A separator stands between shots that are written as one text, but "
+                "these are turns of a chat: give a template, too (--shot-template), or "
+                "leave the separator out (--shot-separator)."
+            )
         separator = image_separator(getattr(processor, "chat_template", None))
         turns = []
         if not flat[-1]["content"].replace(IMAGE_TOKEN, "").strip():
@@ -465,6 +450,17 @@ def check_resolutions(high: int | None, processor: Any, resolution: Any) -> None
             "resolution, but that is the encoder's own, which all have: give a "
             "higher one, such as --resolution 672 or dynamic (resolution=...)."
         )
+
+
+def _check_texts(**given: Any) -> None:
+    """MM1Error for what is no text, or an empty one; all but a mark may be None."""
+    for name, text in given.items():
+        if text is None and name != "answer_mark":
+            continue
+        if not isinstance(text, str):
+            raise MM1Error(f"{name} is {text!r}, but must be a text.")
+        if not (text if name == "separator" else text.strip()):
+            raise MM1Error(f"{name} is an empty text: write one, or leave it out.")
 
 
 def _checked(count: Any) -> int | None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mm1_mlx.inference.asked import Asked
 from mm1_mlx.inference.asking import asked_of, check_batch, check_one, read
-from mm1_mlx.inference.few_shot import Asked
 from mm1_mlx.inference.memory_plan import GenerationPlan, plan_answers
 from mm1_mlx.inference.pictures import Picture, largest_side, pictures_of
 from mm1_mlx.inference.reuse import Reuse, store_of
@@ -46,11 +46,11 @@ class GenerationResponse:
     slots included. prompt_tps: prompt tokens per second, without encoding the images.
     generation_tokens: tokens so far. generation_tps: tokens per second after the first
     one, NaN when there is only one. ttft: seconds from the call to the first token,
-    everything included. image_size: (width, height) of the first tile that the encoder
-    saw, or None; image_tiles: how many there were, one for each image or more.
-    image_seconds: encoder and connector. peak_memory: GB (10^9 bytes) that MLX used at
-    most, in this process. finish_reason: "stop" (end of text, or a stop string),
-    "length" (max_tokens, or the context is full), or None while it goes on.
+    everything included. image_sizes: (width, height) of the encoder's tiles, each size
+    once; image_tiles: how many they are, one for each image or more. image_seconds:
+    encoder and connector. peak_memory: GB (10^9 bytes) that MLX used at most, in this
+    process. finish_reason: "stop" (end of text, or a stop string), "length"
+    (max_tokens, or the context is full), or None while it goes on.
     drafted_tokens: guessed so far by a draft model or lookup, accepted_tokens: those of
     them in the answer; None where nothing guesses. shots: the examples that stood in
     front, by their lines; answer_mark: what they have between reasoning and answer.
@@ -69,7 +69,7 @@ class GenerationResponse:
     image_tokens: int
     image_tiles: int = 0
     image_seconds: float
-    image_size: tuple[int, int] | None
+    image_sizes: tuple[tuple[int, int], ...] = ()
     peak_memory: float
     finish_reason: str | None
     drafted_tokens: int | None = None
@@ -103,11 +103,9 @@ class _Request:
     reused_tokens: int = 0
 
     @property
-    def image_size(self) -> tuple[int, int] | None:
-        if not self.pictures:
-            return None
-        _, height, width, _ = self.pictures[0].pixels.shape
-        return width, height
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        shapes = (picture.pixels.shape for picture in self.pictures)
+        return tuple(dict.fromkeys((width, height) for _, height, width, _ in shapes))
 
 
 def _read(
@@ -206,7 +204,7 @@ class _Clock:
             image_tokens=request.image_tokens,
             image_tiles=sum(picture.pixels.shape[0] for picture in request.pictures),
             image_seconds=self.image_seconds,
-            image_size=request.image_size,
+            image_sizes=request.image_sizes,
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=finish_reason,
             drafted_tokens=decoding.drafted,

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mm1_mlx.errors import MM1Error, MM1Warning, PromptError
-from mm1_mlx.inference.few_shot import Asked
+from mm1_mlx.inference.asked import Asked
 from mm1_mlx.inference.pictures import Picture, pictures_of
 from mm1_mlx.inference.reuse import Reuse
 from mm1_mlx.inference.sampling import greedy

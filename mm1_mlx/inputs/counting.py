@@ -132,18 +132,19 @@ def too_long(
     ways = _what_fits(length, slots, room, native, reread)
     if kept:
         ways.append(f"{kept} of the {len(slots)} images")
-    advice = f"What fits: {'; or '.join(ways)}. " if ways else ""
     return ContextError(
         f"The prompt is too long: {length - image_tokens} text tokens + {image_tokens} "
         f"image tokens ({_pictures(slots)}){answer} = {total}, but the model's context "
-        f"is {context}. {advice}Shorten the text"
+        f"is {context}.",
+        len(slots),
+        kept,
+        ways=ways,
+        wish="Shorten the text"
         + (
             ", give fewer images, or ask for a shorter answer."
             if max_tokens
             else " or give fewer images."
         ),
-        len(slots),
-        kept,
     )
 
 
