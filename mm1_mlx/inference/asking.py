@@ -54,9 +54,8 @@ def read(
 
     def read_it(asked: Asked) -> tuple[Any, list[int]]:
         """Inputs and ids of one, or ContextError where they are too many."""
-        if asked.resolution is not None:
-            reading["resolution"] = asked.resolution
-        inputs = processor(asked.prompt, images=asked.images, **reading)
+        own = {} if asked.resolution is None else {"resolution": asked.resolution}
+        inputs = processor(asked.prompt, images=asked.images, **reading | own)
         rows: Any = inputs.input_ids.tolist()
         (ids,) = rows
         if len(ids) >= context:
