@@ -15,6 +15,8 @@ from mm1_mlx.evaluation.datasets import (
     yes_no,
 )
 from mm1_mlx.evaluation.datasets.pictures import Stored
+from mm1_mlx.evaluation.samples import Answered
+from mm1_mlx.evaluation.tasks import TASKS
 
 need("pyarrow")
 
@@ -97,21 +99,42 @@ def test_vqav2(tmp_path):
     assert sample.fields["answer_type"] == "other"
 
 
-@pytest.mark.parametrize(
-    "read, name", [(vqa.read_okvqa, "val2014"), (vqa.read_vizwiz, "val")]
-)
-def test_okvqa_and_vizwiz(tmp_path, read, name):
+def test_okvqa_has_the_answers_as_people_gave_them(tmp_path):
+    """A row of lmms-lab/OK-VQA: its original files have stems beside them."""
+    people = ("racing",) * 6 + ("motocross",) * 2 + ("riding",) * 2
     rows = [
         {
             "question_id": "2971475",
             "image": cell("blue"),
-            "question": "What sport?",
-            "answers": ["race"] * 10,
+            "question": "What sport can you use this for?",
+            "answers": list(people),
+            "question_type": "Vehicles and Transportation",
+            "answer_type": "other",
         }
     ]
-    (sample,) = one(tmp_path, read, "val", rows, name=name)
-    assert (sample.id, sample.answers) == ("2971475", ("race",) * 10)
-    assert "raw_answers" not in sample.fields
+    (sample,) = one(tmp_path, vqa.read_okvqa, "val", rows, name="val2014")
+    assert (sample.id, sample.answers) == ("2971475", people)
+    assert "stems" not in sample.fields and sample.fields["category"] == "other"
+    assert TASKS["ok_vqa_val2014"].target(sample) == "racing"
+    for form in ("chat", "pretrain"):
+        clean, metric, _ = TASKS["ok_vqa_val2014"].reading(form)
+        score = metric([Answered(sample, "racing", clean("racing", sample))])
+        assert score.total == 100, form
+
+
+def test_vizwiz(tmp_path):
+    rows = [
+        {
+            "question_id": "VizWiz_val_00000000.jpg",
+            "image": cell("blue"),
+            "question": "What is this?",
+            "answers": ["basil"] * 10,
+            "category": "other",
+        }
+    ]
+    (sample,) = one(tmp_path, vqa.read_vizwiz, "val", rows)
+    assert sample.id == "VizWiz_val_00000000.jpg"
+    assert sample.answers == ("basil",) * 10
 
 
 def test_textvqa_test_has_no_answers(tmp_path):

@@ -146,8 +146,8 @@ def test_the_form_for_tuned_models(name, one, wanted):
             "okvqa",
             sample(
                 "Why?",
-                answers=("race", "race", "ride"),
-                raw_answers=("racing",) * 2 + ("r",),
+                answers=("racing", "racing", "riding"),
+                stems=("race", "race", "ride"),
             ),
             "<image> Question: Why? Short answer:",
             "racing",

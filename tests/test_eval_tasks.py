@@ -24,9 +24,9 @@ PROMISED = {
     "nocaps_val": (captions.read_nocaps, "val", "cider_score", "train"),
     "textcaps_val": (captions.read_textcaps, "val", "cider_score", "train"),
     "vqav2_val": (vqa.read_vqav2, "val", "vqa_score", "train"),
-    "ok_vqa_val2014": (vqa.read_okvqa, "val", "vqa_score", "train"),
-    "textvqa_val": (vqa.read_textvqa, "val", "vqa_score", "train"),
-    "vizwiz_vqa_val": (vqa.read_vizwiz, "val", "vqa_score", "train"),
+    "ok_vqa_val2014": (vqa.read_okvqa, "val", "textvqa_score", "train"),
+    "textvqa_val": (vqa.read_textvqa, "val", "textvqa_score", "train"),
+    "vizwiz_vqa_val": (vqa.read_vizwiz, "val", "textvqa_score", "train"),
     "scienceqa": (science.read_scienceqa, "test", "choice_accuracy", "train"),
     "scienceqa_img": (science.read_scienceqa_img, "test", "choice_accuracy", "train"),
     "mmmu_val": (science.read_mmmu, "val", "mmmu_accuracy", "dev"),
@@ -64,7 +64,8 @@ def test_every_task_is_whole():
     for name, task in TASKS.items():
         assert name == task.name and task.source and "\n" not in task.summary
         assert len(task.summary) <= 72, name
-        assert task.max_tokens in (16, 32, 48, 64, 128, 512)
+        assert task.max_tokens in (16, 32, 48, 64, 128, 256, 512)
+        assert task.rule, "whose rule reads its answers"
     assert "our" in TASKS["mathvista_testmini"].summary  # the rule is not the paper's
     assert "MM1 states test-dev" in TASKS["vqav2_val"].source
 
@@ -72,7 +73,7 @@ def test_every_task_is_whole():
 def test_shots_of_pretrained_models_end_and_are_cleaned_otherwise():
     task, one = TASKS["vqav2_val"], Sample(id="1")
     assert task.stop == () and task.shot_stop == ("\n", ".", ",", "Question")
-    assert task.clean("red, white.\nx", one) == "red, white"
+    assert task.clean(" red, white.\nx ", one) == "red, white.\nx"
     assert task.shot_clean and task.shot_clean("red, white", one) == "red"
     assert TASKS["coco_karpathy_test"].shot_stop == ("\n",)
 

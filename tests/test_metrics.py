@@ -7,7 +7,7 @@ import pytest
 
 from helpers import assert_close
 from mm1_mlx.evaluation import cleaning
-from mm1_mlx.evaluation.metrics import intervals, mathvista, mme, pope
+from mm1_mlx.evaluation.metrics import intervals, mathvista, mme, pope, vqa
 from mm1_mlx.evaluation.metrics.anls import anls, anls_of_the_paper, anls_score
 from mm1_mlx.evaluation.metrics.boxes import box_accuracy, iou
 from mm1_mlx.evaluation.metrics.choices import (
@@ -22,6 +22,7 @@ from mm1_mlx.evaluation.metrics.relaxed import relaxed_accuracy, relaxed_match
 from mm1_mlx.evaluation.metrics.vqa import normalize, vqa_accuracy, vqa_score
 from mm1_mlx.evaluation.samples import Answered, Sample
 from mm1_mlx.evaluation.stemming import stem
+from mm1_mlx.evaluation.table import find_task
 
 
 def said(value, *answers, id="0", choices=(), **fields):
@@ -133,7 +134,21 @@ def test_vqa_accuracy(answer, people, accuracy):
 def test_vqa_accuracy_of_the_copies_that_always_normalize():
     people = ["two"] * 10
     assert vqa_accuracy("2", people) == 0
-    assert vqa_accuracy("2", people, always_normalize=True) == 1
+    assert vqa_accuracy("2", people, vqa.OPENFLAMINGO) == 1
+    assert vqa_accuracy("2", people, vqa.EVALAI) == 1
+    apart = ["red blue"] * 10
+    assert vqa_accuracy("Red,blue.", apart, vqa.OPENFLAMINGO) == 1
+    assert vqa_accuracy("Red,blue.", apart, vqa.EVALAI) == 0  # "redblue"
+
+
+@pytest.mark.parametrize("name", ["vqav2", "textvqa", "vizwiz", "okvqa", "own_vqa"])
+@pytest.mark.parametrize("form", ["chat", "pretrain"])
+def test_a_capital_and_a_full_stop_are_not_wrong(name, form):
+    """Also where all ten people wrote the same."""
+    clean, metric, rule = find_task(name).reading(form)
+    sample = Sample(id="0", answers=("yes",) * 10)
+    score = metric([Answered(sample, "Yes.", clean("Yes.", sample))])
+    assert score.total == 100 and "both sides always normalized" in rule
 
 
 def test_vqa_score_by_category():
@@ -262,10 +277,29 @@ def test_singulars(word, one):
 
 
 def test_okvqa_takes_the_datasets_own_stems_first():
-    fields = {"raw_answers": ("kiteboarding", "surfing")}
-    sample = Sample(id="", answers=("kiteboard", "surf"), fields=fields)
+    fields = {"stems": ("kiteboard", "surf")}
+    sample = Sample(id="", answers=("kiteboarding", "surfing"), fields=fields)
     assert cleaning.okvqa("Kiteboarding", sample) == "kiteboard"
     assert cleaning.okvqa("kiteboarding", Sample(id="")) == "kiteboarding"
+
+
+RACING = ("racing",) * 6 + ("motocross",) * 2 + ("riding",) * 2
+
+
+@pytest.mark.parametrize("form", ["chat", "pretrain"])
+@pytest.mark.parametrize(
+    "stems", [None, ("race",) * 6 + ("motocross",) * 2 + ("ride",) * 2]
+)
+def test_okvqa_never_stems_one_side_alone(form, stems):
+    """Answers of the hub are as people gave them; the original file has stems, too."""
+    fields = {} if stems is None else {"stems": stems}
+    sample = Sample(id="", answers=RACING, fields=fields)
+    clean, metric, _ = find_task("okvqa").reading(form)
+    for text, wanted in (("racing", 100), ("Riding", 60), ("surfing", 0)):
+        score = metric([Answered(sample, text, clean(text, sample))])
+        assert score.total == pytest.approx(wanted), text
+    score = metric([Answered(sample, "race", clean("race", sample))])
+    assert score.total == (100 if form == "pretrain" else 0)  # stems, or as written
 
 
 # --- intervals ---

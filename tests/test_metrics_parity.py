@@ -20,6 +20,7 @@ from mm1_mlx.evaluation.metrics.cider import cider, cider_score
 from mm1_mlx.evaluation.metrics.ptb import tokenize
 from mm1_mlx.evaluation.metrics.relaxed import relaxed_match
 from mm1_mlx.evaluation.samples import Answered, Sample
+from mm1_mlx.evaluation.tasks import TASKS
 
 EXACT = 1e-12  # the same sums in another order
 NONE = Sample(id="0")
@@ -93,6 +94,27 @@ def test_vqa_accuracy_is_that_of_the_official_script():
     assert_close(np.array(found), np.array(accuracies), atol=1e-9)
 
 
+def test_vqa_accuracy_is_that_of_the_copies_in_use():
+    """OpenFlamingo's, and lmms-eval's four tasks: they all normalize always."""
+    texts, normal = zip(*stored("vqa_copies")["evalai"], strict=True)
+    found = [vqa.normalize_evalai(text) for text in texts]
+    assert_same(found, list(normal), list(texts))
+    said, people, *scores = zip(*stored("vqa_copies")["accuracy"], strict=True)
+    assert scores[0] != scores[2], "the fixture tells the two rules apart"
+    benchmarks = "openflamingo", "vqav2_val", "textvqa_val", "vizwiz_vqa_val"
+    for name, wanted in zip([*benchmarks, "ok_vqa_val2014"], scores, strict=True):
+        task = TASKS["vqav2_val" if name == "openflamingo" else name]
+        form = "pretrain" if name == "openflamingo" else "chat"
+        clean, metric, _ = task.reading(form)
+        rows = []
+        for text, references in zip(said, people, strict=True):
+            sample = Sample(id="0", answers=tuple(references))
+            value = text if form == "pretrain" else clean(text, sample)
+            rows.append(Answered(sample, text, value))
+        found = np.array(metric(rows).each)
+        assert_close(found, np.array(wanted), atol=1e-9, what=name)
+
+
 def test_openflamingos_cuts():
     texts, answers, captions = zip(*stored("openflamingo")["cuts"], strict=True)
     found = [cleaning.openflamingo_vqa(text, NONE) for text in texts]
@@ -146,15 +168,25 @@ def test_mmmus_letters():
     assert_same(found, [row[2] for row in rows], rows)
 
 
-def test_scienceqas_and_seeds_letters():
-    rows = stored("choices")["letters"]
+def test_scienceqas_letters_are_those_of_llavas_script():
+    rows = stored("science")["rows"]
     found = [
-        float(cleaning.scienceqa_letter(said, with_choices(choices)) == right)
-        for said, choices, _, right, *_ in rows
+        cleaning.scienceqa_letter(said, with_choices(["x"] * count))
+        for said, count, _ in rows
     ]
-    assert_same(found, [row[4] for row in rows], rows)
+    assert None in found and len(set(found)) == 6
+    assert_same(found, [row[2] for row in rows], rows)
+
+
+def test_seeds_and_ai2ds_letters():
+    rows = stored("choices")["letters"]
     found = [cleaning.seed_letter(row[0], NONE) or "" for row in rows]
-    assert_same(found, [row[5].upper() for row in rows], rows)
+    assert_same(found, [row[3].upper() for row in rows], rows)
+    for said, choices, *_, wanted in rows:
+        value = cleaning.ai2d_letter(said, with_choices(choices))
+        letters = list("ABCDE")[: len(choices)]
+        value = value if value in letters else None
+        assert value == wanted, said
 
 
 def test_mmmus_open_answers():

@@ -5,13 +5,14 @@ the others are ours.
 """
 
 import re
+import string
 from collections.abc import Sequence
 
 from mm1_mlx.evaluation.metrics import mathvista as mathvista_rules
 from mm1_mlx.evaluation.metrics import open_answers
 from mm1_mlx.evaluation.metrics.choices import LETTERS, is_open
 from mm1_mlx.evaluation.samples import Sample
-from mm1_mlx.evaluation.stemming import stem
+from mm1_mlx.evaluation.stemming import stem, stems_of
 
 
 def stripped(text: str, sample: Sample) -> str:
@@ -52,17 +53,14 @@ def openflamingo_vqa(text: str, sample: Sample) -> str:
 
 
 def okvqa(text: str, sample: Sample) -> str:
-    """OpenFlamingo's cut, then stems, as OK-VQA's references are stems.
+    """OpenFlamingo's cut, then stems, to be compared with stems.
 
-    Where the answer is one of the sample's `fields["raw_answers"]` (the references
-    as people wrote them, beside their stems in `answers`), it becomes the dataset's own
-    stem. Anything else goes through `stemming.stem`, which is ours: the original asks
-    a tagger and WordNet.
+    An answer that people gave becomes the stem that stands for theirs. Anything else
+    goes through `stemming.stem`, which is ours: the original asks a tagger and WordNet.
     """
     answer = openflamingo_vqa(text, sample)
-    raw = [str(one) for one in sample.fields.get("raw_answers", ())]
     said = answer.strip().lower()
-    for written, stemmed in zip(raw, sample.answers, strict=False):
+    for written, stemmed in zip(sample.answers, stems_of(sample), strict=True):
         if written.strip().lower() == said:
             return stemmed
     return stem(answer)
@@ -85,22 +83,24 @@ def mme_yes_or_no(text: str, sample: Sample) -> str:
 
 def pope_yes_or_no(text: str, sample: Sample) -> str:
     """Rule of POPE's script: "no" if the first sentence has No, no or not."""
-    words = text.split(".", 1)[0].replace(",", "").split(" ")
+    words = text.strip().split(".", 1)[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
 # --- multiple choice ---
 
+_NO_MARKS = str.maketrans("", "", string.punctuation)
 _OPENING = re.compile(r"\(?([A-Za-z])(?:[).:,]|$)")
 _SAID = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*\(?([A-Z])\b(?!')")
 
 
 def letter(text: str, sample: Sample) -> str | None:
-    """The letter of a choice, or None.
+    """The letter of a choice, or None: ours.
 
     "B", "B.", "(B)", "B: a cat", "The answer is B", or the whole text of a choice.
-    A letter that no choice has is None. MM1.5 counts exact letters alone, which this
-    holds; models that were not tuned on such prompts also get the other forms.
+    A letter that no choice has is None. It stands where MMBench asks ChatGPT which
+    choice is meant. MM1.5 counts exact letters alone; models that were not tuned on
+    such prompts also get the other forms.
     """
     said = first_line(text, sample)
     n = len(sample.choices) or len(LETTERS)
@@ -123,12 +123,31 @@ def exact_letter(text: str, sample: Sample) -> str | None:
 
 
 def scienceqa_letter(text: str, sample: Sample) -> str | None:
-    """Rule of LLaVA for ScienceQA: the letter alone, or a text that opens with "B."."""
+    """Rule of LLaVA for ScienceQA (llava/eval/eval_science_qa.py).
+
+    "B", a text that opens with "B. ", or one "The answer is B." in it: with a
+    character behind the letter, and not said twice. Else, and for a letter that no
+    choice has, None, which is wrong; LLaVA calls it FAILED.
+    """
+    said, names = text.strip(), tuple("ABCDE")
+    if said in names:
+        found = said
+    elif said.startswith(names) and said[1:3] == ". ":
+        found = said[0]
+    else:
+        told = re.findall("The answer is ([A-Z]).", said)
+        found = told[0] if len(told) == 1 else None
+    return found if found in names[: len(sample.choices)] else None
+
+
+def ai2d_letter(text: str, sample: Sample) -> str | None:
+    """Rule of lmms-eval for AI2D: a text that opens with "B.", or a letter and marks
+    alone, as "(b)"; else None."""
     said = text.strip()
-    if len(said) == 1 and said.upper() in LETTERS:
-        return said.upper()
-    opens = len(said) >= 2 and said[0] in LETTERS and said[1] == "."
-    return said[0] if opens else None
+    if opens := re.match(r"([A-Z])\.", said):
+        return opens.group(1)
+    left = said.translate(_NO_MARKS).upper()
+    return left if len(left) == 1 and left in LETTERS else None
 
 
 def seed_letter(text: str, sample: Sample) -> str | None:

@@ -187,9 +187,9 @@ def first_caption(sample: Sample) -> str:
 
 
 def most_common(sample: Sample) -> str:
-    """The answer that most people gave, of several the first; OK-VQA's as they wrote
-    it. (VQAv2 calls it multiple_choice_answer.)"""
-    found = sample.fields.get("raw_answers") or sample.answers
+    """The answer that most people gave, of several the first. (VQAv2 calls it
+    multiple_choice_answer.)"""
+    found = sample.answers
     return Counter(found).most_common(1)[0][0] if found else ""
 
 
@@ -235,18 +235,20 @@ def _captions(name: str) -> Form:
     )
 
 
-def _vqa(ask: Write, source: str) -> Form:
+def _vqa(ask: Write, source: str, max_tokens: int = 128) -> Form:
+    """max_tokens: LLaVA's room; lmms-eval has 16 for VQAv2 and 1024 for the others."""
     return Form(
         ask=ask,
         shot=short_answer,
         target=most_common,
         shot_stop=_VQA_STOP,
+        max_tokens=max_tokens,
         source=f"ask: {source}; shot: {_PAPER}",
     )
 
 
-def _letters(ask: Write, source: str) -> Form:
-    return Form(ask=ask, target=first_answer, source=source)
+def _letters(ask: Write, source: str, max_tokens: int = 16) -> Form:
+    return Form(ask=ask, target=first_answer, max_tokens=max_tokens, source=source)
 
 
 def _read(*sentences: str, source: str) -> Form:
@@ -262,12 +264,13 @@ FORMS: dict[str, Form] = {
     "coco": _captions("coco_cap/coco2014_cap_val.yaml"),
     "nocaps": _captions("nocaps/_default_template_nocaps_yaml"),
     "textcaps": _captions("textcaps/_default_template_textcaps_yaml"),
-    "vqav2": _vqa(after_question(SHORT), f"{_LLAVA}; {_LMMS}/vqav2"),
+    "vqav2": _vqa(after_question(SHORT), f"{_LLAVA}; {_LMMS}/vqav2", 16),
     # lmms-eval also names "Unanswerable" here, which OK-VQA has no answers of.
     "okvqa": _vqa(after_question(SHORT), f"{_LLAVA} (short answers)"),
     "textvqa": _vqa(textvqa, f"{_LMMS}/textvqa"),
     "vizwiz": _vqa(vizwiz, f"{_LLAVA} (VisWiz script); {_LMMS}/vizwiz_vqa"),
-    "scienceqa": _letters(choice_with_context, f"{_LMMS}/scienceqa; {_LLAVA}"),
+    # LLaVA has 1024 tokens: its rule also finds "The answer is B." behind a reason.
+    "scienceqa": _letters(choice_with_context, f"{_LMMS}/scienceqa; {_LLAVA}", 256),
     "ai2d": _letters(choice, f"{_LMMS}/ai2d"),
     "seedbench": _letters(choice, f"{_LMMS}/seedbench; {_LLAVA}"),
     "mmbench": _letters(choice_with_hint, "LLaVA llava/eval/model_vqa_mmbench.py"),
@@ -286,7 +289,10 @@ FORMS: dict[str, Form] = {
     "docvqa": _read(SHORT, source=f"{_LMMS}/docvqa"),
     "infovqa": _read(SHORT, source=f"{_LMMS}/infovqa"),
     "pope": Form(
-        ask=after_question(SHORT), target=first_answer, source=f"{_LLAVA}; {_LMMS}/pope"
+        ask=after_question(SHORT),
+        target=first_answer,
+        max_tokens=128,
+        source=f"{_LLAVA}; {_LMMS}/pope",
     ),
     "mme": Form(ask=yes_or_no, target=first_answer, source=f"{_LLAVA}; {_LMMS}/mme"),
     "refcoco": Form(

@@ -298,6 +298,8 @@ def _settings(entries: Sequence[Entry]) -> str:
     lines = [", ".join(f"{k} {v}" for k, v in some) for some in sorted(seen)]
     below = [f"Versions: {v}." for v in lines]
     for e in entries:
+        if e.get("rule"):
+            below.append(f"Answers of {_name(e)} are read by: {e['rule']}.")
         if "boxes" in e["settings"]:
             below.append(f"Boxes of {_name(e)}: {e['settings']['boxes']}.")
         if e["shots"] and (told := shots_in_words(e["settings"])):

@@ -61,6 +61,7 @@ class Result:
             "shots": self.how.shots,
             "wrong_images": self.how.wrong_images,
             "how": self.how.name,
+            "rule": self.task.reading(self.how.form)[2],
             "n": self.n,
             "failed": len(self.failed),
             "total": self.score.total,

@@ -369,16 +369,18 @@ class _Run:
     def _scored_by(
         self, asked: Sequence[Question], records: dict[str, Record]
     ) -> Score:
-        return self.task.metric(
+        metric = self.task.metric
+        if self.how.form == "pretrain" and self.task.shot_metric is not None:
+            metric = self.task.shot_metric
+        return metric(
             [self._value(one.sample, records[one.sample.id]) for one in asked]
         )
 
     def _value(self, sample: Sample, record: Record) -> Answered:
         if "error" in record:  # what a rule makes of "" may be right
             return Answered(sample, "", None)
-        text, clean = self._said(record["answer"]), self.task.clean
-        if self.how.form == "pretrain" and self.task.shot_clean is not None:
-            clean = self.task.shot_clean
+        text = self._said(record["answer"])
+        clean, _, _ = self.task.reading(self.how.form)
         return Answered(sample, text, clean(text, sample))
 
     def _said(self, text: str) -> str:

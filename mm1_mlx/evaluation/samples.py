@@ -83,6 +83,11 @@ class Task:
     clean: Callable[[str, Sample], Any]
     shot_clean: Callable[[str, Sample], Any] | None = None  # None: `clean`
     metric: Metric
+    shot_metric: Metric | None = None  # of the pretraining form; None: `metric`
+    # Whose rule reads and compares the answers, for the report; "ours: ..." where it is
+    # no published one. shot_rule: of the pretraining form; "": `rule`.
+    rule: str = ""
+    shot_rule: str = ""
     hub: str | None = None  # the default dataset on the hub
     source: str = ""  # where prompt, split and metric come from
     needs_data: bool = True  # False: `read` makes its samples, and needs no folder
@@ -92,3 +97,13 @@ class Task:
     # True: values and fields["box"] are boxes, as parts of the picture's sides, which
     # the run has read and shown as the model's folder says (said_boxes.in_form_of).
     boxes: bool = False
+
+    def reading(self, form: str) -> tuple[Callable[[str, Sample], Any], Metric, str]:
+        """How answers of a form of prompts are read and scored, and by whose rule."""
+        if form != "pretrain":
+            return self.clean, self.metric, self.rule
+        return (
+            self.shot_clean or self.clean,
+            self.shot_metric or self.metric,
+            self.shot_rule or self.rule,
+        )

@@ -1,4 +1,4 @@
-"""Stems of answers, as OK-VQA's references are stems ("riding" is "ride").
+"""Stems of answers, as OK-VQA's published references are stems ("riding" is "ride").
 
 The published rule (OK-VQA v1.1, in OpenFlamingo's form) asks a part-of-speech tagger
 and WordNet, which would be 50 MB of downloads. This one is ours and plain: the same
@@ -7,6 +7,8 @@ spelling. How often both agree is measured in tests/fixtures/metrics/README.md.
 """
 
 import re
+
+from mm1_mlx.evaluation.samples import Sample
 
 # Words that the published rule treats by hand (OpenFlamingo, ok_vqa_utils.py, MIT).
 _PAIRS = """
@@ -52,6 +54,15 @@ _WORDS = re.compile(r"\w+(?:-\w+)*(?:'s)?|[^\w\s]")
 def stem(text: str) -> str:
     """The stems of a text's words, marks parted from words: "two dogs" is "two dog"."""
     return " ".join(_stem(word) for word in _WORDS.findall(text))
+
+
+def stems_of(sample: Sample) -> tuple[str, ...]:
+    """The stems of OK-VQA's answers: the dataset's own (`fields["stems"]`), else ours.
+
+    The hub's dataset has the answers alone, as people wrote them.
+    """
+    own = sample.fields.get("stems")
+    return tuple(map(stem, sample.answers)) if own is None else own
 
 
 def _stem(word: str) -> str:
@@ -161,6 +172,7 @@ _PLURALS = {"men", "women", "people", "children", "mice", "lice", "oxen"}
 
 
 def _is_plural(word: str) -> bool:
+    word = word.lower()
     if word in _PLURALS or (word.endswith(("men", "children")) and word != "men"):
         return word not in ("specimen", "abdomen", "omen", "semen", "ramen", "acumen")
     return word.endswith("s") and not _ONE.search(word)

@@ -5,11 +5,10 @@ Only splits with public answers are here. MM1 measured VQAv2 and VizWiz on test-
 whose answers a server keeps: figures on `val` are near them, not the same.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from mm1_mlx.evaluation import cleaning
 from mm1_mlx.evaluation.datasets import (
     captions,
     documents,
@@ -21,25 +20,9 @@ from mm1_mlx.evaluation.datasets import (
     yes_no,
 )
 from mm1_mlx.evaluation.datasets.tables import Read
-from mm1_mlx.evaluation.metrics.anls import anls_score
-from mm1_mlx.evaluation.metrics.boxes import box_accuracy
-from mm1_mlx.evaluation.metrics.choices import (
-    choice_accuracy,
-    circular_accuracy,
-    mmmu_accuracy,
-)
-from mm1_mlx.evaluation.metrics.cider import cider_score
-from mm1_mlx.evaluation.metrics.exact import exact_accuracy
-from mm1_mlx.evaluation.metrics.mathvista import mathvista_accuracy
-from mm1_mlx.evaluation.metrics.mme import mme_score
-from mm1_mlx.evaluation.metrics.pope import pope_score
-from mm1_mlx.evaluation.metrics.relaxed import relaxed_accuracy
-from mm1_mlx.evaluation.metrics.vqa import vqa_score
 from mm1_mlx.evaluation.prompts import FORMS
-from mm1_mlx.evaluation.said_boxes import first_box
-from mm1_mlx.evaluation.samples import Metric, Task
-
-Clean = Callable[..., Any]
+from mm1_mlx.evaluation.readings import READINGS
+from mm1_mlx.evaluation.samples import Task
 
 
 def _task(
@@ -48,16 +31,14 @@ def _task(
     form: str,
     read: Read,
     split: str,
-    metric: Metric,
-    clean: Clean,
     *,
-    hub: str | None = None,
+    reading: str | None = None,
     shots: str | None = None,
-    shot_clean: Clean | None = None,
     note: str = "",
-    boxes: bool = False,
+    **more: Any,
 ) -> Task:
-    """A row of the table. form: of prompts.FORMS. shots: the split that has them."""
+    """A row of the table. form: of prompts.FORMS. reading: of readings.READINGS; None:
+    that of the form. shots: the split that has them. more: what else a Task has."""
     asked = FORMS[form]
     return Task(
         name=name,
@@ -71,31 +52,18 @@ def _task(
         stop=asked.stop,
         shot_stop=asked.shot_stop,
         max_tokens=asked.max_tokens,
-        clean=clean,
-        shot_clean=shot_clean,
-        metric=metric,
-        hub=hub,
-        boxes=boxes,
         source=f"{asked.source}{'; ' if note else ''}{note}",
+        **vars(READINGS[reading or form]),
+        **more,
     )
 
 
 def _captions(name: str, summary: str, form: str, read: Read, split: str, **more: Any):
-    clean = cleaning.caption
-    shots = more.pop("shots", "train")
-    return _task(
-        name, summary, form, read, split, cider_score, clean, shots=shots, **more
-    )
+    return _task(name, summary, form, read, split, shots="train", **more)
 
 
 def _vqa(name: str, summary: str, form: str, read: Read, hub: str, **more: Any) -> Task:
-    more = {
-        "clean": cleaning.short_answer,
-        "shot_clean": cleaning.openflamingo_vqa,
-    } | more
-    return _task(
-        name, summary, form, read, "val", vqa_score, shots="train", hub=hub, **more
-    )
+    return _task(name, summary, form, read, "val", shots="train", hub=hub, **more)
 
 
 def _boxes(family: str, name: str, read: Read, hub: str, splits: Iterable[str]):
@@ -106,15 +74,12 @@ def _boxes(family: str, name: str, read: Read, hub: str, splits: Iterable[str]):
             "refcoco",
             read,
             split,
-            box_accuracy,
-            first_box,
             hub=hub,
             shots="train",
             boxes=True,
         )
 
 
-_LETTER, _SHORT, _LINE = cleaning.letter, cleaning.short_answer, cleaning.first_line
 _CIDER = "captions, CIDEr"
 _ACCURACY = "VQA accuracy"
 
@@ -183,8 +148,6 @@ _ROWS = [
         "okvqa",
         vqa.read_okvqa,
         "lmms-lab/OK-VQA",
-        clean=cleaning.okvqa,
-        shot_clean=cleaning.okvqa,
     ),
     _vqa(
         "textvqa_val",
@@ -208,8 +171,6 @@ _ROWS = [
         "scienceqa",
         science.read_scienceqa,
         "test",
-        choice_accuracy,
-        cleaning.scienceqa_letter,
         hub="lmms-lab/ScienceQA",
         shots="train",
     ),
@@ -219,8 +180,6 @@ _ROWS = [
         "scienceqa",
         science.read_scienceqa_img,
         "test",
-        choice_accuracy,
-        cleaning.scienceqa_letter,
         hub="lmms-lab/ScienceQA",
         shots="train",
         note="SQA-I of the papers",
@@ -231,8 +190,6 @@ _ROWS = [
         "mmmu",
         science.read_mmmu,
         "val",
-        mmmu_accuracy,
-        cleaning.mmmu,
         hub="lmms-lab/MMMU",
         shots="dev",
     ),
@@ -242,8 +199,6 @@ _ROWS = [
         "mathvista",
         science.read_mathvista,
         "testmini",
-        mathvista_accuracy,
-        cleaning.mathvista,
         hub="AI4Math/MathVista",
         note="the benchmark lets a language model extract answers; this rule is ours",
     ),
@@ -253,8 +208,6 @@ _ROWS = [
         "ai2d",
         science.read_ai2d,
         "test",
-        choice_accuracy,
-        _LETTER,
         hub="lmms-lab/ai2d",
         shots="train",
     ),
@@ -265,8 +218,6 @@ _ROWS = [
         "chartqa",
         documents.read_chartqa,
         "test",
-        relaxed_accuracy,
-        _SHORT,
         hub="lmms-lab/ChartQA",
         shots="train",
     ),
@@ -276,8 +227,6 @@ _ROWS = [
         "docvqa",
         documents.read_docvqa,
         "val",
-        anls_score,
-        _LINE,
         hub="lmms-lab/DocVQA",
         shots="train",
         note="the papers state test, whose answers a server keeps",
@@ -288,8 +237,6 @@ _ROWS = [
         "infovqa",
         documents.read_infovqa,
         "val",
-        anls_score,
-        _LINE,
         hub="lmms-lab/DocVQA",
         shots="train",
         note="the papers state test, whose answers a server keeps",
@@ -301,8 +248,6 @@ _ROWS = [
         "pope",
         yes_no.read_pope,
         "test",
-        pope_score,
-        cleaning.pope_yes_or_no,
         hub="lmms-lab/POPE",
     ),
     *(
@@ -312,8 +257,6 @@ _ROWS = [
             "pope",
             yes_no.read_pope_part(part),
             "test",
-            pope_score,
-            cleaning.pope_yes_or_no,
             hub="lmms-lab/POPE",
         )
         for short, part in (
@@ -328,8 +271,6 @@ _ROWS = [
         "mme",
         yes_no.read_mme,
         "test",
-        mme_score,
-        cleaning.mme_yes_or_no,
         hub="lmms-lab/MME",
     ),
     # choices
@@ -339,8 +280,6 @@ _ROWS = [
         "seedbench",
         options.read_seed,
         "test",
-        choice_accuracy,
-        _LETTER,
         hub="lmms-lab/SEED-Bench",
     ),
     _task(
@@ -349,8 +288,6 @@ _ROWS = [
         "seedbench",
         options.read_seed_image,
         "test",
-        choice_accuracy,
-        _LETTER,
         hub="lmms-lab/SEED-Bench",
     ),
     _task(
@@ -359,10 +296,8 @@ _ROWS = [
         "mmbench",
         options.read_mmbench,
         "dev",
-        circular_accuracy,
-        _LETTER,
         hub="lmms-lab/MMBench",
-        note="exact letters, no ChatGPT, as MM1.5; CircularEval of arXiv 2307.06281",
+        note="no ChatGPT, as MM1.5; CircularEval of arXiv 2307.06281",
     ),
     _task(
         "mmbench_en_dev_once",
@@ -370,8 +305,7 @@ _ROWS = [
         "mmbench",
         options.read_mmbench_once,
         "dev",
-        choice_accuracy,
-        _LETTER,
+        reading="mmbench_once",
         hub="lmms-lab/MMBench",
     ),
     # boxes
@@ -398,21 +332,16 @@ _ROWS = [
     ),
 ]
 
-# Questions of one's own (--data FILE or FOLDER), by how they are scored.
-_OWN: list[tuple[str, str, str, Metric, Clean]] = [
-    ("captions", "CIDEr", "own_captions", cider_score, cleaning.caption),
-    ("vqa", "VQA accuracy of ten answers", "vqav2", vqa_score, _SHORT),
-    ("choices", "letters", "ai2d", choice_accuracy, _LETTER),
-    ("exact", "equal but for case", "own_exact", exact_accuracy, _SHORT),
-    ("anls", "ANLS", "docvqa", anls_score, _LINE),
-    (
-        "relaxed",
-        "numbers within 5%",
-        "chartqa",
-        relaxed_accuracy,
-        _SHORT,
-    ),
-    ("boxes", "IoU above 0.5", "refcoco", box_accuracy, first_box),
+# Questions of one's own (--data FILE or FOLDER): how they are scored, in words, and
+# their names among FORMS and READINGS.
+_OWN = [
+    ("captions", "CIDEr", "own_captions", "own_captions"),
+    ("vqa", "VQA accuracy of ten answers", "vqav2", "vqav2"),
+    ("choices", "letters", "ai2d", "own_choices"),
+    ("exact", "equal but for case", "own_exact", "own_exact"),
+    ("anls", "ANLS", "docvqa", "docvqa"),
+    ("relaxed", "numbers within 5%", "chartqa", "chartqa"),
+    ("boxes", "IoU above 0.5", "refcoco", "refcoco"),
 ]
 _NEEDS = {"choices": "choices", "boxes": "box"}
 _ROWS += [
@@ -422,12 +351,11 @@ _ROWS += [
         form,
         partial(own.read_own, needs=_NEEDS.get(name, "answers")),
         "test",
-        metric,
-        clean,
+        reading=reading,
         shots="train",
         boxes=name == "boxes",
     )
-    for name, how, form, metric, clean in _OWN
+    for name, how, form, reading in _OWN
 ]
 
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}

@@ -42,19 +42,21 @@ def _sample(values: dict[str, Any], image: Any, answered: bool = True) -> Sample
     fields = {key: value for key, value in fields.items() if value != ""}
     if "answer_type" in fields:
         fields["category"] = fields["answer_type"]
+    answers = texts(values, "answers") if has else ()
     if raw := _raw(values.get("answers")):
-        fields["raw_answers"] = raw
+        answers, fields["stems"] = raw, answers
     return Sample(
         id=name(values, "question_id"),
         images=(image,),
         question=text(values, "question").strip(),
-        answers=texts(values, "answers") if has else (),
+        answers=answers,
         fields=fields,
     )
 
 
 def _raw(answers: Any) -> tuple[str, ...]:
-    """OK-VQA's answers as people gave them; `answer` is without endings."""
+    """OK-VQA's answers as people gave them, of its own files; `answer` is a stem there.
+    The hub's answers are those of people."""
     if not isinstance(answers, list) or not answers:
         return ()
     found = [a.get("raw_answer") if isinstance(a, dict) else None for a in answers]

@@ -8,6 +8,6 @@ What a metric reads from `Sample.fields`:
     kind        choices.mmmu_accuracy: "multiple-choice" or "open"
     answer_type, precision
                 mathvista: as the dataset names them
-    raw_answers cleaning.okvqa: the references as people wrote them
+    stems       vqa.okvqa_stem_score: OK-VQA's own stems of the answers
     box         boxes: (left, top, right, bottom), in the unit of the value
 """

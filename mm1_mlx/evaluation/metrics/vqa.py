@@ -1,15 +1,17 @@
 """VQA accuracy: VQAv2, OK-VQA, TextVQA, VizWiz.
 
-The rules are those of the official script (GT-Vision-Lab/VQA, vqaEval.py; BSD), its
-odd corners included: published figures are made with it. The differences of copies in
-use are options.
+The figure is that of the official script (GT-Vision-Lab/VQA, vqaEval.py; BSD). How
+answers are made alike before they are compared differs among the programs in use: a
+Rule each, odd corners included, for published figures are made with them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from mm1_mlx.evaluation.metrics.scores import average, said
 from mm1_mlx.evaluation.samples import Answered, Score
+from mm1_mlx.evaluation.stemming import stems_of
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -63,6 +65,16 @@ def normalize(text: str) -> str:
     return _words(_without_punctuation(_one_line(text)))
 
 
+def normalize_evalai(text: str) -> str:
+    """An answer as Pythia's copy of that script compares it, EvalAIAnswerProcessor.
+
+    Commas and question marks go before all else, wherever they stand ("1,000" is 1000
+    and "red,blue" redblue), and "'s" becomes a word of its own.
+    """
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return normalize(text.strip())
+
+
 def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
@@ -85,18 +97,39 @@ def _words(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(w, w) for w in words if w not in _ARTICLES)
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How answers and references are made alike, both by `normalize`.
+
+    always: else only where the references differ, as the official script does; an
+    answer "Yes" is then wrong where all ten people wrote "yes".
+    """
+
+    normalize: Callable[[str], str]
+    always: bool = True
+
+
+# vqaEval.py of VQA, and Apple's axlearn (vision/metrics_vqa.py).
+OFFICIAL = Rule(normalize, always=False)
+# OpenFlamingo for all four benchmarks; lmms-eval for VQAv2, but for "1,,2", which it
+# makes 12.
+OPENFLAMINGO = Rule(normalize)
+# lmms-eval for TextVQA, VizWiz and OK-VQA; LLaVA (llava/eval/m4c_evaluator.py).
+EVALAI = Rule(normalize_evalai)
+
+
 def vqa_accuracy(
-    answer: str, references: Sequence[str], *, always_normalize: bool = False
+    answer: str, references: Sequence[str], rule: Rule = OFFICIAL
 ) -> float:
     """How far people agree with an answer, 0..1.
 
     Mean over the references, each left out once, of min(1, matches among the others
-    / 3). Both sides are normalized only where the references differ, as the official
-    script does; OpenFlamingo's and lmms-eval's copies always do (always_normalize).
+    / 3).
     """
     said, people = _one_line(answer), [_one_line(text) for text in references]
-    if always_normalize or len(set(people)) > 1:
-        said, people = normalize(said), [normalize(text) for text in people]
+    if rule.always or len(set(people)) > 1:
+        said = rule.normalize(answer)
+        people = [rule.normalize(text) for text in references]
     if not people:
         return 0.0
     matches = people.count(said)
@@ -104,7 +137,23 @@ def vqa_accuracy(
     return sum(shares) / len(shares)
 
 
-def vqa_score(answered: Sequence[Answered]) -> Score:
+def vqa_score(answered: Sequence[Answered], rule: Rule = OPENFLAMINGO) -> Score:
     """VQA accuracy in percent: the mean over the questions."""
-    each = [vqa_accuracy(said(one), one.sample.answers) for one in answered]
+    each = [vqa_accuracy(said(one), one.sample.answers, rule) for one in answered]
+    return average(answered, each)
+
+
+def textvqa_score(answered: Sequence[Answered]) -> Score:
+    """The same by the rule that TextVQA, VizWiz and OK-VQA have in lmms-eval."""
+    return vqa_score(answered, EVALAI)
+
+
+def okvqa_stem_score(answered: Sequence[Answered]) -> Score:
+    """OK-VQA's accuracy of stems, as OpenFlamingo computes it.
+
+    The value is stems, too (cleaning.okvqa).
+    """
+    each = [
+        vqa_accuracy(said(one), stems_of(one.sample), OPENFLAMINGO) for one in answered
+    ]
     return average(answered, each)
