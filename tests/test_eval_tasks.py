@@ -70,6 +70,49 @@ def test_every_task_is_whole():
     assert "MM1 states test-dev" in TASKS["vqav2_val"].source
 
 
+@pytest.mark.parametrize(
+    "name, said, right",
+    [
+        ("chartqa", "12.2", "12"),
+        ("chartqa", " Yes\n", "yes"),
+        ("docvqa_val", "Jan 3", "Jan 3"),
+        ("seedbench", "B) a dog", "B"),
+        ("mmbench_en_dev", "The answer is B", "B"),  # ours
+        ("scienceqa", "It is one. The answer is B.", "B"),
+    ],
+)
+def test_right_answers(name, said, right):
+    assert score_of(name, said, right) == 100
+
+
+@pytest.mark.parametrize(
+    "name, said, right",
+    [
+        ("chartqa", "Yes.", "Yes"),  # as lmms-eval: nothing is cut
+        ("chartqa", "12\nas the chart says", "12"),
+        ("seedbench", "The answer is B", "B"),
+        ("ai2d", "The answer is B", "B"),
+        ("scienceqa", "(B)", "B"),
+    ],
+)
+def test_wrong_answers(name, said, right):
+    assert score_of(name, said, right) == 0
+
+
+def score_of(name, said, right):
+    task, choices = TASKS[name], ("a cat", "a dog")
+    sample = Sample(id="0", choices=choices, answers=(right,))
+    return task.metric([Answered(sample, said, task.clean(said, sample))]).total
+
+
+def test_our_own_rules_are_called_ours():
+    names = {name for name, task in TASKS.items() if task.rule.startswith("ours: ")}
+    boxes = {name for name in TASKS if name.startswith("refcoco")}
+    own = {"own_captions", "own_choices", "own_exact", "own_boxes"}
+    mmbench = {"mmbench_en_dev", "mmbench_en_dev_once"}
+    assert names == boxes | own | mmbench | {"mathvista_testmini"}
+
+
 def test_shots_of_pretrained_models_end_and_are_cleaned_otherwise():
     task, one = TASKS["vqav2_val"], Sample(id="1")
     assert task.stop == () and task.shot_stop == ("\n", ".", ",", "Question")

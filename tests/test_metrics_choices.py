@@ -47,6 +47,39 @@ def test_a_choice_of_one_letter_is_the_whole_text_of_it():
     assert cleaning.letter("Z", sample) is None
 
 
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        (" B ", "B"),
+        ("B. the dog", "B"),
+        ("It barks.\nThe answer is B.", "B"),
+        ("The answer is B", None),  # LLaVA wants something behind it
+        ("The answer is B. The answer is C.", None),
+        ("b", None),
+        ("B.", None),
+        ("(B)", None),
+        ("E", None),  # there are four
+        ("the dog", None),
+        ("", None),
+    ],
+)
+def test_scienceqas_letters(text, letter):
+    sample = Sample(id="0", choices=("a cat", "the dog", "a cow", "a pig"))
+    assert cleaning.scienceqa_letter(text, sample) == letter
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [("B. the dog", "B"), ("(b)", "B"), ("B)", "B"), ("B: dog", None), ("", None)],
+)
+def test_ai2ds_letters(text, letter):
+    assert cleaning.ai2d_letter(text, Sample(id="0")) == letter
+
+
+def test_space_before_an_answer_is_not_a_yes():
+    assert cleaning.pope_yes_or_no("\nNo", Sample(id="0")) == "no"
+
+
 def test_exact_letters():
     sample = Sample(id="0", choices=("x", "y"))
     assert cleaning.exact_letter(" b ", sample) == "B"
