@@ -21,7 +21,10 @@ from mm1_mlx.cli.parser import Parser, number, some_text, whole_number
 from mm1_mlx.cli.resolution import add_resolution
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.verbs import make_callable
-from mm1_mlx.errors import MM1Error, UsageError
+from mm1_mlx.errors import DatasetError, MM1Error, UsageError
+
+# Task and number of shots -> why such a row cannot be asked.
+Refused = dict[tuple[str, int], MM1Error]
 
 make_callable(__name__, "mm1_mlx.evaluation.runner")
 
@@ -29,7 +32,7 @@ _EXAMPLES = """examples:
   python -m mm1_mlx.evaluate --list
   python -m mm1_mlx.evaluate --model mm1-tiny --task tiny_count tiny_words --limit 100
   python -m mm1_mlx.evaluate --model FOLDER --task textvqa --data data/textvqa
-  python -m mm1_mlx.evaluate --model FOLDER --task okvqa --shots 0,4,8,16 --limit 500
+  python -m mm1_mlx.evaluate --model FOLDER --task textvqa --shots 0,4,8,16 --limit 500
   python -m mm1_mlx.evaluate --model FOLDER --task mathvista --shots 0,4,8 \\
       --shots-from shots.jsonl --resolution 1344 --high-resolution-shots 3
 
@@ -119,8 +122,10 @@ def _add_shots(group: Any) -> None:
     group.add_argument(
         "--shots",
         type=_shots,
+        nargs="+",
+        action=_Flat,
         default=[0],
-        metavar="K,...",
+        metavar="K",
         help="so many before each question; several give a row each, as 0,4,8,16 (0)",
     )
     add_task_shots(group)
@@ -181,9 +186,17 @@ def _add_output(p: Parser) -> None:
     p.add_debug(group)
 
 
+class _Flat(argparse.Action):
+    """ "0,4 8" is [0, 4, 8]."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None):
+        found = dict.fromkeys(value for some in values for value in some)
+        setattr(namespace, self.dest, list(found))
+
+
 def _shots(text: str) -> list[int]:
     try:
-        found = list(dict.fromkeys(int(part) for part in text.split(",")))
+        found = [int(part) for part in text.split(",")]
     except ValueError:
         found = [-1]
     if min(found) < 0:
@@ -207,54 +220,74 @@ def run(args: argparse.Namespace) -> int | None:
     check_task_shots(args)
     tasks = find_tasks(args.task, args.tasks_from)
     places = _places(tasks, args.data)
-    _check(tasks, places, args)
-    return _evaluate(tasks, places, args)
+    refused = _check(tasks, places, args)
+    return _evaluate(tasks, places, args, refused)
 
 
-def _check(tasks: list[Any], places: dict[str, Any], args: argparse.Namespace) -> None:
-    """What can be refused before a model is loaded."""
+def _check(
+    tasks: list[Any], places: dict[str, Any], args: argparse.Namespace
+) -> Refused:
+    """What can be refused before a model is loaded; the rows without shots to show.
+
+    Where there are others, these are asked. A mistake in --shots-from ends the run.
+    """
     from mm1_mlx.evaluation.choosing import choose_samples, source_of
-    from mm1_mlx.evaluation.few_shot import pool_of
-    from mm1_mlx.evaluation.how import How
 
     if args.output is not None and args.output.is_file():
         raise UsageError(f"--output {args.output} is a file: give a folder")
     sources = [source_of(task, places[task.name]) for task in tasks]
-    how = How(max(args.shots), args.seed, **task_shots(args))
+    refused: Refused = {}
     for task, where in zip(tasks, sources, strict=True):
-        if how.shots:
-            pool_of(task, where, how)
+        refused |= _without_shots(task, where, args)
         if task.needs_data:  # what is made is good
             choose_samples(task, where, args.limit, args.seed)
+    if len(refused) == len(tasks) * len(args.shots):
+        raise next(iter(refused.values()))
+    return refused
+
+
+def _without_shots(task: Any, where: Any, args: argparse.Namespace) -> Refused:
+    from mm1_mlx.evaluation.few_shot import pool_of
+    from mm1_mlx.evaluation.how import How
+
+    refused: Refused = {}
+    for shots in sorted(filter(None, args.shots), reverse=True):
+        try:
+            pool_of(task, where, How(shots, args.seed, **task_shots(args)))
+        except DatasetError as error:
+            if args.shots_from is not None:
+                raise
+            refused[task.name, shots] = error
+        else:
+            break  # fewer are there, too
+    return refused
 
 
 def _evaluate(
-    tasks: list[Any], places: dict[str, Any], args: argparse.Namespace
+    tasks: list[Any],
+    places: dict[str, Any],
+    args: argparse.Namespace,
+    refused: Refused,
 ) -> int | None:
     """Ask and report row by row; 1 where one could not be, after the others."""
     import json
 
     from mm1_mlx.cli.evaluation import EvaluationView
-    from mm1_mlx.cli.progress import conversion_progress
-    from mm1_mlx.evaluation.report import REPORT, Report
+    from mm1_mlx.evaluation.report import REPORT
     from mm1_mlx.evaluation.runner import evaluate
-    from mm1_mlx.inference.identity import fingerprint
     from mm1_mlx.inference.wired import wired_limit
-    from mm1_mlx.loading import find_model, load
 
-    folder = find_model(args.model, **conversion_progress())
-    model, processor = load(folder, adapter_path=args.adapter_path)
-    if not any("resolution" in task.settings for task in tasks):
-        check_high_resolution(args, processor)
     output = args.output or _usual_output(args)
-    report = Report(
-        output, args.model, fingerprint(model), args.adapter_path, args.force
-    )
+    model, processor = _loaded(tasks, output, args)
     view = EvaluationView()
-    rows, failed = list(_rows(tasks, args)), 0
+    for (name, shots), error in sorted(refused.items()):
+        view.line(f"{name}, {shots}-shot: error: {error}")
+    rows = list(_rows(tasks, args))
+    asked = [row for row in rows if (row[0].name, row[1]) not in refused]
+    failed = len(rows) - len(asked)
     with wired_limit():
         try:
-            for task, shots, wrong in rows:
+            for task, shots, wrong in asked:
                 try:
                     result = evaluate(
                         model,
@@ -273,7 +306,6 @@ def _evaluate(
                     failed += 1
                     view.line(f"{task.name}, {shots}-shot: error: {error}")
                     continue
-                report.add(result)
                 line = json.dumps(result.to_dict()) if args.json else str(result)
                 print(line, flush=True)
         except KeyboardInterrupt:
@@ -286,6 +318,21 @@ def _evaluate(
     if failed:
         view.line(f"error: {failed} of {len(rows)} rows could not be asked, see above")
     return 1 if failed else None
+
+
+def _loaded(tasks: list[Any], output: Path, args: argparse.Namespace) -> Any:
+    """Model and processor; what is wrong for all rows is told here, once."""
+    from mm1_mlx.cli.progress import conversion_progress
+    from mm1_mlx.evaluation.report import Report
+    from mm1_mlx.loading import load
+
+    model, processor = load(
+        args.model, adapter_path=args.adapter_path, **conversion_progress()
+    )
+    if not any("resolution" in task.settings for task in tasks):
+        check_high_resolution(args, processor)
+    Report.of(output, model, processor, args.force)  # refuses another model's
+    return model, processor
 
 
 def _usual_output(args: argparse.Namespace) -> Path:

@@ -12,7 +12,7 @@ from test_evaluate import run
 
 from mm1_mlx.config_boxes import BoxFormat
 from mm1_mlx.evaluation.datasets import refcoco
-from mm1_mlx.evaluation.report import Report, failures
+from mm1_mlx.evaluation.report import failures
 from mm1_mlx.evaluation.said_boxes import form_in_words, in_form_of
 from mm1_mlx.evaluation.samples import Answered, Sample
 from mm1_mlx.evaluation.sheet import Failure, draw_sheet
@@ -89,7 +89,6 @@ def test_a_box_stands_in_record_and_report(model, tmp_path):
     (shown,) = failures(result)
     assert shown.expected == "<20,40,100,120>"
     assert shown.expected_box == SAMPLE.fields["box"] and shown.found_box is None
-    Report(tmp_path, "m", {}).add(result)
     settings = json.loads((tmp_path / "result.json").read_text())["results"][0]
     assert settings["settings"]["boxes"] == "mm1, parts of 200 of the picture"
     text = (tmp_path / "report.md").read_text()

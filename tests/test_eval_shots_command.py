@@ -2,9 +2,11 @@
 
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
-from evaluation_kit import COLOURS
+from evaluation_kit import COLOURS, write_dataset
 from PIL import Image
 from test_eval_shots import (
     KIT,
@@ -14,6 +16,10 @@ from test_eval_shots import (
 )
 
 from helpers import assert_fails, run_cli
+from mm1_mlx.errors import DatasetError
+from mm1_mlx.evaluation.datasets import places
+from mm1_mlx.evaluation.few_shot import pool_of
+from mm1_mlx.evaluation.how import How
 from mm1_mlx.evaluation.samples import Sample
 from mm1_mlx.evaluation.table import find_task
 
@@ -112,6 +118,38 @@ USAGE = [
 def test_flags_that_do_not_go_together(flags, message):
     task = ("--model", "mm1-tiny", "--task", "vqav2")
     assert_fails(run_cli("mm1_mlx.evaluate", *task, *flags), message, code=2)
+
+
+def test_rows_without_shots_are_told_and_the_others_asked(tiny, tmp_path):
+    """Few datasets of the hub have a training split."""
+    place = write_dataset(tmp_path / "colour", 4, shots=3)
+    task = ("mm1_mlx.evaluate", "--model", "mm1-tiny", "--tasks-from", KIT)
+    task += ("--task", "colour", "--data", place, "--output", tmp_path / "out")
+    done = run_cli(*task, "--shots", "0", "2,8")
+    few = r"colour, 8-shot: error: .*3 samples, but 8 shots and one to spare"
+    assert done.returncode == 1 and re.match(few, done.stderr), done.stderr
+    names = [line.split(":")[0] for line in done.stdout.splitlines()]
+    assert names == ["colour 0-shot", "colour 2-shot"]
+    last = done.stderr.splitlines()[-1]
+    assert last == "error: 1 of 3 rows could not be asked, see above"
+    (place / "train.jsonl").unlink()
+    message = (
+        r"colour: its shots are drawn from the split 'train', which cannot be read: "
+        r".*has no train\.jsonl\. Give the shots with --shots-from FILE, .*--shots 0\."
+    )
+    assert_fails(run_cli(*task, "--shots", "2", "4"), message)
+
+
+def test_okvqa_on_the_hub_has_no_training_split(monkeypatch):
+    names = [f"data/val2014-0000{i}-of-00002.parquet" for i in range(2)]
+
+    def download(repo, revision, choose):
+        assert repo == "lmms-lab/OK-VQA" and choose(names) == names
+        return Path("unused")
+
+    monkeypatch.setattr(places, "download_dataset", download)
+    with pytest.raises(DatasetError, match=r"It has: data/val2014.*--shots-from FILE"):
+        pool_of(find_task("okvqa"), "lmms-lab/OK-VQA", How(shots=4))
 
 
 def test_wrong_files_through_the_command(data, file, tmp_path):

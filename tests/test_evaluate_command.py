@@ -382,12 +382,15 @@ def test_another_models_folder(whole, tmp_path):
         Report(tmp_path, "mm1-tiny", about["weights"])
 
 
-def test_the_verb_and_the_door_share_a_name(data):
+def test_the_verb_and_the_door_share_a_name(data, tmp_path):
     import mm1_mlx.evaluate as door
 
     assert callable(door) and callable(mm1_mlx.evaluate)
     model, processor = mm1_mlx.load("mm1-tiny")
-    result = mm1_mlx.evaluate(model, processor, COLOUR, data=data, limit=3)
+    given = {"data": data, "limit": 3, "output": tmp_path}
+    result = mm1_mlx.evaluate(model, processor, COLOUR, **given)
     assert result.n == 3 and isinstance(result.score, Score)
+    assert json.loads((tmp_path / "result.json").read_text())["model"] == "mm1-tiny"
+    assert (tmp_path / "report.md").read_text().startswith("# mm1-tiny\n")
     with pytest.raises(DatasetError, match="There is no task 'x'"):
         mm1_mlx.evaluate(model, processor, "x")

@@ -1,8 +1,13 @@
 """The report of evaluate: tables, failures to look at, and their sheet."""
 
+import json
+
+import pytest
 from evaluation_kit import COLOUR
 from PIL import Image
+from test_evaluate import numbers, run
 
+from mm1_mlx.errors import DatasetError
 from mm1_mlx.evaluation import report
 from mm1_mlx.evaluation.report import failures, markdown
 from mm1_mlx.evaluation.samples import Sample
@@ -75,6 +80,31 @@ def test_the_tables_of_the_report(monkeypatch):
     assert "| s\\|1 |  | a b |" in lines
     assert "![failures of t, 4-shot](t.png)" in lines
     assert all(len(line) < 400 for line in lines)
+
+
+def test_python_leaves_what_the_command_leaves(model, processor, tmp_path):
+    """evaluate(output=...): the report of all that was asked there, and the sheet."""
+    task = numbers(5, rule="ours: x", shot_rule="theirs: y")
+    run(model, processor, task, output=tmp_path)
+    run(model, processor, task, output=tmp_path, shots=2)
+    kept = json.loads((tmp_path / "result.json").read_text())
+    assert kept["model"] == "a model in memory" and kept["adapter"] is None
+    assert [(e["task"], e["shots"]) for e in kept["results"]] == [
+        ("numbers", 0),
+        ("numbers", 2),
+    ]
+    text = (tmp_path / "report.md").read_text()
+    assert "| numbers | val | 2 |" in text
+    assert "Answers of numbers, 0-shot are read by: ours: x." in text
+    assert task.reading("pretrain")[2] == "theirs: y"
+    with Image.open(tmp_path / "numbers-0shot-failures.png") as sheet:
+        assert sheet.width > 100
+    kept["weights"] = {"config": "of another"}
+    (tmp_path / "result.json").write_text(json.dumps(kept))
+    with pytest.raises(DatasetError, match=r"results of another model \(a model in"):
+        run(model, processor, task, output=tmp_path)
+    run(model, processor, task, output=tmp_path, force=True)
+    assert len(json.loads((tmp_path / "result.json").read_text())["results"]) == 1
 
 
 def test_text_on_a_sheet_stays_in_its_lines():

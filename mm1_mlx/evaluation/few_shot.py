@@ -61,8 +61,8 @@ class Pool:
 def pool_of(task: Task, where: Source, how: How) -> Pool:
     """The samples that a task's shots are chosen from: of a file, or its own split.
 
-    Raises DatasetError where there are too few, or a task has no split for them; of a
-    file it names the line.
+    Raises DatasetError where there are too few, or a task has no split for them or it
+    is not there; of a file it names the line.
     """
     if how.shots_from is not None:
         return _of_file(task, how)
@@ -71,7 +71,14 @@ def pool_of(task: Task, where: Source, how: How) -> Pool:
             f"{task.name} has no few-shot form: it has no split to draw {how.shots} "
             f"shots from. Give the shots with --shots-from FILE, or take --shots 0."
         )
-    samples = list(islice(task.read(where, task.shot_split), POOL))
+    try:
+        samples = list(islice(task.read(where, task.shot_split), POOL))
+    except DatasetError as error:
+        raise DatasetError(
+            f"{task.name}: its shots are drawn from the split '{task.shot_split}', "
+            f"which cannot be read: {error} Give the shots with --shots-from FILE, or "
+            f"a folder that has the split with --data, or take --shots 0."
+        ) from error
     if how.shot_choice == "nearest":
         samples = [sample for sample in samples if sample.images]
     if len(samples) <= how.shots:

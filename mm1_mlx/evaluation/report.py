@@ -11,6 +11,7 @@ from mm1_mlx.evaluation.published import published_table
 from mm1_mlx.evaluation.results import Result
 from mm1_mlx.evaluation.samples import Sample
 from mm1_mlx.evaluation.sheet import Failure, draw_sheet
+from mm1_mlx.inference.identity import fingerprint
 from mm1_mlx.inputs.prompts import plural
 
 RESULTS, REPORT = "result.json", "report.md"
@@ -54,6 +55,13 @@ class Report:
                 f"trained or quantized anew). Give another --output; --force starts "
                 f"it anew."
             )
+
+    @classmethod
+    def of(cls, folder: Path, model: Any, processor: Any, force: bool) -> "Report":
+        """Of a model and processor that `load` has given, by the names that it had."""
+        name = getattr(processor, "loaded_as", None) or "a model in memory"
+        adapter = getattr(processor, "adapter", None)
+        return cls(folder, name, fingerprint(model), adapter, force)
 
     def add(self, result: Result) -> None:
         """Take in a result, in place of an earlier one of its task and shots."""

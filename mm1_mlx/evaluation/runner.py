@@ -29,6 +29,7 @@ from mm1_mlx.evaluation.few_shot import (
 from mm1_mlx.evaluation.how import BATCH, SHOT_NAMES, How, check_count
 from mm1_mlx.evaluation.journal import Journal, Record
 from mm1_mlx.evaluation.references import reference
+from mm1_mlx.evaluation.report import Report
 from mm1_mlx.evaluation.results import Progress, Result, Watch
 from mm1_mlx.evaluation.resuming import check_prompts, stamps, usable
 from mm1_mlx.evaluation.said_boxes import form_in_words, in_form_of
@@ -77,7 +78,8 @@ def evaluate(
     same_shots=False new ones for each. limit: so many samples, drawn with the seed.
     form: "chat" or "pretrain" (see few_shot.written); None is the model's own.
     wrong_images: ask each question about another one's pictures. output: a folder that
-    keeps the answers; the same call goes on there where it was ended; force starts
+    keeps the answers, and has result.json, report.md and a sheet of failures of all
+    that was asked there; the same call goes on where it was ended; force starts
     anew. watch: is called with a Progress after each batch. settings: as generate's
     (temp, max_tokens, kv_bits, ...), and How's about shots (shots_from, shot_choice,
     high_resolution_shots, ...).
@@ -98,6 +100,9 @@ def evaluate(
     pool = pool_of(task, where, how) if how.shots else None
     samples = _samples(task, where, limit, how)
     with _folder(output) as folder:
+        report = None
+        if folder is not None:
+            report = Report.of(folder, model, processor, force)
         before = None
         if pool is not None:
             before = TaskShots(task, pool, how, processor, _features(how, folder))
@@ -106,7 +111,10 @@ def evaluate(
         store = store_of(model, reuse)
         run = _Run(model, processor, task, how, given, store, watch, before)
         asked = run.questions(samples)
-        return run.all(asked, _header(run, where), folder, force)
+        result = run.all(asked, _header(run, where), folder, force)
+        if report is not None:
+            report.add(result)
+        return result
 
 
 @contextmanager
