@@ -208,6 +208,13 @@ def _shots(text: str) -> list[int]:
 
 def run(args: argparse.Namespace) -> int | None:
     """Find the tasks, load the model, ask, and report each task as it ends."""
+    from mm1_mlx.evaluation.own_modules import blaming
+
+    with blaming(args.tasks_from):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int | None:
     from mm1_mlx.evaluation.table import all_tasks, find_tasks
 
     if args.list:

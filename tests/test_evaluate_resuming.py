@@ -99,6 +99,9 @@ def test_another_model_is_refused(model, processor, tmp_path):
     from small import small_model
 
     run(model, processor, numbers(5), output=tmp_path)
+    with pytest.raises(DatasetError, match=r"has results of another model \("):
+        run(small_model(seed=1), processor, numbers(5), output=tmp_path)
+    (tmp_path / "result.json").unlink()
     with pytest.raises(DatasetError, match=r"other settings: model \("):
         run(small_model(seed=1), processor, numbers(5), output=tmp_path)
 

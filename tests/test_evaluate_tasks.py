@@ -34,6 +34,87 @@ def test_a_module_without_tasks(tmp_path, text, message):
         tasks_from(str(tmp_path / "mine.py"))
 
 
+MINE = """
+from mm1_mlx.evaluation.metrics.exact import exact_accuracy
+from mm1_mlx.evaluation.samples import Sample, Task
+
+def read(where, split):
+    yield Sample(id="1", question="What?", answers=("a",))
+
+TASKS = [
+    Task(
+        name="mine",
+        summary="",
+        read=read,
+        split="val",
+        shot_split=None,
+        prompt=lambda sample: sample.question,
+        shot_prompt=None,
+        target=lambda sample: sample.answers[0],
+        clean=lambda text, sample: text,
+        metric=exact_accuracy,
+        needs_data=False,
+    )
+]
+"""
+
+
+@pytest.mark.parametrize(
+    "right, wrong, message",
+    [
+        ("TASKS = [", "TASKS = ]", r"^/.*mine\.py, line 8: SyntaxError: [^(]*$"),
+        ("TASKS = [", "1 / 0\nTASKS = [", r"line 8: ZeroDivisionError: division by"),
+        ('summary="",', "", r"line 9: TypeError: .* argument: 'summary'$"),
+        (
+            "lambda text, sample",
+            "lambda text",
+            r"line 18: the task 'mine': clean takes \(text\), but is called with "
+            r"\(text, sample\)\.$",
+        ),
+        ("metric=exact_accuracy", "metric=None", r"metric is None, but is called with"),
+    ],
+)
+def test_a_mistake_in_a_module_is_named_with_its_line(tmp_path, right, wrong, message):
+    path = tmp_path / "mine.py"
+    path.write_text(MINE.replace(right, wrong))
+    with pytest.raises(DatasetError, match=message):
+        tasks_from(str(path))
+
+
+@pytest.mark.parametrize(
+    "right, wrong, message",
+    [
+        ("yield Sample(", "yield Sampl(", r"mine\.py, line 6: NameError: name 'Sampl'"),
+        ("sample.question,", "sample.text,", r"mine\.py, line 15: AttributeError: "),
+        ("sample: text,", "sample: text[99],", r"mine\.py, line 18: IndexError: "),
+        ("yield Sample(", "yield str(", r"mine\.py, line 6: TypeError: "),
+        ('yield Sample(id="1", question="What?", answers=("a",))', "yield 1", "gave 1"),
+        ("metric=exact_accuracy", "metric=len", r"its metric gave 1, but must give a"),
+    ],
+)
+def test_a_mistake_in_what_a_module_does_is_no_bug_of_ours(
+    tmp_path, right, wrong, message
+):
+    need_tiny()
+    path = tmp_path / "mine.py"
+    path.write_text(MINE.replace(right, wrong))
+    done = run_here(
+        *("evaluate", "--model", "mm1-tiny", "--tasks-from", path, "--task", "mine"),
+        *("--output", tmp_path / "out"),
+    )
+    assert_fails(done, message)
+    assert "bug" not in done.stderr
+
+
+def test_a_package_of_tasks_is_named_by_its_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text("from my_package.a import x")
+    (tmp_path / "my_package" / "a.py").write_text("\nimport no_such_thing\n")
+    with pytest.raises(DatasetError, match=r"a\.py, line 2: ModuleNotFoundError: "):
+        tasks_from("my_package")
+
+
 def test_benchmarks_have_short_names():
     assert [task.name for task in find_tasks(["textvqa", "pope"])] == [
         "textvqa_val",

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from mm1_mlx.errors import DatasetError
+from mm1_mlx.evaluation.datasets.rows import shown
 from mm1_mlx.evaluation.references import reference
 from mm1_mlx.evaluation.samples import Sample, Source, Task
 
@@ -56,6 +57,11 @@ def choose_samples(
         raise DatasetError(f"{task.name}: {where} has no samples of '{task.split}'.")
     seen: dict[str, Sample] = {}
     for sample in samples:
+        if not isinstance(sample, Sample):
+            raise DatasetError(
+                f"{task.name}: its read gave {shown(sample)}, but must give samples "
+                f"(mm1_mlx.evaluation.samples.Sample)."
+            )
         if sample.id in seen:
             raise DatasetError(
                 f"{task.name}: two samples have the id '{sample.id}'"

@@ -18,6 +18,7 @@ from mm1_mlx.evaluation.choosing import (
     source_of,
     with_wrong_images,
 )
+from mm1_mlx.evaluation.datasets.rows import shown
 from mm1_mlx.evaluation.few_shot import (
     Question,
     TaskShots,
@@ -377,12 +378,16 @@ class _Run:
     def _scored_by(
         self, asked: Sequence[Question], records: dict[str, Record]
     ) -> Score:
-        metric = self.task.metric
-        if self.how.form == "pretrain" and self.task.shot_metric is not None:
-            metric = self.task.shot_metric
-        return metric(
+        _, metric, _ = self.task.reading(self.how.form)
+        found = metric(
             [self._value(one.sample, records[one.sample.id]) for one in asked]
         )
+        if not isinstance(found, Score):
+            raise DatasetError(
+                f"{self.task.name}: its metric gave {shown(found)}, but must give a "
+                f"score (mm1_mlx.evaluation.samples.Score)."
+            )
+        return found
 
     def _value(self, sample: Sample, record: Record) -> Answered:
         if "error" in record:  # what a rule makes of "" may be right

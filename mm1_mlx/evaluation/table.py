@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mm1_mlx.errors import DatasetError
+from mm1_mlx.evaluation.own_modules import blaming, check_calls
 from mm1_mlx.evaluation.samples import Task
 from mm1_mlx.evaluation.tasks import ALIASES, TASKS
 
@@ -28,10 +29,12 @@ def tiny_tasks() -> dict[str, Task]:
 def tasks_from(module: str) -> dict[str, Task]:
     """The tasks of a module, by its name or the path of its file: its TASKS.
 
-    TASKS: a dict of Task by name, or a list of them. DatasetError where there is none.
+    TASKS: a dict of Task by name, or a list of them. DatasetError where there is none,
+    and for a mistake in it, with its line.
     """
     try:
-        found = _module(module)
+        with blaming([module]):
+            found = _module(module)
     except ImportError as error:
         raise DatasetError(
             f"--tasks-from {module}: {error}. Give the name of a module that Python "
@@ -45,6 +48,8 @@ def tasks_from(module: str) -> dict[str, Task]:
             f"--tasks-from {module}: the module has no TASKS, a list of "
             f"mm1_mlx.evaluation.samples.Task."
         )
+    for task in given:
+        check_calls(task)
     return {task.name: task for task in given}
 
 
