@@ -15,7 +15,7 @@ from test_eval_shots import (
     tiny,
 )
 
-from helpers import assert_fails, run_cli
+from helpers import assert_fails, run_cli, run_here
 from mm1_mlx.errors import DatasetError
 from mm1_mlx.evaluation.datasets import places
 from mm1_mlx.evaluation.few_shot import pool_of
@@ -112,6 +112,12 @@ USAGE = [
         r"--new-shots draws at random for each question: leave it or --shot-choice n",
     ),
 ]
+
+
+def test_the_help_says_that_one_file_is_for_all_tasks():
+    done = run_here("evaluate", "--help")
+    told = " ".join(done.stdout.split())
+    assert "--shots-from FILE take them from here, one file for all --task" in told
 
 
 @pytest.mark.parametrize("flags, message", USAGE, ids=[" ".join(u[0]) for u in USAGE])

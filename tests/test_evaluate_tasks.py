@@ -1,11 +1,24 @@
 """Which tasks evaluate knows: benchmarks, mm1-tiny's own, those of a user's module."""
 
+import re
+
 import pytest
+from dataset_kit import cell, put, write_table
 from PIL import Image
 from test_evaluate_command import KIT, records
 
-from helpers import ROOT, assert_fails, need_tiny, needs, run_cli, run_here, run_python
+from helpers import (
+    ROOT,
+    assert_fails,
+    need,
+    need_tiny,
+    needs,
+    run_cli,
+    run_here,
+    run_python,
+)
 from mm1_mlx.errors import DatasetError
+from mm1_mlx.evaluation.datasets import places
 from mm1_mlx.evaluation.table import find_tasks, tasks_from
 
 
@@ -104,6 +117,34 @@ def test_a_mistake_in_what_a_module_does_is_no_bug_of_ours(
     )
     assert_fails(done, message)
     assert "bug" not in done.stderr
+
+
+def test_the_readmes_tasks_run_as_printed(tmp_path, monkeypatch):
+    """On a folder of pictures, and on a dataset of the hub."""
+    need("pyarrow")
+    need_tiny()
+    text = (ROOT / "mm1_mlx" / "evaluation" / "README.md").read_text("utf-8")
+    code = next(
+        c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "TASKS" in c
+    )
+    commands = re.findall(r"^python -m mm1_mlx\.(.*--task colours .*)$", text, re.M)
+    (tmp_path / "my_tasks.py").write_text(code)
+    local, hub = tmp_path / "FOLDER", tmp_path / "hub"
+    for colour in ("red", "green", "blue"):
+        put(local, f"test/{colour}_1.png", colour)
+    rows = [{"image": cell(colour), "colour": colour} for colour in ("red", "blue")]
+    write_table(hub / "data" / "test-00000-of-00001.parquet", rows)
+
+    def download(repo, revision, choose):
+        assert repo == "you/colours"
+        return hub
+
+    monkeypatch.setattr(places, "download_dataset", download)
+    found = [run_here(*command.split(), cwd=tmp_path) for command in commands]
+    for done, count in zip(found, (3, 2), strict=True):
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("colours 0-shot: ")
+        assert done.stdout.endswith(f", {count} samples\n")
 
 
 def test_a_package_of_tasks_is_named_by_its_file(tmp_path, monkeypatch):

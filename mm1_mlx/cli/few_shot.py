@@ -49,7 +49,8 @@ def add_task_shots(group: Any) -> None:
     add(
         "--shots-from",
         metavar="FILE",
-        help="take them from here, not from the task's training split: in every line "
+        help="take them from here, one file for all --task, not from each task's "
+        "training split: in every line "
         '{"image": FILE, "prompt": QUESTION, "answer": TEXT}, as generate --shots has '
         'it, also with "reasoning"',
     )
