@@ -419,3 +419,26 @@ def test_what_the_plug_in_refuses(plugin):
     sound = request("Hm?", {}, lambda d: [{"array": 1}], 0, "task", "val")
     with pytest.raises(MM1Error, match="a visual with array, but mm1_mlx takes pict"):
         lm.generate_until([sound])
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"max_tiles": "x"}, r"--model_args: max_tiles is 'x', but must be a whole nu"),
+        ({"max_tiles": 9999, "resolution": "dynamic"}, r"max_tiles is 9999, but"),
+        ({"max_tiles": 4.5}, r"max_tiles is 4\.5, but must be a whole number"),
+        ({"max_tiles": 4}, r"max_tiles is 4, but no picture is read in dynamic tiles"),
+        ({"resolution": "huge"}, r"resolution is 'huge', but must be 'native', 'dyn"),
+        ({"resolution": 7}, r"--model_args: .*resolution"),
+        ({"kv_bits": 3}, r"kv_bits is 3, but must be"),
+        ({"min_tiles": 2}, r"has min_tiles, which mm1_mlx does not know"),
+    ],
+)
+def test_wrong_values_are_told_at_the_door(plugin, given, message):
+    with pytest.raises(UsageError, match=message):
+        make(plugin.SimpleModel, **given)
+
+
+def test_values_may_be_texts(plugin):
+    lm = make(plugin.SimpleModel, resolution="dynamic", max_tiles="4", kv_bits="8")
+    assert lm.processor.max_tiles == 4 and lm._settings["kv_bits"] == 8

@@ -12,6 +12,7 @@ Importing this module imports lmms-eval, and with it torch.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
@@ -19,8 +20,8 @@ from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from mm1_mlx.errors import MM1Error, UsageError
 from mm1_mlx.evaluation.likelihood import Likelihood
 from mm1_mlx.inference.generation import batch_generate
+from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN
-from mm1_mlx.inputs.resolution import check_resolution
 from mm1_mlx.loading import load
 
 MAX_TOKENS = 1024  # where a task says nothing, as lmms-eval's own models have it
@@ -61,9 +62,9 @@ class _Model(lmms):
         adapter_path: str | None = None,
         batch_size: int | str = 1,
         system: str | None = None,
-        kv_bits: int | None = None,
+        kv_bits: str | int | None = None,
         resolution: str | int | None = None,
-        max_tiles: int | None = None,
+        max_tiles: str | int | None = None,
         choices: str = "loss",
         device: str | None = None,
         max_batch_size: int | None = None,
@@ -85,15 +86,24 @@ class _Model(lmms):
                 f"--batch_size is {batch_size!r}, but must be a whole number of 1 or "
                 f"more"
             )
+        chosen = _chosen(kv_bits=kv_bits, resolution=resolution, max_tiles=max_tiles)
         name = pretrained or model or "mm1-tiny"
         self.model, self.processor = load(name, adapter_path=adapter_path)
         self.batch_size = int(batch_size)
-        if resolution is not None:  # else the model's own, or its adapter's
-            self.processor.resolution = check_resolution(resolution)
+        self._read_pictures(chosen.resolution, chosen.max_tiles)
+        self._settings = {"system": system, "kv_bits": chosen.kv_bits}
+        self._choices = choices
+
+    def _read_pictures(self, resolution: Any, max_tiles: int | None) -> None:
+        """So, where it is given; else as the model's, or its adapter's, own."""
+        if resolution is None and max_tiles is None:
+            return
+        if resolution is not None:
+            self.processor.resolution = resolution
         if max_tiles is not None:
             self.processor.max_tiles = max_tiles
-        self._settings = {"system": system, "kv_bits": kv_bits}
-        self._choices = choices
+        with _model_args():
+            self.processor.ways(1)
 
     # --- answers ---------------------------------------------------------------------
 
@@ -249,6 +259,24 @@ class ChatModel(_Model):
                     break
             found.append(rounds)
         return found
+
+
+@contextmanager
+def _model_args() -> Iterator[None]:
+    """What is wrong with a value of --model_args is a UsageError that says so."""
+    try:
+        yield
+    except MM1Error as error:
+        raise UsageError(f"--model_args: {str(error).removesuffix('.')}") from error
+
+
+def _chosen(**given: Any) -> Settings:
+    """The values of --model_args, their numbers as numbers, if they can be."""
+    for name, value in given.items():
+        if isinstance(value, str) and value.isdecimal():
+            given[name] = int(value)
+    with _model_args():
+        return Settings.of(given)
 
 
 def generation_settings(given: dict[str, Any]) -> dict[str, Any]:
