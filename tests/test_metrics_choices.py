@@ -66,6 +66,7 @@ def test_a_choice_of_one_letter_is_the_whole_text_of_it():
 def test_scienceqas_letters(text, letter):
     sample = Sample(id="0", choices=("a cat", "the dog", "a cow", "a pig"))
     assert cleaning.scienceqa_letter(text, sample) == letter
+    assert cleaning.scienceqa_letter("E", Sample(id="0")) == "E"  # choices not known
 
 
 @pytest.mark.parametrize(

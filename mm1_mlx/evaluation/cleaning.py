@@ -137,7 +137,7 @@ def scienceqa_letter(text: str, sample: Sample) -> str | None:
     else:
         told = re.findall("The answer is ([A-Z]).", said)
         found = told[0] if len(told) == 1 else None
-    return found if found in names[: len(sample.choices)] else None
+    return found if found in names[: len(sample.choices) or None] else None
 
 
 def ai2d_letter(text: str, sample: Sample) -> str | None:

@@ -3,7 +3,7 @@
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,6 @@ def _wrong_call(function: Any, count: int) -> str | None:
     return None
 
 
-def _place_of(function: Callable) -> str:
+def _place_of(function: Any) -> str:
     code = getattr(function, "__code__", None)
     return "" if code is None else f"{code.co_filename}, line {code.co_firstlineno}: "
