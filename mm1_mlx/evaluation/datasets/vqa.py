@@ -42,13 +42,14 @@ def _sample(values: dict[str, Any], image: Any, answered: bool = True) -> Sample
     fields = {key: value for key, value in fields.items() if value != ""}
     if "answer_type" in fields:
         fields["category"] = fields["answer_type"]
+    key, question = name(values, "question_id"), text(values, "question").strip()
     answers = texts(values, "answers") if has else ()
     if raw := _raw(values.get("answers")):
         answers, fields["stems"] = raw, answers
     return Sample(
-        id=name(values, "question_id"),
+        id=key,
         images=(image,),
-        question=text(values, "question").strip(),
+        question=question,
         answers=answers,
         fields=fields,
     )
