@@ -72,7 +72,7 @@ def load(
     folder = find_model(name_or_path, tell=tell, progress=progress)
     config = read_config(folder)
     processor = Processor.from_folder(folder, config)
-    processor.loaded_as = str(name_or_path)
+    processor.names = str(name_or_path), None
     if group is not None and group.size() > 1:
         model = load_model(folder, config, wanted, lazy=True)
         _take_share(model, adapter_path, group, folder, lazy, processor)
@@ -143,7 +143,7 @@ def _put_adapter(
     apply_adapter(model, weights, config, str(place))
     if processor is not None:
         read_as_trained(processor, reading)
-        processor.adapter = str(folder)
+        processor.names = processor.names[0], str(folder)
 
 
 def load_adapters(model: MM1, folders: Mapping[str, str | Path]) -> "Adapters":

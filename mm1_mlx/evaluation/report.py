@@ -59,8 +59,8 @@ class Report:
     @classmethod
     def of(cls, folder: Path, model: Any, processor: Any, force: bool) -> "Report":
         """Of a model and processor that `load` has given, by the names that it had."""
-        name = getattr(processor, "loaded_as", None) or "a model in memory"
-        adapter = getattr(processor, "adapter", None)
+        name, adapter = getattr(processor, "names", (None, None))
+        name = name or "a model in memory"
         return cls(folder, name, fingerprint(model), adapter, force)
 
     def add(self, result: Result) -> None:

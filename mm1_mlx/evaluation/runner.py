@@ -101,9 +101,6 @@ def evaluate(
     pool = pool_of(task, where, how) if how.shots else None
     samples = _samples(task, where, limit, how)
     with _folder(output) as folder:
-        report = None
-        if folder is not None:
-            report = Report.of(folder, model, processor, force)
         before = None
         if pool is not None:
             before = TaskShots(task, pool, how, processor, _features(how, folder))
@@ -112,10 +109,7 @@ def evaluate(
         store = store_of(model, reuse)
         run = _Run(model, processor, task, how, given, store, watch, before)
         asked = run.questions(samples)
-        result = run.all(asked, _header(run, where), folder, force)
-        if report is not None:
-            report.add(result)
-        return result
+        return run.all(asked, _header(run, where), folder, force)
 
 
 @contextmanager
@@ -248,12 +242,15 @@ class _Run:
         """Ask what is not known yet, and score everything; folder: keeps it."""
         if folder is None:
             return self._all(asked, header, None, None)
+        report = Report.of(folder, self.model, self.processor, force)
         path = folder / self.how.file(self.task.name, ".jsonl")
         journal = Journal(path, header, force)
         try:
-            return self._all(asked, header, folder, journal)
+            result = self._all(asked, header, folder, journal)
         finally:
             journal.close()
+        report.add(result)
+        return result
 
     def _all(
         self,

@@ -95,14 +95,12 @@ class Processor:
     chat_template: the name of a built-in template or Jinja text; by default the
     tokenizer's own, and without one prompts are taken as they are ("plain").
     resolution, max_tiles: what a call takes that is given no resolution, such as an
-    adapter was trained with; None: the model's own. loaded_as, adapter: the names that
-    `load` was given, for reports.
+    adapter was trained with; None: the model's own. names: of model and adapter.
     """
 
     resolution: Any = None
     max_tiles: int | None = None
-    loaded_as: str | None = None
-    adapter: str | None = None
+    names: tuple[str | None, str | None] = (None, None)
 
     def __init__(
         self,
