@@ -131,7 +131,7 @@ def test_rows_without_shots_are_told_and_the_others_asked(tiny, tmp_path):
     place = write_dataset(tmp_path / "colour", 4, shots=3)
     task = ("mm1_mlx.evaluate", "--model", "mm1-tiny", "--tasks-from", KIT)
     task += ("--task", "colour", "--data", place, "--output", tmp_path / "out")
-    done = run_cli(*task, "--shots", "0", "2,8")
+    done = run_here(*task, "--shots", "0", "2,8")
     few = r"colour, 8-shot: error: .*3 samples, but 8 shots and one to spare"
     assert done.returncode == 1 and re.match(few, done.stderr), done.stderr
     names = [line.split(":")[0] for line in done.stdout.splitlines()]
@@ -143,7 +143,7 @@ def test_rows_without_shots_are_told_and_the_others_asked(tiny, tmp_path):
         r"colour: its shots are drawn from the split 'train', which cannot be read: "
         r".*has no train\.jsonl\. Give the shots with --shots-from FILE, .*--shots 0\."
     )
-    assert_fails(run_cli(*task, "--shots", "2", "4"), message)
+    assert_fails(run_here(*task, "--shots", "2", "4"), message)
 
 
 def test_okvqa_on_the_hub_has_no_training_split(monkeypatch):
