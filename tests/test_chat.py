@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from helpers import ROOT, assert_fails, clean_environment, need_tiny, run_cli, run_here
 from mm1_mlx.chat import main
 from mm1_mlx.cli import chat_paths, chat_session
+from mm1_mlx.inference import conversation, generation
 from mm1_mlx.inputs.boxes import Region
 
 SHAPES = ROOT / "examples" / "shapes.png"
@@ -210,6 +212,46 @@ def test_boxes_of_an_answer_are_drawn(chat, monkeypatch, tmp_path):
     assert "out.png is there already: give another name" in told[3]
     assert told[4].startswith("error: /draw x.bmp must end with .png")
     assert Image.open(out).size == Image.open(SHAPES).size
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """Have the model answer with a given text, as if it had seen all pictures."""
+
+    def make(text: str) -> None:
+        def stream(model, processor, prompt, images, **settings):
+            real = generation.stream_generate(
+                model, processor, prompt, images, **settings | {"max_tokens": 1}
+            )
+            for piece in real:
+                yield replace(piece, text=text, finish_reason="stop")
+
+        monkeypatch.setattr(conversation, "stream_generate", stream)
+
+    return make
+
+
+def test_boxes_are_drawn_on_the_pictures_that_the_answer_was_given_for(
+    chat, says, tmp_path
+):
+    """Not on those that are left after /drop; and of a conversation that was loaded."""
+    says("In image 1 a star <10,10,50,50>, in image 2 a circle <10,10,90,90>")
+    small = tmp_path / "small.png"
+    Image.new("RGB", (50, 40)).save(small)
+    out, save = tmp_path / "out.png", tmp_path / "talk.json"
+    asked = (f"/image {SHAPES}", STAR, f"/image {small}", STAR)
+    done = chat(*asked, f"/save {save}", "/drop", f"/draw {out}")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
+    drawn = [tmp_path / "out-1.png", tmp_path / "out-2.png"]
+    found = re.findall(r"^drawn: 1 on (\S+)", done.stderr, re.MULTILINE)
+    assert found == [str(place) for place in drawn]
+    sizes = [Image.open(place).size for place in drawn]
+    assert sizes == [Image.open(SHAPES).size, (50, 40)]
+    for place in drawn:
+        place.unlink()
+    done = chat(f"/load {save}", "/drop", f"/draw {out}", "/undo", f"/draw {out}")
+    assert done.stderr.startswith(f"drawn: 1 on {drawn[0]}")
+    assert "/draw FILE goes with an answer" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("redirection, code", [("<&-", 1), ("< /dev/null", 0)])

@@ -245,10 +245,10 @@ class Session:
         print(room, file=sys.stderr, flush=True)
 
     def _do_draw(self, argument: str) -> None:
-        last = self._talk.exchanges[-1].last if self._talk.exchanges else None
-        if not argument or last is None:
+        if not argument or not self._talk.exchanges:
             raise UsageError("/draw FILE goes with an answer that has boxes or points")
-        pictures = [p for each in self._talk.exchanges for p in each.pictures]
+        last = self._talk.exchanges[-1]
+        pictures = last.seen  # of turns that are forgotten since, too
         place = str(pasted_path(argument))
         check_place(place, "/draw")
         if not pictures:
@@ -261,7 +261,7 @@ class Session:
             quiet=False,
             max_image_pixels=self._args.max_image_pixels,
         )
-        regions = regions_of(last, how, self._processor)
+        regions = regions_of(last.answer, how, self._processor, len(pictures))
         draw(regions, [picture.source for picture in pictures], how)
 
     def _do_save(self, argument: str) -> None:
