@@ -341,7 +341,9 @@ SHOT = "Shot 9.41\u202fAM.png"  # a space that macOS puts into names
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     """Pictures with names that terminals quote."""
-    for name in ("a.png", "my cat.png", "it's (1).png", "no_suffix", SHOT):
+    for name in (
+        *("a.png", "cat.png", "my cat.png", "it's (1).png", "no_suffix", SHOT),
+    ):
         Image.new("RGB", (9, 9)).save(tmp_path / name, format="PNG")
     (tmp_path / "notes.txt").write_text("x")
     monkeypatch.chdir(tmp_path)
@@ -369,6 +371,34 @@ DROPPED = [  # {} is the folder
     ("It's Bob's: '{}/my cat.png'", [CAT], "It's Bob's:"),
     ("a.png Same? 'my cat.png' a.png", ["a.png", "my cat.png", "a.png"], "Same?"),
     ("What is a.png here?", [], "What is a.png here?"),
+    ("What is in {}/a.png ?", [A], "What is in <image> ?"),
+    ("What is in {}/a.png?", [A], "What is in <image>?"),
+    ("What is in {}/my cat.png, and why?", [CAT], "What is in <image>, and why?"),
+    ("Is {}/my\\ cat.png red?", [CAT], "Is <image> red?"),
+    ("Is '{}/my cat.png' red and/or big?", [CAT], "Is <image> red and/or big?"),
+    ('Is "{}/my cat.png" red?', [CAT], "Is <image> red?"),
+    ("Isn't (file://{}/my%20cat.png) it?", [CAT], "Isn't (<image>) it?"),
+    ("Is '{}/it'\\''s (1).png' Bob's?", [ITS], "Is <image> Bob's?"),
+    ("Is {}/it\\'s\\ \\(1\\).png Bob's?", [ITS], "Is <image> Bob's?"),
+    ("{}/a.png, {}/a.png: same?", [A, A], "<image>, <image>: same?"),
+    (
+        "{}/a.png Is {}/my cat.png, or a.png",
+        [A, CAT, "a.png"],
+        "<image> Is <image>, or <image>",
+    ),
+    ("Look at\n{}/a.png\nIs it red?", [A], "Look at\n<image>\nIs it red?"),
+    ("{}/a.png\nIs it red?", [A], "Is it red?"),
+    ("Look at my cat.png", ["my cat.png"], "Look at"),  # and not at cat.png
+    ("Is {}/old/my cat.png", [], "Is {}/old/my cat.png"),  # nor at another cat.png
+    ("Is {}/old/my\\ cat.png", [], "Is {}/old/my\\ cat.png"),
+    ("Is it {}/absent.png, or?", [], "Is it {}/absent.png, or?"),
+    ("<image> Is {}/a.png red?", [], "<image> Is {}/a.png red?"),
+    ("Is {}/notes.txt red?", [], "Is {}/notes.txt red?"),
+    (
+        "Is it red and/or 1/2 of ./a, ~ or / ?",
+        [],
+        "Is it red and/or 1/2 of ./a, ~ or / ?",
+    ),
     ("Is it /absent.png", [], "Is it /absent.png"),
     ("notes.txt", [], "notes.txt"),
     ("What is this?", [], "What is this?"),
@@ -388,7 +418,7 @@ def test_pictures_in_a_line(line, paths, rest, pictures):
         return text.replace("{}", str(pictures))
 
     found = chat_paths.split_paths(filled(line))
-    assert found == ([filled(path) for path in paths], rest)
+    assert found == ([filled(path) for path in paths], filled(rest))
 
 
 def test_the_paths_of_a_command(pictures):
@@ -409,3 +439,24 @@ def test_dropped_pictures_are_shown(chat, pictures):
     done = chat(f"{STAR} '{place}' ", "/image", str(pictures / "absent" / "x.png"))
     assert done.stdout == "yellow\n"
     assert f"1. {place}\n" in done.stderr and "No image file" in done.stderr
+
+
+def test_a_path_within_a_question_is_the_picture_there(chat, pictures, monkeypatch):
+    """Behind those that wait."""
+    place, asked = pictures / "a b.png", []
+    shutil.copy(SHAPES, place)
+
+    def stream(model, processor, prompt, images, **settings):
+        asked.append((prompt[-1]["content"], len(images)))
+        return generation.stream_generate(model, processor, prompt, images, **settings)
+
+    monkeypatch.setattr(conversation, "stream_generate", stream)
+    short = {"flags": ("-m", "1")}
+    assert chat(f"Is {place} red ?", **short).returncode == 0
+    assert chat("/image a.png", f"Is '{place}' red?", **short).returncode == 0
+    assert chat("Is it red and/or 1/2 blue ?", **short).returncode == 0
+    assert asked == [
+        ("Is <image> red ?", 1),
+        ("<image>Is <image> red?", 2),
+        ("Is it red and/or 1/2 blue ?", 0),
+    ]

@@ -23,7 +23,7 @@ from mm1_mlx.errors import ContextError, PromptError, UsageError
 from mm1_mlx.inference.conversation import Conversation
 from mm1_mlx.inference.wired import wired_limit
 from mm1_mlx.inputs.conversation import read_conversation
-from mm1_mlx.inputs.prompts import plural
+from mm1_mlx.inputs.prompts import IMAGE_TOKEN, image_separator, plural
 from mm1_mlx.inputs.sources import pasted_path
 
 _FULL = "/clear starts anew, /drop forgets the oldest turn, then /retry asks again"
@@ -101,8 +101,12 @@ class Session:
         paths, rest = split_paths(line)
         if not paths and text.startswith("/"):  # neither a command nor a file
             return self._command(text)
+        waiting = len(self._talk.waiting)
         for path in paths:
             self._show(path)
+        if IMAGE_TOKEN in rest and IMAGE_TOKEN not in line:  # in place of the paths
+            separator = image_separator(self._processor.chat_template)
+            rest = (IMAGE_TOKEN + separator) * waiting + rest
         if rest:
             self._ask(rest)
         return True
