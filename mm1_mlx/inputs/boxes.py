@@ -233,14 +233,12 @@ def boxes_of(
     boxes: how the model writes them, where its folder does not say.
     """
     settings = processor.image_settings
-    if pictures is None:
-        shown = getattr(answer, "num_images", 0) - getattr(answer, "shot_images", 0)
-        pictures = max(shown, 1)
+    shown = getattr(answer, "num_images", 1) - getattr(answer, "shot_images", 0)
     return parse(
         str(answer),
         boxes or processor.config.box_config,
         resize_mode=settings.resize_mode if settings else "pad",
-        pictures=pictures,
+        pictures=max(shown, 1) if pictures is None else pictures,
     )
 
 
