@@ -73,6 +73,14 @@ def test_every_recipe_is_one(size):
         Recipe.from_dict(run.recipe(size))
 
 
+def test_the_rates_of_encoders_are_those_that_the_readme_states():
+    text = (ROOT / "examples/ablations/README.md").read_text(encoding="utf-8")
+    for encoder, rate in (("regions", 0.2), ("global", 0.2), ("none", 1.0)):
+        recipe = Run("joint", Cell(encoder=encoder), 0).recipe(FULL)
+        assert recipe["stages"]["joint"]["vision_rate"] == rate
+        assert f"({rate}: at" in text
+
+
 def weights(decoder: str, active: bool) -> int:
     """Of the decoder's MLPs, by hand: two matrices each, no gate."""
     config = plan.model_config(Cell(decoder=decoder), FULL)["text_config"]
