@@ -78,7 +78,7 @@ def test_the_rates_of_encoders_are_those_that_the_readme_states():
     for encoder, rate in (("regions", 0.2), ("global", 0.2), ("none", 1.0)):
         recipe = Run("joint", Cell(encoder=encoder), 0).recipe(FULL)
         assert recipe["stages"]["joint"]["vision_rate"] == rate
-        assert f"({rate}: at" in text
+        assert f"rate ({rate}: " in text
 
 
 def weights(decoder: str, active: bool) -> int:
