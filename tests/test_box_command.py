@@ -34,7 +34,7 @@ def says(monkeypatch):
                 num_images=len(images),
                 image_tokens=len(images),
                 image_seconds=0.0,
-                image_size=(8, 8),
+                image_sizes=((8, 8),),
                 peak_memory=0.1,
                 finish_reason="stop",
             )
