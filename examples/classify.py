@@ -6,8 +6,10 @@ PICTURES/dax/1.png, PICTURES/dax/2.png, PICTURES/wug/1.png, ... are pictures of 
 classes "dax" and "wug" (a "_" in a name is a space). Of each class some are examples
 (--examples), the others are asked about. OUT gets shots.jsonl, the examples as
 `generate --shots` takes them, and answers.csv; printed is a table of what was right.
-Beside it stands what the nearest example alone would say, by the encoder's features:
-a model that learns from its shots should know at least as much.
+Capitals and a full stop do not count. Beside it stands what the nearest example alone
+would say, by the encoder's features: a model that learns from its shots should know at
+least as much. A picture that cannot be read is one line on stderr, and the exit code is
+1.
 
     python -m examples.classify --draw PICTURES
 
@@ -31,7 +33,9 @@ from examples.mm1_tiny.scoring import wilson
 from mm1_mlx.cli.parser import Parser, some_text, whole_number
 from mm1_mlx.cli.progress import progress_bar
 from mm1_mlx.cli.run import run_door
-from mm1_mlx.errors import DatasetError, UsageError
+from mm1_mlx.errors import DatasetError, ImageError, UsageError
+from mm1_mlx.inputs.images import load_image
+from mm1_mlx.inputs.prompts import plural
 
 DRAWN = {"dax": "circle", "wug": "star", "tib": "heart"}  # name and shape
 AT_ONCE = 8  # questions in a batch
@@ -45,6 +49,16 @@ class Outcome:
     label: str
     answer: str
     nearest: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is the label."""
+        return plain(self.answer) == plain(self.label)
+
+
+def plain(text: str) -> str:
+    """A name without what does not count: capitals, a full stop."""
+    return " ".join(text.split()).rstrip(". ").casefold()
 
 
 def draw_pictures(folder: Path, count: int, seed: int) -> None:
@@ -60,6 +74,20 @@ def draw_pictures(folder: Path, count: int, seed: int) -> None:
     print(f"{folder}: {count} pictures each of {', '.join(DRAWN)}")
 
 
+def readable(pictures: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], int]:
+    """Those that can be read, and how many cannot: a line on stderr for each."""
+    good: dict[str, list[Path]] = {label: [] for label in pictures}
+    for label, files in pictures.items():
+        for file in files:
+            try:
+                load_image(file)
+                good[label].append(file)
+            except ImageError as error:
+                print(f"skipped: {error}", file=sys.stderr, flush=True)
+    bad = sum(len(files) - len(good[label]) for label, files in pictures.items())
+    return good, bad
+
+
 def divide(
     pictures: dict[str, list[Path]], examples: int, rng: random.Random
 ) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
@@ -67,10 +95,10 @@ def divide(
     shown, asked = [], []
     for label, files in pictures.items():
         if len(files) <= examples:
+            fewer = f", or --examples {len(files) - 1}" if len(files) > 1 else ""
             raise DatasetError(
-                f"{label!r} has {len(files)} pictures, but {examples} are examples and "
-                f"one or more must be left to ask about: add some, or --examples "
-                f"{max(len(files) - 1, 0)}."
+                f"{label!r} has {plural(len(files), 'picture')}, but {examples} are "
+                f"examples and one or more must be left to ask about: add some{fewer}."
             )
         files = rng.sample(files, len(files))
         shown += [(file, label) for file in files[:examples]]
@@ -115,8 +143,7 @@ def classify(args: argparse.Namespace, asked: Sequence[tuple[Path, str]]) -> lis
         )
         for (picture, label), answer in zip(part, answers, strict=True):
             (near,) = nearest.choose(model, processor, [picture])
-            said = answer.answer.rstrip(".")
-            outcomes.append(Outcome(picture, label, said, near.answer))
+            outcomes.append(Outcome(picture, label, answer.answer, near.answer))
         bar.update(len(part))
     bar.close()
     return outcomes
@@ -128,8 +155,7 @@ def write_answers(file: Path, outcomes: Sequence[Outcome]) -> None:
         rows = csv.writer(out)
         rows.writerow(["picture", "class", "answer", "right", "nearest example"])
         for o in outcomes:
-            right = int(o.answer == o.label)
-            rows.writerow([o.picture, o.label, o.answer, right, o.nearest])
+            rows.writerow([o.picture, o.label, o.answer, int(o.right), o.nearest])
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -138,13 +164,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines = [f"{'class':<16}{'right':>12}{'95% interval':>18}{'nearest alone':>16}"]
     for name in [*labels, "all"]:
         some = [o for o in outcomes if name in (o.label, "all")]
-        right = sum(o.answer == o.label for o in some)
+        right = sum(o.right for o in some)
         near = sum(o.nearest == o.label for o in some)
         low, high = wilson(right, len(some))
         interval = f"{low:.0%} to {high:.0%}"
         share = f"{right} of {len(some)}"
         lines.append(f"{name:<16}{share:>12}{interval:>18}{near / len(some):>16.0%}")
-    other = sum(o.answer not in labels for o in outcomes)
+    names = {plain(label) for label in labels}
+    other = sum(plain(o.answer) not in names for o in outcomes)
     lines.append(f"{other} of {len(outcomes)} answers name no class")
     return "\n".join(lines)
 
@@ -184,20 +211,22 @@ def parser() -> Parser:
     return p
 
 
-def run(args: argparse.Namespace) -> None:
-    """Draw a folder of pictures, or sort one."""
+def run(args: argparse.Namespace) -> int:
+    """Draw a folder of pictures, or sort one; 1 where some cannot be read."""
     if args.draw:
-        return draw_pictures(args.pictures, args.count, args.seed)
+        draw_pictures(args.pictures, args.count, args.seed)
+        return 0
     if args.out is None:
         raise UsageError("two folders are needed: PICTURES and OUT")
     rng = random.Random(args.seed)
-    shown, asked = divide(find_pictures(args.pictures), args.examples, rng)
+    pictures, bad = readable(find_pictures(args.pictures))
+    shown, asked = divide(pictures, args.examples, rng)
     write_shots(args.out / "shots.jsonl", shown, args.question)
     outcomes = classify(args, asked)
     write_answers(args.out / "answers.csv", outcomes)
     print(table(outcomes))
     print(f"{args.out / 'answers.csv'}: every answer", file=sys.stderr)
-    return None
+    return int(bad > 0)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,8 +4,9 @@
     python -m examples.describe_folder PHOTOS out.csv --model llava-hf/llava-1.5-7b-hf
 
 A run that was interrupted goes on when the same command is given again: rows that are
-there stay as they are. A picture that cannot be read is one line on stderr, and no row;
-the next run tries it again. seconds: of a batch, divided by its pictures.
+there stay as they are. A picture that cannot be read is one line on stderr, no row, and
+exit code 1 at the end; the next run tries it again. seconds: of a batch, divided by its
+pictures.
 """
 
 import argparse
@@ -124,8 +125,8 @@ def pictures_left(
     bar.close()
 
 
-def run(args: argparse.Namespace) -> None:
-    """Describe what has no row yet."""
+def run(args: argparse.Namespace) -> int:
+    """Describe what has no row yet; 1 where something cannot be read."""
     from mm1_mlx import batch_generate, load
 
     names = find_pictures(args.folder, inside=args.inside)
@@ -155,6 +156,7 @@ def run(args: argparse.Namespace) -> None:
         f"{args.out}: {written} described, {len(left) - written} skipped, "
         f"{len(names) - len(left)} were there"
     )
+    return int(written < len(left))
 
 
 def parser() -> Parser:

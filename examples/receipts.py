@@ -11,7 +11,8 @@ A line has the file, the fields (null where the answer is no JSON object, or lea
 out), the answer as it was given, and "cut": whether --max-tokens ended it. Check what
 matters: a model may read a wrong number with confidence. "adds_up" says whether the
 prices of the items make the total. A run that was interrupted goes on when the same
-command is given again.
+command is given again. A picture that cannot be read is one line on stderr, and the
+exit code is 1.
 """
 
 import argparse
@@ -112,8 +113,8 @@ def as_line(values: dict[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False) + "\n"
 
 
-def run(args: argparse.Namespace) -> None:
-    """Ask about each picture that has no line yet."""
+def run(args: argparse.Namespace) -> int:
+    """Ask about each picture that has no line yet; 1 where one cannot be read."""
     from mm1_mlx import generate, load
 
     names = find_pictures(args.folder)
@@ -130,13 +131,13 @@ def run(args: argparse.Namespace) -> None:
         model, processor = load(args.model)
         # Whole again, where the last run was cut off in the midst of a line.
         write_whole(args.out, "".join(map(as_line, before)))
-    read = 0
+    asked = read = 0
     for (name,), pictures, write in pictures_left(args.folder, left, args.out, "read"):
         answer = generate(
             model, processor, args.prompt, pictures, max_tokens=args.max_tokens
         )
         fields = fields_of(answer.text)
-        read += fields is not None
+        asked, read = asked + 1, read + (fields is not None)
         line = {
             "file": name,
             "fields": fields,
@@ -149,6 +150,7 @@ def run(args: argparse.Namespace) -> None:
         f"{args.out}: {read} of {len(left)} answers are JSON, {len(names) - len(left)} "
         f"were there"
     )
+    return int(asked < len(left))
 
 
 def parser() -> Parser:

@@ -4,7 +4,8 @@
 
 PICTURES is a folder; all pictures in it and in its folders are looked at. Printed are
 the nearest ones with their cosine; found.png shows them beside the query. --index FILE
-keeps the features: the next search looks only at pictures that are new or changed.
+keeps the features: the next search looks only at pictures that are new or changed. A
+picture that cannot be read is one line on stderr, and the exit code is 1.
 
     python -m examples.search PICTURES --draw
 
@@ -24,7 +25,7 @@ from examples.mm1_tiny.scenes import COLOURS, SHAPES, arrange
 from mm1_mlx.cli.parser import Parser, whole_number
 from mm1_mlx.cli.progress import counting
 from mm1_mlx.cli.run import run_door
-from mm1_mlx.errors import DatasetError, UsageError
+from mm1_mlx.errors import DatasetError, ImageError, UsageError
 from mm1_mlx.inputs.images import load_image
 from mm1_mlx.inputs.video import ENDINGS, natural_order
 
@@ -63,22 +64,25 @@ def find_pictures(folder: Path) -> list[Path]:
 
 def nearest(
     args: argparse.Namespace, pictures: Sequence[Path]
-) -> list[tuple[float, Path]]:
-    """(cosine, picture), the most alike first; the query itself is left out."""
+) -> tuple[list[tuple[float, Path]], list[ImageError]]:
+    """(cosine, picture), the most alike first, the query itself left out; and what is
+    wrong with the pictures that cannot be read."""
     from mm1_mlx import load
     from mm1_mlx.inference.features import Features
 
     model, processor = load(args.model)
     features = Features(args.index)
     (wanted,) = features.of(model, processor, [args.query])
+    failed: dict[int, ImageError] = {}
     with counting("pictures") as progress:
-        rows = features.of(model, processor, pictures, progress=progress)
+        rows = features.of(model, processor, pictures, progress=progress, failed=failed)
     found = [
         (float(row @ wanted), path)
-        for row, path in zip(rows, pictures, strict=True)
-        if not (args.query.exists() and path.samefile(args.query))
+        for i, (row, path) in enumerate(zip(rows, pictures, strict=True))
+        if i not in failed and not (args.query.exists() and path.samefile(args.query))
     ]
-    return sorted(found, key=lambda pair: -pair[0])[: args.top]
+    found = sorted(found, key=lambda pair: -pair[0])[: args.top]
+    return found, list(failed.values())
 
 
 def sheet(query: Path, found: Sequence[tuple[float, Path]]) -> Image.Image:
@@ -118,22 +122,25 @@ def parser() -> Parser:
     return p
 
 
-def run(args: argparse.Namespace) -> None:
-    """Draw a folder of pictures, or search in one."""
+def run(args: argparse.Namespace) -> int:
+    """Draw a folder of pictures, or search in one; 1 where some cannot be read."""
     if args.draw:
-        return draw_pictures(args.pictures, args.count, args.seed)
+        draw_pictures(args.pictures, args.count, args.seed)
+        return 0
     if args.query is None:
         raise UsageError("the following arguments are required: --query")
     if args.sheet is not None and args.sheet.suffix.lower() != ".png":
         raise UsageError(f"--sheet {args.sheet} must end with .png")
-    found = nearest(args, find_pictures(args.pictures))
+    found, failed = nearest(args, find_pictures(args.pictures))
+    for error in failed:
+        print(f"skipped: {error}", file=sys.stderr)
     for value, path in found:
         print(f"{value:.4f} {path}")
     if args.sheet is not None:
         args.sheet.parent.mkdir(parents=True, exist_ok=True)
         sheet(args.query, found).save(args.sheet, format="PNG")
         print(args.sheet, file=sys.stderr)
-    return None
+    return int(bool(failed))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,10 +14,13 @@ from examples.ablations import findings, measure, plan, world
 from examples.ablations.__main__ import main
 from examples.ablations.findings import EFFECTS, Effect, mean_interval
 from examples.ablations.plan import BASE, BY_NAME, FULL, QUICK, Cell, Run
-from examples.ablations.report import write_report
-from examples.ablations.work import do_run, result_of, vocabulary
-from helpers import ROOT, assert_fails, needs, run_python
+from examples.ablations.report import note, read_results, table_text, write_report
+from examples.ablations.work import TOKENIZER, do_run, result_of, vocabulary
+from helpers import ROOT, assert_fails, need_tiny, needs, run_here, run_python
+from mm1_mlx import batch_generate, load
 from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.evaluation.report import FORMAT
+from mm1_mlx.inference.identity import fingerprint
 from mm1_mlx.training.documents import Document
 from mm1_mlx.training.pretraining import document_encoder
 from mm1_mlx.training.recipe import Recipe
@@ -70,6 +73,14 @@ def test_every_recipe_is_one(size):
         Recipe.from_dict(run.recipe(size))
 
 
+def test_the_rates_of_encoders_are_those_that_the_readme_states():
+    text = (ROOT / "examples/ablations/README.md").read_text(encoding="utf-8")
+    for encoder, rate in (("regions", 0.2), ("global", 0.2), ("none", 1.0)):
+        recipe = Run("joint", Cell(encoder=encoder), 0).recipe(FULL)
+        assert recipe["stages"]["joint"]["vision_rate"] == rate
+        assert f"rate ({rate}: " in text
+
+
 def weights(decoder: str, active: bool) -> int:
     """Of the decoder's MLPs, by hand: two matrices each, no gate."""
     config = plan.model_config(Cell(decoder=decoder), FULL)["text_config"]
@@ -91,7 +102,6 @@ def test_experts_are_as_active_as_dense_and_as_many_as_wide():
 
 
 def test_documents_fit_their_rows_at_every_number_of_tokens():
-    from examples.ablations.work import TOKENIZER
     from mm1_mlx.training.model_folder import make_processor
 
     for tokens in (4, 16, 36):
@@ -137,6 +147,49 @@ def test_the_same_questions_for_all_and_the_same_last_picture():
         assert [turn["role"] for turn in item.prompt] == ["user", "assistant"] * 3 + [
             "user"
         ]
+
+
+def test_evaluate_counts_what_the_model_says():
+    """The measures are tasks: the answers of batch_generate, counted by hand."""
+    model, processor = load(need_tiny(), dtype=mx.float32)
+    found = measure.measured(model, processor, "mm1-tiny", 1)
+    assert found["format"] == FORMAT and found["weights"] == fingerprint(model)
+    questions = measure.test_questions(1)
+    entries = {entry["task"]: entry for entry in found["results"]}
+    assert entries.keys() == {f"ablations_{name}" for name in questions}
+    right = 0
+    for name, make in questions.items():
+        counts: dict[str, list[int]] = {}
+        asked = make()
+        prompts, images = [a.prompt for a in asked], [a.images or None for a in asked]
+        answers = batch_generate(model, processor, prompts, images, max_tokens=24)
+        for item, answer in zip(asked, answers, strict=True):
+            counts.setdefault(item.task, []).append(answer.text.strip() == item.answer)
+        entry = entries[f"ablations_{name}"]
+        assert entry["n"] == sum(map(len, counts.values())) and not entry["failed"]
+        shares = {task: 100 * sum(own) / len(own) for task, own in counts.items()}
+        assert entry["groups"] == pytest.approx(shares)
+        mean = sum(shares.values()) / len(shares) / 100
+        assert measure.share({"evaluation": found}, name) == pytest.approx(mean)
+        right += sum(map(sum, counts.values()))
+    assert right > 0  # some of it mm1-tiny knows
+
+
+def test_the_measures_are_tasks_of_the_command(tmp_path):
+    need_tiny()
+    done = run_here(
+        "evaluate", "--model", "mm1-tiny", "--tasks-from", "examples.ablations.measure",
+        "--task", "ablations_facts", "ablations_naming0", "--limit", "3",
+        "--output", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "ablations_facts 0-shot",
+        "ablations_naming0 0-shot",
+    ]
+    entries = json.loads((tmp_path / "result.json").read_text())["results"]
+    assert [entry["n"] for entry in entries] == [3, 3]
 
 
 # --- results to tables ---------------------------------------------------------------
@@ -192,6 +245,42 @@ def made_result(cell: Cell, seed: int, right: int) -> dict:
             for name in (*measure.MEASURES, "naming0")
         },
     }
+
+
+def evaluated(result: dict) -> dict:
+    """The same result as runs have it now: evaluate's entries in place of counts."""
+    kept = {key: value for key, value in result.items() if key != "scores"}
+    entries = [
+        {
+            "task": f"ablations_{name}",
+            "groups": {task: 100 * right / n for task, (right, n) in counts.items()},
+        }
+        for name, counts in result["scores"].items()
+    ]
+    return kept | {"evaluation": {"results": entries}}
+
+
+def test_results_of_before_and_of_now_give_one_report(tmp_path):
+    """Counts of before, evaluate's entries, and both beside each other."""
+    reports = []
+    for name, change in (("old", ()), ("new", (0, 1, 2)), ("mixed", (1,))):
+        folder = tmp_path / name
+        folder.mkdir()
+        made_runs(folder, {BASE: (4, 6, 8), Cell(encoder="none"): (1, 2, 3)})
+        for file in folder.glob("*/result.json"):
+            result = json.loads(file.read_text())
+            if result["seed"] in change:
+                file.write_text(json.dumps(evaluated(result)))
+        results = read_results(folder)
+        reports.append(note(results) + table_text(BY_NAME["encoders"], results))
+    assert reports[0] == reports[1] == reports[2]
+    assert "| regions | 80.0 ± 24.8 | 80.0 ± 24.8 |" in reports[0]
+
+
+def test_the_vocabulary_is_the_studys_own():
+    """mm1-tiny is trained anew, with another one; runs that are done stay good."""
+    assert TOKENIZER.parent == ROOT / "examples/ablations"
+    assert vocabulary() == "ce1906be30210e7c"
 
 
 def made_runs(folder, rights) -> None:
@@ -284,8 +373,13 @@ def test_a_stopped_run_goes_on_exactly(parts, tmp_path):
         results.append(found)
         models.append(mx.load(str(folder / run.name / "model/model.safetensors")))
     whole, stopped = results
-    for key in ("scores", "curve", "documents", "weights", "recipe"):
+    for key in ("curve", "documents", "weights", "recipe"):
         assert whole[key] == stopped[key], key
+    scores = [
+        [(entry["task"], entry["groups"]) for entry in found["evaluation"]["results"]]
+        for found in results
+    ]
+    assert scores[0] == scores[1] and len(scores[0]) == 5
     for name, array in models[0].items():
         assert mx.array_equal(array, models[1][name]), name
 

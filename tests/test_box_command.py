@@ -34,7 +34,7 @@ def says(monkeypatch):
                 num_images=len(images),
                 image_tokens=len(images),
                 image_seconds=0.0,
-                image_size=(8, 8),
+                image_sizes=((8, 8),),
                 peak_memory=0.1,
                 finish_reason="stop",
             )
@@ -166,6 +166,8 @@ USAGE = [
     ("--draw {image}", r"--draw would write over the picture"),
     ("--box 1,2,3", r"--box: must be x1,y1,x2,y2 in pixels of the picture, not '1,2,3"),
     ("--box 1,2,3,nan", r"must be x1,y1,x2,y2 in pixels"),
+    ("--box -1,2,3", r"--box: must be x1,y1,x2,y2 in pixels .* not '-1,2,3'"),
+    ("--box -1,2,3,4x", r"unknown flag '-1,2,3,4x'"),
     ("--point 1", r"--point: must be x,y in pixels of the picture, not '1'"),
     ("--box-format feret", r"unknown value 'feret'; did you mean 'ferret'\?"),
 ]
@@ -205,6 +207,11 @@ def test_a_box_that_is_cut_is_said(ask, says, tmp_path, capsys):
     message = "The box 50,-5,120,60 is cut to 50,0,100,60: the picture is 100x100."
     assert message in capsys.readouterr().err
     assert asked["prompt"] == "Is <500,0,999,600>?"
+    for flag in (("--box", "-50,-.5,50,60"), ("--box=-50,-.5,50,60",)):
+        assert ask(*form, *flag) == 0
+        cut = "The box -50,-0.5,50,60 is cut to 0,0,50,60"
+        assert cut in capsys.readouterr().err
+        assert asked["prompt"] == "Is <0,0,500,600>?"
     assert ask(*form, "--box", "100,60,50,0") == 0
     assert "is cut" not in capsys.readouterr().err
 
@@ -230,6 +237,9 @@ WRONG = [
     (("-p", "hi", "--box", "1,2,30,40"), r"1 box came .* it has 0 <box>"),
     (("-p", "<box>?", "--box", "9000,0,9100,5"), r"lies outside of the picture of"),
     (("-p", "<box>?", "--box", "5,5,5,50"), r"has no area"),
+    (("-p", "<box>?", "--box", "-9,-9,-5,-5"), r"box -9,-9,-5,-5 lies outside of the"),
+    (("-p", "<point>?", "--point", "-5,3"), r"point -5,3 lies outside of the picture"),
+    (("-p", "<point>?", "--point=-5,3"), r"point -5,3 lies outside of the picture"),
 ]
 
 

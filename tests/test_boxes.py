@@ -296,8 +296,15 @@ WRONG = [
     ((500, 0, 600, 50), r"The box 500,0,600,50 lies outside of the picture of 200x100"),
     ((-9, -9, 0, 0), r"lies outside of the picture"),
     ((201, 5), r"The point 201,5 lies outside of the picture of 200x100"),
-    ((1, 2, 3), r"A box has 3 numbers \(1,2,3\), but must be x1,y1,x2,y2"),
-    ((1, 2, 3, float("nan")), r"A box has 4 numbers .* in pixels"),
+    ((1, 2, 3), r"A box is \(1, 2, 3\), but a box must be four numbers, x1,y1,x2,y2"),
+    ((1, 2, 3, float("nan")), r"A box is \(1, 2, 3, nan\), .* a point two, x,y"),
+    ((1, 2, 3, float("inf")), r"A box is \(1, 2, 3, inf\)"),
+    ((1, 2, 3, 10**400), r"A box is \(1, 2, 3, 1000"),
+    (("1", "2", "3", "4"), r"A box is \('1', '2', '3', '4'\)"),
+    ("1,2,3,4", r"A box is 1,2,3,4, but"),
+    ((1, 2, 3, None), r"A box is \(1, 2, 3, None\)"),
+    (7, r"A box is 7, but"),
+    (((1, 2), (3, 4)), r"A box is \(\(1, 2\), \(3, 4\)\)"),
 ]
 
 
@@ -325,6 +332,29 @@ def test_boxes_of_reads_in_the_format_of_the_model():
     assert region.guessed and region.frame == "cropped"
     (region,) = boxes_of("[500, 500, 600, 600]", processor(), boxes=FERRET, pictures=3)
     assert not region.guessed and region.picture == 2
+
+
+def test_the_pictures_of_an_answer_are_those_of_its_own_prompt():
+    """What is given counts, then those of the answer without those of examples."""
+
+    class Answer:
+        num_images, shot_images = 5, 3
+
+        def __str__(self):
+            return "in image 1 a dog <1,2>, in image 4 a cat <3,4>"
+
+    answer = Answer()
+    found = [r.picture for r in boxes_of(answer, processor(MM1))]
+    assert found == [0, 0]  # of two; there is no fourth
+    assert [r.picture for r in boxes_of(answer, processor(MM1), pictures=4)] == [0, 3]
+    assert [r.picture for r in boxes_of(answer, processor(MM1), pictures=1)] == [0, 0]
+    plain = "a dog <1,2>"
+    assert [r.picture for r in boxes_of(plain, processor(MM1), pictures=3)] == [2]
+
+
+def test_boxes_may_be_rows_of_an_array():
+    image, rows = Image.new("RGB", (50, 50)), np.array([[0, 0, 25, 25]])
+    assert with_boxes("<box>", processor(MM1), [image], rows) == "<0,0,500,500>"
 
 
 def test_slots_of_a_prompt_are_filled_in_their_order_and_pictures():
@@ -359,6 +389,12 @@ def test_a_prompt_that_speaks_of_box_is_left_alone():
         ("<point>", [], [(1, 1)] * 2, MM1, 1, r"^2 points came .* it has 1 <point>"),
         ("<box>", [(0, 0, 9, 9)], [], None, 1, r"does not say how .* \(--box-format"),
         ("<box>", [(0, 0, 9, 9)], [], MM1, 0, r"but no picture was given"),
+        ("<box>", [(1, 2)], [], MM1, 1, r"A box is \(1, 2\), but a box must be four"),
+        ("<point>", [], [(1, 2, 3, 4)], MM1, 1, r"A point is \(1, 2, 3, 4\), but"),
+        ("<box>", (0, 0, 9, 9), [], MM1, 1, r"A box is 0, but"),
+        ("<box>", ["0,0,9,9"], [], MM1, 1, r"A box is 0,0,9,9, but"),
+        ("<point>", [], [(1, float("nan"))], MM1, 1, r"A point is \(1, nan\), but"),
+        ("<box>", [(60, 0, 90, 9)], [], MM1, 1, r"The box 60,0,90,9 lies outside"),
     ],
 )
 def test_a_prompt_that_does_not_fit_its_boxes(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from helpers import ROOT, assert_fails, clean_environment, need_tiny, run_cli, run_here
 from mm1_mlx.chat import main
 from mm1_mlx.cli import chat_paths, chat_session
+from mm1_mlx.inference import conversation, generation
 from mm1_mlx.inputs.boxes import Region
 
 SHAPES = ROOT / "examples" / "shapes.png"
@@ -212,6 +214,46 @@ def test_boxes_of_an_answer_are_drawn(chat, monkeypatch, tmp_path):
     assert Image.open(out).size == Image.open(SHAPES).size
 
 
+@pytest.fixture
+def says(monkeypatch):
+    """Have the model answer with a given text, as if it had seen all pictures."""
+
+    def make(text: str) -> None:
+        def stream(model, processor, prompt, images, **settings):
+            real = generation.stream_generate(
+                model, processor, prompt, images, **settings | {"max_tokens": 1}
+            )
+            for piece in real:
+                yield replace(piece, text=text, finish_reason="stop")
+
+        monkeypatch.setattr(conversation, "stream_generate", stream)
+
+    return make
+
+
+def test_boxes_are_drawn_on_the_pictures_that_the_answer_was_given_for(
+    chat, says, tmp_path
+):
+    """Not on those that are left after /drop; and of a conversation that was loaded."""
+    says("In image 1 a star <10,10,50,50>, in image 2 a circle <10,10,90,90>")
+    small = tmp_path / "small.png"
+    Image.new("RGB", (50, 40)).save(small)
+    out, save = tmp_path / "out.png", tmp_path / "talk.json"
+    asked = (f"/image {SHAPES}", STAR, f"/image {small}", STAR)
+    done = chat(*asked, f"/save {save}", "/drop", f"/draw {out}")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
+    drawn = [tmp_path / "out-1.png", tmp_path / "out-2.png"]
+    found = re.findall(r"^drawn: 1 on (\S+)", done.stderr, re.MULTILINE)
+    assert found == [str(place) for place in drawn]
+    sizes = [Image.open(place).size for place in drawn]
+    assert sizes == [Image.open(SHAPES).size, (50, 40)]
+    for place in drawn:
+        place.unlink()
+    done = chat(f"/load {save}", "/drop", f"/draw {out}", "/undo", f"/draw {out}")
+    assert done.stderr.startswith(f"drawn: 1 on {drawn[0]}")
+    assert "/draw FILE goes with an answer" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("redirection, code", [("<&-", 1), ("< /dev/null", 0)])
 def test_a_chat_without_input(redirection, code):
     need_tiny()
@@ -299,7 +341,9 @@ SHOT = "Shot 9.41\u202fAM.png"  # a space that macOS puts into names
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     """Pictures with names that terminals quote."""
-    for name in ("a.png", "my cat.png", "it's (1).png", "no_suffix", SHOT):
+    for name in (
+        *("a.png", "cat.png", "my cat.png", "it's (1).png", "no_suffix", SHOT),
+    ):
         Image.new("RGB", (9, 9)).save(tmp_path / name, format="PNG")
     (tmp_path / "notes.txt").write_text("x")
     monkeypatch.chdir(tmp_path)
@@ -327,6 +371,34 @@ DROPPED = [  # {} is the folder
     ("It's Bob's: '{}/my cat.png'", [CAT], "It's Bob's:"),
     ("a.png Same? 'my cat.png' a.png", ["a.png", "my cat.png", "a.png"], "Same?"),
     ("What is a.png here?", [], "What is a.png here?"),
+    ("What is in {}/a.png ?", [A], "What is in <image> ?"),
+    ("What is in {}/a.png?", [A], "What is in <image>?"),
+    ("What is in {}/my cat.png, and why?", [CAT], "What is in <image>, and why?"),
+    ("Is {}/my\\ cat.png red?", [CAT], "Is <image> red?"),
+    ("Is '{}/my cat.png' red and/or big?", [CAT], "Is <image> red and/or big?"),
+    ('Is "{}/my cat.png" red?', [CAT], "Is <image> red?"),
+    ("Isn't (file://{}/my%20cat.png) it?", [CAT], "Isn't (<image>) it?"),
+    ("Is '{}/it'\\''s (1).png' Bob's?", [ITS], "Is <image> Bob's?"),
+    ("Is {}/it\\'s\\ \\(1\\).png Bob's?", [ITS], "Is <image> Bob's?"),
+    ("{}/a.png, {}/a.png: same?", [A, A], "<image>, <image>: same?"),
+    (
+        "{}/a.png Is {}/my cat.png, or a.png",
+        [A, CAT, "a.png"],
+        "<image> Is <image>, or <image>",
+    ),
+    ("Look at\n{}/a.png\nIs it red?", [A], "Look at\n<image>\nIs it red?"),
+    ("{}/a.png\nIs it red?", [A], "Is it red?"),
+    ("Look at my cat.png", ["my cat.png"], "Look at"),  # and not at cat.png
+    ("Is {}/old/my cat.png", [], "Is {}/old/my cat.png"),  # nor at another cat.png
+    ("Is {}/old/my\\ cat.png", [], "Is {}/old/my\\ cat.png"),
+    ("Is it {}/absent.png, or?", [], "Is it {}/absent.png, or?"),
+    ("<image> Is {}/a.png red?", [], "<image> Is {}/a.png red?"),
+    ("Is {}/notes.txt red?", [], "Is {}/notes.txt red?"),
+    (
+        "Is it red and/or 1/2 of ./a, ~ or / ?",
+        [],
+        "Is it red and/or 1/2 of ./a, ~ or / ?",
+    ),
     ("Is it /absent.png", [], "Is it /absent.png"),
     ("notes.txt", [], "notes.txt"),
     ("What is this?", [], "What is this?"),
@@ -346,7 +418,7 @@ def test_pictures_in_a_line(line, paths, rest, pictures):
         return text.replace("{}", str(pictures))
 
     found = chat_paths.split_paths(filled(line))
-    assert found == ([filled(path) for path in paths], rest)
+    assert found == ([filled(path) for path in paths], filled(rest))
 
 
 def test_the_paths_of_a_command(pictures):
@@ -367,3 +439,24 @@ def test_dropped_pictures_are_shown(chat, pictures):
     done = chat(f"{STAR} '{place}' ", "/image", str(pictures / "absent" / "x.png"))
     assert done.stdout == "yellow\n"
     assert f"1. {place}\n" in done.stderr and "No image file" in done.stderr
+
+
+def test_a_path_within_a_question_is_the_picture_there(chat, pictures, monkeypatch):
+    """Behind those that wait."""
+    place, asked = pictures / "a b.png", []
+    shutil.copy(SHAPES, place)
+
+    def stream(model, processor, prompt, images, **settings):
+        asked.append((prompt[-1]["content"], len(images)))
+        return generation.stream_generate(model, processor, prompt, images, **settings)
+
+    monkeypatch.setattr(conversation, "stream_generate", stream)
+    short = {"flags": ("-m", "1")}
+    assert chat(f"Is {place} red ?", **short).returncode == 0
+    assert chat("/image a.png", f"Is '{place}' red?", **short).returncode == 0
+    assert chat("Is it red and/or 1/2 blue ?", **short).returncode == 0
+    assert asked == [
+        ("Is <image> red ?", 1),
+        ("<image>Is <image> red?", 2),
+        ("Is it red and/or 1/2 blue ?", 0),
+    ]

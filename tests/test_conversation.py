@@ -116,6 +116,26 @@ def test_undo_and_drop(talk):
     assert talk.messages() == [] and talk.drop_oldest() is None
 
 
+def test_an_answer_keeps_the_pictures_that_it_was_given_for(tiny, talk, tmp_path):
+    """Those of its own turn and of the turns before it, whatever is forgotten since."""
+    other = tmp_path / "other.png"
+    Image.open(SHAPES).save(other)
+    for place in (SHAPES, other):
+        talk.show(place)
+        talk.answer("What colour is the star?")
+    saved = talk.messages()
+    restored = Conversation(*tiny)
+    restored.restore(saved)
+    for each in (talk, restored):
+        names = [[p.name for p in exchange.seen] for exchange in each.exchanges]
+        assert names == [[str(SHAPES)], [str(SHAPES), str(other)]]
+        each.drop_oldest()
+        assert [p.name for p in each.exchanges[0].seen] == [str(SHAPES), str(other)]
+        assert [p.name for p in each.exchanges[0].pictures] == [str(other)]
+    talk.answer("What colour is the circle?")
+    assert [p.name for p in talk.exchanges[1].seen] == [str(other)]
+
+
 def test_an_answer_that_is_left_is_remembered_as_far_as_it_came(talk):
     talk.show(SHAPES)
     pieces = talk.ask("Describe the picture.")

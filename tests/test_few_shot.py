@@ -94,6 +94,16 @@ GOOD = {"image": "a.png", "prompt": "What?", "answer": "dog"}
         (GOOD | {"answer": "a <image>"}, r'line 2: "answer" holds <image>'),
         (GOOD | {"prompt": " "}, r'line 2: "prompt" is \' \', but must be a text'),
         (GOOD | {"prompt": "<image><image>"}, r"2 <image>, but there is 1 image"),
+        (GOOD | {"video": "a.mp4"}, r'line 2: a shot has no video\. .* "images": \["1'),
+        (
+            {"video": "a.mp4", "prompt": "What?", "answer": "dog"},
+            r"line 2: a shot has no video",
+        ),
+        (
+            GOOD | {"prompt": "<video> What?"},
+            r"line 2: a shot has no video\. Save some",
+        ),
+        (GOOD | {"answer": "<video>"}, r"line 2: a shot has no video"),
         (GOOD | {"reasonning": "x"}, r'unknown key "reasonning"; .* "reasoning"\?'),
         (
             {"image": "a.png", "answer": "dog"},

@@ -39,7 +39,9 @@ def test_pictures_are_sorted_by_what_their_examples_show(classes, tmp_path, caps
         with (out / "answers.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == 6
-        assert all((row["answer"] == row["class"]) == int(row["right"]) for row in rows)
+        for row in rows:
+            said = row["answer"].strip().rstrip(".").lower()
+            assert (said == row["class"]) == int(row["right"])
         right = sum(int(row["right"]) for row in rows)
         assert f" {right} of 6 " in printed[4]
     shots = FewShot(out / "shots.jsonl").examples
@@ -60,6 +62,39 @@ def test_no_picture_is_both_shown_and_asked_about():
     assert all(path.name[0] == label for path, label in [*shown, *asked])
     with pytest.raises(DatasetError, match=r"'a' has 9 pictures, .* --examples 8\."):
         classify.divide(pictures, 9, random.Random(0))
+
+
+def test_a_broken_picture_ends_no_sorting(classes, tmp_path, capsys):
+    need_tiny()
+    folder = tmp_path / "pictures"
+    shutil.copytree(classes, folder)
+    for label in ("dax", "wug"):
+        (folder / label / "broken.png").write_bytes(b"no picture")
+    flags = ["--shots", "3", "--examples", "4", "--max-tokens", "2"]
+    assert classify.main([str(folder), str(tmp_path / "out"), *flags]) == 1
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert [line[:9] for line in lines[:2]] == ["skipped: "] * 2
+    assert "dax/broken.png is not an image" in lines[0] and "wug/" in lines[1]
+    assert " of 3 " in printed.out.splitlines()[4]
+    for file in (folder / "tib").glob("*.png"):
+        file.write_bytes(b"no picture")
+    assert classify.main([str(folder), str(tmp_path / "new"), *flags]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: 'tib' has 0 pictures") and "--examples" not in last
+    assert not (tmp_path / "new").exists()
+
+
+def test_answers_are_compared_without_capitals_and_a_full_stop(tmp_path):
+    said = ["Red cat.", "red cat", " RED  CAT. ", "red cats", ""]
+    outcomes = [classify.Outcome("1.png", "red cat", text, "red cat") for text in said]
+    outcomes.append(classify.Outcome("2.png", "Dog", "dog", "Dog"))
+    assert [o.right for o in outcomes] == [True] * 3 + [False] * 2 + [True]
+    lines = classify.table(outcomes).splitlines()
+    assert " 4 of 6 " in lines[-2] and lines[-1] == "2 of 6 answers name no class"
+    classify.write_answers(tmp_path / "answers.csv", outcomes)
+    with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["right"] for row in csv.DictReader(file)] == list("111001")
 
 
 def test_the_table():
@@ -107,6 +142,40 @@ def test_the_nearest_pictures(pictures, tmp_path, capsys):
     with Image.open(tmp_path / "new" / "a.png") as sheet:
         assert sheet.size == (8 + 5 * 168, 8 + 2 * 182)  # the query and seven: two rows
         assert sheet.getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_a_broken_picture_ends_no_search(pictures, tmp_path, capsys):
+    need_tiny()
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    (folder / "broken.png").write_bytes(b"no picture")
+    query = sorted(folder.glob("*_*.png"))[0]
+    flags = ["--query", str(query), "--top", "99", "--index", str(tmp_path / "i.bin")]
+    assert search.main([str(folder), *flags]) == 1
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith("skipped: ") and "broken.png is not an image" in line
+    names = {found.split(" ", 1)[1] for found in printed.out.splitlines()}
+    assert names == {str(path) for path in find(folder)} - {str(query)}
+    (folder / "broken.png").unlink()
+    assert search.main([str(folder), *flags]) == 0
+
+
+def test_an_index_that_is_another_file_is_not_written_over(pictures, tmp_path, capsys):
+    need_tiny()
+    index = tmp_path / "notes.txt"
+    index.write_text("mine")
+    query = sorted(pictures.glob("*.png"))[0]
+    flags = ["--query", str(query), "--index", str(index)]
+    assert search.main([str(pictures), *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("is no file of image features. Name another file.")
+    assert "Delete" not in line and index.read_text() == "mine"
+
+
+def find(folder):
+    """Its pictures that can be read."""
+    return [path for path in folder.rglob("[!.]*.png") if path.name != "broken.png"]
 
 
 def command(*args):

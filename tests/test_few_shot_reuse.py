@@ -48,6 +48,7 @@ def test_shots_are_read_once_for_many_questions(text, settings, work):
         assert found.token_ids == again.token_ids
         assert found.prompt_tokens == IN_FRONT + 4 + len(prompt.split())
         assert found.shots == (1, 2, 3)
+        assert (found.num_images, found.shot_images) == (4, 3)
         if i == 0:
             assert pictures == 4 and found.reused_tokens == 0
         elif image == 7 and i == 3:  # its picture was asked about before

@@ -259,6 +259,17 @@ def test_other_sources_that_are_none(tmp_path):
         video_frames(tmp_path / "absent.gif")
     with pytest.raises(ImageError, match="the list of them is empty"):
         video_frames([])
+    with Image.open(animation(tmp_path / "b.gif")) as opened:
+        for given, kind in ((opened, "GifImageFile"), (np.zeros((2, 9, 9, 3)), "nda")):
+            with pytest.raises(
+                ImageError, match=f"video of type {kind}.*give its file"
+            ):
+                video_frames(given)
+        assert video_frames([opened], 1)[0].size == opened.size  # a frame
+    with pytest.raises(
+        ImageError, match=r"A video of type int .* a folder of pictures"
+    ):
+        video_frames(7)
     (tmp_path / "a.gif").write_text("no animation")
     with pytest.raises(ImageError, match="is not an image, or of a format"):
         video_frames(tmp_path / "a.gif")

@@ -60,13 +60,15 @@ class Pair:
 class Adapter:
     """pairs: by the names of our adapter files. whole: weights, by the model's names.
 
-    notes: what a reader had to change, for people.
+    notes: what a reader had to change, for people. reading: the resolution and
+    max_tiles that it was trained with, None is the model's own.
     """
 
     pairs: dict[str, Pair] = field(default_factory=dict)
     whole: dict[str, np.ndarray] = field(default_factory=dict)
     dropout: float = 0.0
     notes: list[str] = field(default_factory=list)
+    reading: dict[str, Any] = field(default_factory=dict)
 
 
 def most_common(values: Iterable) -> object:

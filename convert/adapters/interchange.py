@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mm1_mlx.adapters.about import READING_FILE, kept_reading, reading_of
 from mm1_mlx.adapters.folder import CONFIG_FILE, WEIGHTS_FILE, form_of
 from mm1_mlx.checkpoint.folder import write_json
 from mm1_mlx.config import EncoderConfig, MM1Config
@@ -76,6 +77,8 @@ def convert_adapter(
         arrays, config = mlx_lm.made(adapter, names)
     with _making(out, overwrite) as new:
         _write(new, to, arrays, config)
+        if to != "mm1":
+            _keep_reading(new, adapter, to)
     for line in adapter.notes:
         tell(line)
     return {
@@ -102,7 +105,24 @@ def foreign_adapter(
 def _read(form: str, folder: Path, names: Names, base: Base) -> Adapter:
     if form == "mm1":
         return ours.read(folder, names)
-    return (peft if form == "peft" else mlx_lm).read(folder, names, base)
+    adapter = (peft if form == "peft" else mlx_lm).read(folder, names, base)
+    adapter.reading = reading_of(kept_reading(folder))
+    return adapter
+
+
+def _keep_reading(folder: Path, adapter: Adapter, form: str) -> None:
+    """Write the adapter's resolution in a file of its own: these forms have no place
+    for it, and PEFT warns of keys that it does not know."""
+    reading = {key: value for key, value in adapter.reading.items() if value}
+    if not reading:
+        return
+    write_json(folder / READING_FILE, {"mm1_mlx": reading})
+    said = ", ".join(f"{key} {value}" for key, value in reading.items())
+    name = "PEFT" if form == "peft" else form
+    adapter.notes.append(
+        f"the adapter was trained with {said}: {READING_FILE} keeps that for mm1_mlx, "
+        f"{name} does not know of it and reads pictures as its processor says"
+    )
 
 
 # --- the model -------------------------------------------------------------------
@@ -223,7 +243,7 @@ def _making(out: Path, overwrite: bool) -> Iterator[Path]:
 
 def _keep_other_files(place: Path, new: Path) -> None:
     """What a user put beside an adapter stays; the old adapter does not."""
-    ours = {CONFIG_FILE, WEIGHTS_FILE, *peft.FILES, peft.BESIDE}
+    ours = {CONFIG_FILE, WEIGHTS_FILE, READING_FILE, *peft.FILES, peft.BESIDE}
     for entry in place.iterdir():
         if entry.name in ours or (new / entry.name).exists():
             continue

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mm1_mlx.adapters.about import reading_of
 from mm1_mlx.adapters.folder import (
     adapter_config,
     check_arrays,
@@ -26,7 +27,7 @@ def read(folder: Path, names: Names) -> Adapter:
     arrays, config = read_adapter(folder)
     settings_of = settings_by_part(config)
     left = {name: _numpy(array) for name, array in arrays.items()}
-    adapter = Adapter()
+    adapter = Adapter(reading=reading_of(config))
     for name, path in names.path_of.items():
         found = {
             key: left.pop(f"{name}.{key}")
@@ -94,7 +95,7 @@ def made(
     for name, array in adapter.whole.items():
         targets.setdefault(part_of_weight(name), Target())
         arrays[name] = mx.array(array)
-    config = adapter_config(Plan(parts=targets), base)
+    config = adapter_config(Plan(parts=targets), base, **adapter.reading)
     config["mm1_mlx"]["converted"] = origin
     return arrays, config
 

@@ -17,7 +17,7 @@ _T |= {9: 2.262, 10: 2.228, 12: 2.179, 15: 2.131, 20: 2.086, 30: 2.042}
 
 LITTLE = 0.05  # five points: where the paper finds little effect, ours
 
-Scores = dict[tuple[Cell, int], dict[str, Any]]  # by cell and seed
+Results = dict[tuple[Cell, int], dict[str, Any]]  # result.json by cell and seed
 
 
 def t_quantile(degrees: int) -> float:
@@ -52,15 +52,15 @@ class Effect:
     expected: int | None
     said: str
 
-    def differences(self, scores: Scores) -> list[float]:
+    def differences(self, results: Results) -> list[float]:
         """One number for each seed for which all runs are there."""
         found = []
-        for seed in sorted({seed for _, seed in scores}):
+        for seed in sorted({seed for _, seed in results}):
             pairs = list(zip(self.more, self.less, strict=True))
-            if all((c, seed) in scores for pair in pairs for c in pair):
+            if all((c, seed) in results for pair in pairs for c in pair):
                 apart = [
-                    share(scores[a, seed], self.measure)
-                    - share(scores[b, seed], self.measure)
+                    share(results[a, seed], self.measure)
+                    - share(results[b, seed], self.measure)
                     for a, b in pairs
                 ]
                 found.append(sum(apart) / len(apart))

@@ -315,7 +315,7 @@ def _decoder_stage(cell: Cell, size: Size) -> dict[str, Any]:
 def _joint_stage(cell: Cell, size: Size) -> dict[str, Any]:
     """Rows of about two captions, and of four pictures with a caption each."""
     caption, interleaved, text = (share / 100 for share in cell.mix)
-    # An encoder that knows nothing yet learns as fast as the rest.
+    # An encoder that knows nothing yet learns as fast as the rest: README.md says so.
     vision = 1.0 if cell.encoder == "none" else VISION_RATE
     return {
         **_common(size, "joint"),

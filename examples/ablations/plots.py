@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from examples.ablations.findings import mean_interval
+from examples.ablations.findings import Results, mean_interval
 from examples.ablations.measure import MEASURES, share
 from examples.ablations.plan import Cell, Table, value_of
 
@@ -11,9 +11,7 @@ _COLOURS = ("#2563eb", "#ea7317", "#15803d", "#64748b")
 _UNITS = {"tokens": " tokens", "pixels": " px"}
 
 
-def plot_table(
-    folder: Path, table: Table, results: dict[tuple[Cell, int], dict[str, Any]]
-) -> Path:
+def plot_table(folder: Path, table: Table, results: Results) -> Path:
     """TABLE.png: every cell's measures with intervals and single seeds; its path."""
     from matplotlib.figure import Figure
 
@@ -25,7 +23,7 @@ def plot_table(
     ):
         for row, cell in enumerate(cells):
             own = [r for (c, _), r in results.items() if c == cell]
-            _draw_row(panel, row, [share(r["scores"], measure) for r in own], colour)
+            _draw_row(panel, row, [share(r, measure) for r in own], colour)
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=8)
         panel.grid(axis="x", alpha=0.3)
@@ -44,7 +42,7 @@ def plot_axis(
     folder: Path,
     table: Table,
     key: str,
-    results: dict[tuple[Cell, int], dict[str, Any]],
+    results: Results,
 ) -> Path | None:
     """TABLE-KEY.png: the measures along one key, a line for each choice of the others;
     its path. None where no two runs differ in the key alone."""
@@ -71,8 +69,8 @@ def plot_axis(
             own = sorted(own, key=lambda cell: values.index(getattr(cell, key)))
             means, reaches = [], []
             for cell in own:
-                of = [r["scores"] for (c, _), r in results.items() if c == cell]
-                mean, reach = mean_interval([100 * share(s, measure) for s in of])
+                of = [r for (c, _), r in results.items() if c == cell]
+                mean, reach = mean_interval([100 * share(r, measure) for r in of])
                 means.append(mean)
                 reaches.append(reach or 0.0)
             places = [values.index(getattr(c, key)) + 0.05 * number for c in own]

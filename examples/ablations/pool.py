@@ -172,12 +172,11 @@ class Pool:
 
 def summary(found: dict[str, Any]) -> str:
     """A run's result in a few words."""
-    if "scores" not in found:
+    if found["kind"] != "joint":
         return f"loss {found['curve'][-1][1]:.3f}"
     from examples.ablations.measure import MEASURES, share
 
     shares = (
-        f"{name} {100 * share(found['scores'], key):.0f}%"
-        for key, name in MEASURES.items()
+        f"{name} {100 * share(found, key):.0f}%" for key, name in MEASURES.items()
     )
     return ", ".join(shares)

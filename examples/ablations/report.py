@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from examples.ablations.findings import EFFECTS, Scores, mean_interval
+from examples.ablations.findings import EFFECTS, Results, mean_interval
 from examples.ablations.measure import MEASURES, share
 from examples.ablations.plan import TABLES, Cell, Table, cell_of, value_of
 from examples.ablations.work import RESULT, read_result
@@ -12,7 +12,7 @@ from mm1_mlx.errors import CheckpointError
 REPORT = "report.md"
 
 
-def read_results(folder: Path) -> dict[tuple[Cell, int], dict[str, Any]]:
+def read_results(folder: Path) -> Results:
     """The measured runs of a folder by cell and seed. CheckpointError if there is none,
     or they are of several sizes."""
     found = {}
@@ -64,7 +64,7 @@ def write_report(folder: Path, readme: Path | None = None) -> list[Path]:
     return written
 
 
-def note(results: dict[tuple[Cell, int], dict[str, Any]]) -> str:
+def note(results: Results) -> str:
     """How many runs of how many there are, and what the numbers are."""
     minutes = sum(r["seconds"]["cpu"] for r in results.values()) / 60
     seeds = sorted({seed for _, seed in results})
@@ -82,12 +82,7 @@ def note(results: dict[tuple[Cell, int], dict[str, Any]]) -> str:
     )
 
 
-def scores_of(results: dict[tuple[Cell, int], dict[str, Any]]) -> Scores:
-    """The scores of results."""
-    return {key: result["scores"] for key, result in results.items()}
-
-
-def table_text(table: Table, results: dict[tuple[Cell, int], dict[str, Any]]) -> str:
+def table_text(table: Table, results: Results) -> str:
     """A table in markdown and the differences below it; "" with fewer than two rows."""
     rows = []
     for cell in table.cells:
@@ -96,7 +91,7 @@ def table_text(table: Table, results: dict[tuple[Cell, int], dict[str, Any]]) ->
             continue
         cells = [value_of(cell, key) for key in table.keys]
         for measure in MEASURES:
-            cells.append(_percent([share(r["scores"], measure) for r in own]))
+            cells.append(_percent([share(r, measure) for r in own]))
         cells.append(f"{_mean([_size(r) for r in own]) / 1e6:.2f}")
         cells.append(f"{_mean([r['seconds']['cpu'] for r in own]) / 60:.1f}")
         rows.append(f"| {' | '.join([*cells, str(len(own))])} |")
@@ -107,12 +102,10 @@ def table_text(table: Table, results: dict[tuple[Cell, int], dict[str, Any]]) ->
     return "\n".join([*lines, *_effect_lines(table, results)])
 
 
-def _effect_lines(
-    table: Table, results: dict[tuple[Cell, int], dict[str, Any]]
-) -> list[str]:
-    scores, lines = scores_of(results), []
+def _effect_lines(table: Table, results: Results) -> list[str]:
+    lines = []
     for effect in EFFECTS:
-        if effect.table != table.name or not (found := effect.differences(scores)):
+        if effect.table != table.name or not (found := effect.differences(results)):
             continue
         mean, reach = mean_interval(found)
         cells = (

@@ -17,7 +17,8 @@ from examples.ablations.plan import Run, Size, as_dict
 from mm1_mlx.errors import CheckpointError, ConfigError
 
 RESULT, RECIPE, SPENT = "result.json", "recipe.json", "spent.json"
-TOKENIZER = Path(__file__).parents[2] / "mm1_mlx/assets/mm1-tiny/tokenizer.model"
+# mm1-tiny's as it was: mm1-tiny may be trained anew, and runs stay comparable.
+TOKENIZER = Path(__file__).parent / "tokenizer.model"
 CURVE = 10  # steps that a point of the loss curve is a mean of
 
 
@@ -38,7 +39,7 @@ def result_of(folder: Path, run: Run, size: Size) -> dict[str, Any] | None:
 
 
 def vocabulary() -> str:
-    """What tells mm1-tiny's vocabulary, which all runs share, from another."""
+    """What tells the vocabulary, which all runs share, from another."""
     return hashlib.sha256(TOKENIZER.read_bytes()).hexdigest()[:16]
 
 
@@ -114,7 +115,7 @@ def _do_run(
             "size": asdict(size),
         }
         if run.kind == "joint":
-            found |= _measure(model, size)
+            found |= _measure(model, run, size)
             shutil.rmtree(own / "start", ignore_errors=True)
     finally:
         diary.write()
@@ -217,8 +218,8 @@ def _take_parts(folder: Path, run: Run, own: Path, recipe: dict[str, Any]) -> Pa
     return start
 
 
-def _measure(model: Path, size: Size) -> dict[str, Any]:
-    """Scores, sizes, and how long the measurement took."""
+def _measure(model: Path, run: Run, size: Size) -> dict[str, Any]:
+    """What `evaluate` finds, sizes, and how long the measurement took."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -228,13 +229,13 @@ def _measure(model: Path, size: Size) -> dict[str, Any]:
     start = time.process_time()
     loaded, processor = load(model, dtype=mx.float32)
     weights: Any = tree_flatten(loaded.parameters())
-    scores = measured(loaded, processor, size.each, lambda n: None)
+    evaluation = measured(loaded, processor, run.name, size.each)
     parts: dict[str, int] = {}
     for name, value in weights:
         part = name.partition(".")[0]
         parts[part] = parts.get(part, 0) + value.size
     return {
-        "scores": scores,
+        "evaluation": evaluation,
         "weights": parts,
         "measured_seconds": round(time.process_time() - start, 1),
     }

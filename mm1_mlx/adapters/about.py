@@ -15,6 +15,7 @@ from mm1_mlx.errors import CheckpointError
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapters.safetensors"
 PEFT_WEIGHTS_FILE = "adapter_model.safetensors"
+READING_FILE = "mm1_mlx.json"  # beside an adapter in another form; see kept_reading
 _ROOTS = ("decoder", "vision", "connector", "tile_connector", "image_newline")
 # Ends of what belongs to a pair: here and in mlx-lm, then in PEFT.
 _PAIR = re.compile(r"(.+)\.(lora_a|lora_b|m|lora_A|lora_B|lora_magnitude_vector)\b.*")
@@ -66,7 +67,7 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "parts": rows,
         "parameters": sum(row["parameters"] for row in rows),
         "types": sorted({info.dtype for info in infos.values()}),
-        **reading_of(config),
+        **reading_of(config | kept_reading(folder)),
         "steps": steps,
         "steps_planned": planned,
         "bytes": sum(path.stat().st_size for path in files),
@@ -76,7 +77,14 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
 
 def config_of(folder: Path) -> dict[str, Any]:
     """The adapter_config.json of an adapter that is whole; CheckpointError."""
-    return _open(folder)[0]
+    return _open(folder)[0] | kept_reading(folder)
+
+
+def kept_reading(folder: Path) -> dict[str, Any]:
+    """What a folder of PEFT or mlx-lm, whose config has no place for it, keeps of how
+    its adapter reads pictures, as reading_of takes it; {} where there is nothing."""
+    file = folder / READING_FILE
+    return read_json(file) if file.is_file() else {}
 
 
 def reading_of(config: dict[str, Any]) -> dict[str, Any]:

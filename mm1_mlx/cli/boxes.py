@@ -171,19 +171,18 @@ def fetched(images: Sequence[Any], args: argparse.Namespace) -> list[Any]:
 
 
 def regions_of(
-    whole: Any, args: argparse.Namespace, processor: Any, pictures: int | None = None
+    answer: Any, args: argparse.Namespace, processor: Any, pictures: int
 ) -> list[Any]:
     """The boxes and points of the answer; none without a picture.
 
     pictures: how many are the prompt's own: boxes are not of examples before it.
     """
-    count = whole.num_images if pictures is None else pictures
-    if not count:
+    if not pictures:
         return []
     from mm1_mlx.inputs.boxes import boxes_of
 
     form = format_of(args, processor)
-    return boxes_of(whole.text, processor, pictures=count, boxes=form)
+    return boxes_of(answer, processor, pictures=pictures, boxes=form)
 
 
 def as_objects(

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 from mm1_mlx.errors import ImageError
+from mm1_mlx.inputs.prompts import IMAGE_TOKEN
 from mm1_mlx.inputs.sources import pasted_path
 
 _SUFFIXES = (
@@ -17,25 +18,37 @@ _SUFFIXES = (
 )
 # What a full path begins with, as people and terminals write it.
 _FULL = re.compile(r"['\"]?(?:/|~|\.\.?/|file://)")
+_INSIDE = re.compile(rf"(?<![^\s(]){_FULL.pattern}")  # in the midst of a text
 # Only these part words: names of screenshots have other spaces inside.
-_GAP = re.compile(r"[ \t]+")
+_GAP = re.compile(r"[ \t\n]+")
+_BEHIND = ".,;:!?) \t\n"  # what a sentence may have behind a path
 _MOST = 40  # words of a line's beginning and end that are looked at
 
 
 def split_paths(line: str) -> tuple[list[str], str]:
-    """The pictures that a line begins or ends with, and the text that is left.
+    """The pictures that a line names, and the text that is left.
 
-    Only files that are there count, and names that can be nothing else: a line that is
-    a path of its own may name a picture that is missing.
+    Only files that are there count, each by the longest name that is one, and names
+    that can be nothing else: a line that is a path of its own may name a picture that
+    is missing. In the midst of a text only full paths count; then the text has an
+    <image> in the place of each picture. Otherwise pictures begin or end the line, and
+    the text is what is between.
     """
     if (alone := _whole_line(line)) is not None:
         return [alone], ""
-    first, line = _take_first(line.strip())
+    first, text = _take_first(line.strip())
     last: list[str] = []
-    while (taken := _take_last(line)) is not None:
+    while (taken := _take_last(text)) is not None:
         last.insert(0, taken[0])
-        line = taken[1]
-    return first + last, line
+        text = taken[1]
+    if IMAGE_TOKEN in line:  # it says itself where pictures belong
+        return first + last, text
+    inside, marked = _take_inside(text)
+    if inside:
+        text = " ".join(
+            [IMAGE_TOKEN] * len(first) + [marked, *[IMAGE_TOKEN] * len(last)]
+        )
+    return first + inside + last, text
 
 
 def paths_in(text: str) -> list[str]:
@@ -67,23 +80,51 @@ def _whole_line(line: str) -> str | None:
 def _take_first(line: str) -> tuple[list[str], str]:
     """The pictures that a line begins with, and what is behind them."""
     found: list[str] = []
-    while line:
-        ends = [match.start() for match in _GAP.finditer(line)][:_MOST]
-        for end in [*ends, len(line)]:
-            if (path := _picture(line[:end])) is not None:
-                found.append(path)
-                line = line[end:].strip()
-                break
-        else:
+    while line and (taken := _beginning(line)) is not None:
+        if taken[1] and not _GAP.match(taken[1]):
             break
+        found.append(taken[0])
+        line = taken[1].strip()
     return found, line
 
 
 def _take_last(line: str) -> tuple[str, str] | None:
     """The picture that a line ends with, and what is before it."""
-    for match in [*_GAP.finditer(line)][: -_MOST - 1 : -1]:
-        if (path := _picture(line[match.end() :])) is not None:
-            return path, line[: match.start()]
+    starts = [match.end() for match in _GAP.finditer(line)][-_MOST:]
+    for start in starts:
+        path = _picture(line[start:])
+        if path is not None and not _is_cut(line, start):
+            return path, line[:start].rstrip()
+    return None
+
+
+def _is_cut(line: str, start: int) -> bool:
+    """Whether a name is only the end of a full path, of a file that is not there."""
+    if _FULL.match(line, start):
+        return False
+    before = [match.start() for match in _INSIDE.finditer(line, 0, start)]
+    return bool(before) and _beginning(line[before[-1] :]) is None
+
+
+def _take_inside(text: str) -> tuple[list[str], str]:
+    """The pictures whose full paths a text has, and the text with <image> for each."""
+    found, pieces, done = [], [], 0
+    for match in [*_INSIDE.finditer(text)][:_MOST]:
+        start = match.start()
+        if start >= done and (taken := _beginning(text[start:])) is not None:
+            found.append(taken[0])
+            pieces += [text[done:start], IMAGE_TOKEN]
+            done = len(text) - len(taken[1])
+    return found, "".join([*pieces, text[done:]])
+
+
+def _beginning(text: str) -> tuple[str, str] | None:
+    """The picture that a text begins with, by its longest name, and what is behind."""
+    ends = [match.start() for match in _GAP.finditer(text)][:_MOST]
+    for end in [len(text), *reversed(ends)]:
+        for name in dict.fromkeys((text[:end], text[:end].rstrip(_BEHIND))):
+            if (path := _picture(name)) is not None:
+                return path, text[len(name) :]
     return None
 
 

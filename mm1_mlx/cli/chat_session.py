@@ -23,7 +23,7 @@ from mm1_mlx.errors import ContextError, PromptError, UsageError
 from mm1_mlx.inference.conversation import Conversation
 from mm1_mlx.inference.wired import wired_limit
 from mm1_mlx.inputs.conversation import read_conversation
-from mm1_mlx.inputs.prompts import plural
+from mm1_mlx.inputs.prompts import IMAGE_TOKEN, image_separator, plural
 from mm1_mlx.inputs.sources import pasted_path
 
 _FULL = "/clear starts anew, /drop forgets the oldest turn, then /retry asks again"
@@ -101,8 +101,12 @@ class Session:
         paths, rest = split_paths(line)
         if not paths and text.startswith("/"):  # neither a command nor a file
             return self._command(text)
+        waiting = len(self._talk.waiting)
         for path in paths:
             self._show(path)
+        if IMAGE_TOKEN in rest and IMAGE_TOKEN not in line:  # in place of the paths
+            separator = image_separator(self._processor.chat_template)
+            rest = (IMAGE_TOKEN + separator) * waiting + rest
         if rest:
             self._ask(rest)
         return True
@@ -245,10 +249,10 @@ class Session:
         print(room, file=sys.stderr, flush=True)
 
     def _do_draw(self, argument: str) -> None:
-        last = self._talk.exchanges[-1].last if self._talk.exchanges else None
-        if not argument or last is None:
+        if not argument or not self._talk.exchanges:
             raise UsageError("/draw FILE goes with an answer that has boxes or points")
-        pictures = [p for each in self._talk.exchanges for p in each.pictures]
+        last = self._talk.exchanges[-1]
+        pictures = last.seen  # of turns that are forgotten since, too
         place = str(pasted_path(argument))
         check_place(place, "/draw")
         if not pictures:
@@ -261,7 +265,7 @@ class Session:
             quiet=False,
             max_image_pixels=self._args.max_image_pixels,
         )
-        regions = regions_of(last, how, self._processor)
+        regions = regions_of(last.answer, how, self._processor, len(pictures))
         draw(regions, [picture.source for picture in pictures], how)
 
     def _do_save(self, argument: str) -> None:

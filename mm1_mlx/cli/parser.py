@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -20,6 +21,8 @@ class Parser(argparse.ArgumentParser):
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         settings.setdefault("allow_abbrev", False)
         super().__init__(prog=prog, description=description, **settings)
+        # What is a value and no flag: also -5,3, a point outside of the picture.
+        self._negative_number_matcher = re.compile(r"-\.?\d[\d.,e+-]*$")
         self._translate: Callable | None = None
 
     def add_debug(self, group=None) -> None:

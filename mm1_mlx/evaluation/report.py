@@ -15,7 +15,7 @@ from mm1_mlx.inference.identity import fingerprint
 from mm1_mlx.inputs.prompts import plural
 
 RESULTS, REPORT = "result.json", "report.md"
-_FORMAT = "mm1_mlx results 1"
+FORMAT = "mm1_mlx results 1"
 FAILURES = 24  # on a sheet
 _ERRORS = 20  # listed of what could not be asked
 _CELL = 160  # characters in a cell of a table
@@ -78,7 +78,7 @@ class Report:
             entry["timing"] = _timing(old["timing"], entry["timing"])
         kept = [e for e in self._entries if _key(e) != key]
         self._entries = sorted([*kept, entry], key=_key)
-        values = {"format": _FORMAT, **self._about, "results": self._entries}
+        values = {"format": FORMAT, **self._about, "results": self._entries}
         _write(self._folder / RESULTS, json.dumps(values, indent=1, default=str))
         _write(self._folder / REPORT, markdown(values))
 
@@ -172,7 +172,7 @@ def _failure(sample: Sample, record: Mapping[str, Any], boxes: bool) -> Failure:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] == _FORMAT and {"model", "weights", "results"} <= set(found):
+        if found["format"] == FORMAT and {"model", "weights", "results"} <= set(found):
             markdown({"adapter": None, **found})  # each entry has all that it needs
             return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -42,7 +42,9 @@ class Exchange:
     """A question and its answer.
 
     asked: as it was typed. content: with an <image> for each of its pictures. last: the
-    statistics of the answer, None where it was loaded.
+    statistics of the answer, None where it was loaded. seen: every picture that the
+    model was shown for the answer, in reading order, those of earlier turns first: it
+    may speak of any, also when those turns are forgotten since.
     """
 
     asked: str
@@ -50,6 +52,7 @@ class Exchange:
     pictures: tuple[Shown, ...]
     answer: str
     last: GenerationResponse | None = None
+    seen: tuple[Shown, ...] = ()
 
 
 class Conversation:
@@ -151,12 +154,12 @@ class Conversation:
         shown = tuple(self.waiting)
         content = with_image_slots(text, len(shown), separator=separator)
         messages = [*self._flat(), _message("user", content)]
-        pictures = [p.source for e in self.exchanges for p in e.pictures]
+        seen = (*(p for e in self.exchanges for p in e.pictures), *shown)
         stream = stream_generate(
             self._model,
             self._processor,
             messages,
-            [*pictures, *(p.source for p in shown)],
+            [picture.source for picture in seen],
             reuse=self._reuse,
             **self._settings,
         )
@@ -170,7 +173,9 @@ class Conversation:
             whole = joined(pieces) if pieces else None
             if whole is not None and (whole.text.strip() or whole.finish_reason):
                 answer = whole.text.strip()
-                self.exchanges.append(Exchange(text, content, shown, answer, whole))
+                self.exchanges.append(
+                    Exchange(text, content, shown, answer, whole, seen)
+                )
                 self.waiting = self.waiting[len(shown) :]
 
     def answer(self, text: str) -> GenerationResponse:
@@ -259,11 +264,13 @@ class Conversation:
                 f"name a picture."
             )
         shown = iter([self._read(image) for image in images])
-        found = []
+        found: list[Exchange] = []
         for user, said in zip(flat[::2], flat[1::2], strict=True):
             content = user["content"]
             pictures = tuple(next(shown) for _ in range(content.count(IMAGE_TOKEN)))
-            found.append(Exchange(content, content, pictures, said["content"]))
+            seen = (*(found[-1].seen if found else ()), *pictures)
+            answer = said["content"]
+            found.append(Exchange(content, content, pictures, answer, seen=seen))
         self.system = system
         self.exchanges, self.waiting = found, []
 

@@ -161,8 +161,8 @@ class Features:
                 self._known = dict(zip(keys, vectors, strict=True))
         except Exception as error:  # MLX raises nearly anything for a broken file
             raise CheckpointError(
-                f"{self._file} is no file of image features. Delete it, or name "
-                f"another one."
+                f"{self._file} is there already, and is no file of image features. "
+                f"Name another file."
             ) from error
 
     def _write(self) -> None:

@@ -53,7 +53,8 @@ class GenerationResponse:
     (max_tokens, or the context is full), or None while it goes on.
     drafted_tokens: guessed so far by a draft model or lookup, accepted_tokens: those of
     them in the answer; None where nothing guesses. shots: the examples that stood in
-    front, by their lines; answer_mark: what they have between reasoning and answer.
+    front, by their lines; shot_images: how many of num_images are theirs; answer_mark:
+    what they have between reasoning and answer.
     """
 
     text: str
@@ -75,6 +76,7 @@ class GenerationResponse:
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
     shots: tuple[int, ...] = ()
+    shot_images: int = 0
     answer_mark: str | None = None
 
     def __str__(self) -> str:
@@ -210,6 +212,7 @@ class _Clock:
             drafted_tokens=decoding.drafted,
             accepted_tokens=decoding.accepted,
             shots=tuple(shot.number for shot in request.asked.shots),
+            shot_images=sum(len(shot.images) for shot in request.asked.shots),
             answer_mark=request.asked.mark,
         )
 

@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,22 +217,28 @@ def _parts(match: re.Match, boxes: BoxFormat) -> tuple[float, ...] | None:
 
 
 def boxes_of(
-    answer: Any, processor: Any, *, pictures: int = 1, boxes: BoxFormat | None = None
+    answer: Any,
+    processor: Any,
+    *,
+    pictures: int | None = None,
+    boxes: BoxFormat | None = None,
 ) -> list[Region]:
     """The boxes and points of an answer.
 
         for region in boxes_of(result, processor):
             print(region.label, region.to_pixels(*Image.open("a.png").size))
 
-    answer: text, or what `generate` gave. pictures: how many the prompt had. boxes: how
-    the model writes them, where its folder does not say.
+    answer: text, or what `generate` gave. pictures: how many the prompt had, those of
+    examples before it not counted; None is as many as `generate` was given, of text 1.
+    boxes: how the model writes them, where its folder does not say.
     """
     settings = processor.image_settings
+    shown = getattr(answer, "num_images", 1) - getattr(answer, "shot_images", 0)
     return parse(
         str(answer),
         boxes or processor.config.box_config,
         resize_mode=settings.resize_mode if settings else "pad",
-        pictures=getattr(answer, "num_images", 0) or pictures,
+        pictures=max(shown, 1) if pictures is None else pictures,
     )
 
 
@@ -266,14 +273,24 @@ def _listed(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
+def _numbers(place: Any, counts: tuple[int, ...] = (2, 4)) -> list[float]:
+    """A box or a point as so many finite numbers. PromptError for anything else."""
+    values = []
+    with suppress(TypeError, ValueError, OverflowError):
+        values = [math.nan if isinstance(v, str) else float(v) for v in place]
+    if len(values) in counts and all(map(math.isfinite, values)):
+        return values
+    what = "point" if counts == (2,) else "box"
+    said = " ".join(str(place).split())[:60]
+    raise PromptError(
+        f"A {what} is {said}, but a box must be four numbers, x1,y1,x2,y2 in pixels of "
+        f"the picture, and a point two, x,y."
+    )
+
+
 def _inside(pixels: Sequence[float], width: int, height: int) -> list[float]:
     """Corners in order and within the picture."""
-    values = [float(value) for value in pixels]
-    if len(values) not in (2, 4) or not all(map(math.isfinite, values)):
-        raise PromptError(
-            f"A box has {plural(len(values), 'number')} ({_listed(values)}), but must "
-            f"be x1,y1,x2,y2 in pixels of the picture, and a point x,y."
-        )
+    values = _numbers(pixels)
     if len(values) == 2:
         x, y = values
         if not (0 <= x <= width and 0 <= y <= height):
@@ -334,11 +351,16 @@ def with_boxes(
     have no places they come first, so to the last one. form: how the model writes
     boxes, where its folder does not say. max_pixels: of a picture, as in load_image.
     MM1Warning for a box of which a part lies outside of the picture.
-    PromptError where counts differ, or nobody knows how this model writes them.
+    PromptError where counts differ, for what is no box, and where nobody knows how
+    this model writes them.
     """
-    for slot, given in ((BOX_SLOT, boxes), (POINT_SLOT, points)):
+    left = {
+        BOX_SLOT: [_numbers(box, (4,)) for box in boxes],
+        POINT_SLOT: [_numbers(point, (2,)) for point in points],
+    }
+    for slot, given in left.items():
         _check_slots(prompt, slot, len(given))
-    if not boxes and not points:
+    if not any(left.values()):
         return prompt
     form = form or processor.config.box_config
     if form is None:
@@ -352,7 +374,6 @@ def with_boxes(
         raise PromptError("This model reads text only: there is no picture for a box.")
     mode = processor.image_settings.resize_mode
     sizes = [size_of(image, max_pixels) for image in images]
-    left = {BOX_SLOT: list(boxes), POINT_SLOT: list(points)}
     out, picture = [], 0 if IMAGE_TOKEN in prompt else len(sizes)
     for piece in re.split(f"({IMAGE_TOKEN}|{BOX_SLOT}|{POINT_SLOT})", prompt):
         if piece == IMAGE_TOKEN:

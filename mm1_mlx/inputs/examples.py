@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from mm1_mlx.errors import DatasetError
-from mm1_mlx.inputs.prompts import IMAGE_TOKEN, plural
+from mm1_mlx.inputs.prompts import IMAGE_TOKEN, VIDEO_TOKEN, plural
 from mm1_mlx.inputs.sources import shown
 
 KEYS = ("image", "images", "prompt", "answer", "reasoning")
+_NO_VIDEO = (
+    f"a shot has no video. Save some of its frames as pictures, and give them as "
+    f'"images": ["1.png", "2.png", ...], in the prompt an {IMAGE_TOKEN} for each or no '
+    f"mark."
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ def _example(
             raise DatasetError(f'{where}: "{key}" holds {IMAGE_TOKEN}: take it out.')
     answer = _text(values, "answer", where)
     assert answer is not None
+    if any(VIDEO_TOKEN in (text or "") for text in (answer, *texts.values())):
+        raise DatasetError(f"{where}: {_NO_VIDEO}")
     slots = (texts["prompt"] or "").count(IMAGE_TOKEN)
     if slots not in (0, len(images)):
         raise DatasetError(
@@ -135,6 +142,8 @@ def _example(
 
 def _check_keys(values: Mapping, where: str) -> None:
     """A misspelt key would be read as none."""
+    if "video" in values:
+        raise DatasetError(f"{where}: {_NO_VIDEO}")
     for key in values:
         close = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0.8)
         if key not in KEYS and close and close[0] not in values:

@@ -112,6 +112,13 @@ def _found(
     if path is not None and path.is_file() and _is_film(_head(path)):
         with path.open("rb") as file:  # no name: av would take one as an address
             return _film(file, shown(str(path)), choose, max_pixels)
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview)
+    if not isinstance(source, kinds) and not callable(getattr(source, "read", None)):
+        raise ImageError(
+            f"A video of type {type(source).__name__} cannot be used: give its file (a "
+            f"path, bytes, or an open file), a folder of pictures, or a list of them, "
+            f"one for each frame."
+        )
     data, name = read_source(source, allow_url=allow_url)
     if _is_film(data[:512]):
         return _film(BytesIO(data), name, choose, max_pixels)
