@@ -36,7 +36,7 @@ _EXAMPLES = """examples:
   python -m mm1_mlx.evaluate --model FOLDER --task mathvista --shots 0,4,8 \\
       --shots-from shots.jsonl --resolution 1344 --high-resolution-shots 3
 
---output keeps answers.jsonl files, result.json, report.md and sheets of failures. The
+--output keeps TASK-Kshot.jsonl, result.json, report.md and sheets of failures. The
 same command goes on there where it was ended.
 """
 

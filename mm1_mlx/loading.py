@@ -143,7 +143,7 @@ def _put_adapter(
     apply_adapter(model, weights, config, str(place))
     if processor is not None:
         read_as_trained(processor, reading)
-        processor.names = processor.names[0], str(folder)
+        processor.names = getattr(processor, "names", (None,))[0], str(folder)
 
 
 def load_adapters(model: MM1, folders: Mapping[str, str | Path]) -> "Adapters":

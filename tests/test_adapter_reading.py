@@ -41,7 +41,7 @@ def test_how_pictures_are_read_goes_there_and_back(form, tmp_path, tmp_path_fact
         assert {key: described[key] for key in reading} == reading
         processor = SimpleNamespace(resolution=None, max_tiles=None)
         load_adapter(load_model(model), folder, processor=processor)
-        assert vars(processor) == reading
+        assert vars(processor) == reading | {"names": (None, str(folder))}
     assert describe_adapter(there)["form"] == {"peft": "PEFT"}.get(form, form)
     (there / "mm1_mlx.json").write_text('{"mm1_mlx": {"resolution": "huge"}}')
     with pytest.raises(CheckpointError, match=r"resolution of .* cannot be 'huge'"):

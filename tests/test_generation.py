@@ -308,6 +308,7 @@ def test_fields_that_callers_rely_on():
             "drafted_tokens",
             "accepted_tokens",
             "shots",
+            "shot_images",
             "answer_mark",
         ),
     }

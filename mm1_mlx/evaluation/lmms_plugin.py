@@ -98,12 +98,12 @@ class _Model(lmms):
         """So, where it is given; else as the model's, or its adapter's, own."""
         if resolution is None and max_tiles is None:
             return
+        with _model_args():
+            self.processor.ways(1, resolution, max_tiles)
         if resolution is not None:
             self.processor.resolution = resolution
         if max_tiles is not None:
             self.processor.max_tiles = max_tiles
-        with _model_args():
-            self.processor.ways(1)
 
     # --- answers ---------------------------------------------------------------------
 

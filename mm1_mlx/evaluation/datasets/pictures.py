@@ -72,7 +72,7 @@ class Pictures:
         for folder in folders or ("",):
             if stored := self._zipped(str(PurePosixPath(folder) / path)):
                 return stored
-        looked = ", ".join(str(folder) or "." for folder in folders or ("",))
+        looked = ", ".join(os.path.join(self.folder, f) for f in folders or ("",))
         raise Fault(f"there is no picture {shown(name)} in {looked}")
 
     def _names(self, folder: str) -> frozenset[str]:
