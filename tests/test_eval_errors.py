@@ -66,7 +66,7 @@ def test_a_link_is_followed(tmp_path):
         (GOOD | {"image": 3}, r"'image' is 3, but must be a text"),
         (
             GOOD | {"image": "b.jpg"},
-            r"there is no picture 'b\.jpg' in \S+/val, \S+/images/val",
+            r"there is no picture 'b\.jpg' in val, images/val, .* of \S*/test_a",
         ),
         (GOOD | {"question": " "}, r"'question' is ' ', but must be a text"),
         (GOOD | {"answers": []}, r"'answers' is \[\], but must be a list of texts"),

@@ -72,7 +72,9 @@ class Pictures:
         for folder in folders or ("",):
             if stored := self._zipped(str(PurePosixPath(folder) / path)):
                 return stored
-        looked = ", ".join(os.path.join(self.folder, f) for f in folders or ("",))
+        looked = str(self.folder)
+        if any(folders):
+            looked = f"{', '.join(str(f) or '.' for f in folders)} of {looked}"
         raise Fault(f"there is no picture {shown(name)} in {looked}")
 
     def _names(self, folder: str) -> frozenset[str]:
