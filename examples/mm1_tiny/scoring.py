@@ -1,5 +1,6 @@
 """Counts of right answers with their intervals, and the tables made of them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ COMPARED = {
     "small_text_dynamic": ("small_text_native",),
     "talk": ("talk_alone",),
 }
+# Points by which a task must be above the first of those beside it.
+GAPS = {"naming_right": 30, "small_dynamic": 30, "small_text_dynamic": 30}
 
 
 def tally(outcomes: Iterable[bool]) -> dict[str, Any]:
@@ -194,10 +197,11 @@ def abilities_markdown(results: list[dict[str, Any]], meanings: dict[str, str]) 
     found = {r["task"].removeprefix("tiny_"): r for r in results}
     beside = {name for others in COMPARED.values() for name in others}
     lines = [
-        "| task | what is asked | accuracy | 95% interval | without | accuracy | n |",
-        "|---|---|---|---|---|---|---|",
+        "| task | what is asked | accuracy | 95% interval | without | accuracy | "
+        "points between | n |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    grouped_tasks = []
+    grouped_tasks, below = [], []
     for name, meaning in meanings.items():
         if name not in found or name in beside:
             continue
@@ -210,10 +214,39 @@ def abilities_markdown(results: list[dict[str, Any]], meanings: dict[str, str]) 
             if not first:
                 interval = f"{one['low']:.1f} to {one['high']:.1f}"
                 cells = [name, meaning, f"{one['total']:.1f}%", interval]
-            total = f"{found[other]['total']:.1f}%" if other else ""
-            cells += [meanings[other] if other else "", total, str(one["n"])]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n\n".join(["\n".join(lines), *_side_by_side(found, grouped_tasks)])
+            cells += ["", "", ""]
+            if other:
+                total = f"{found[other]['total']:.1f}%"
+                gap, low, high = difference(one, found[other])
+                cells[4:] = [
+                    meanings[other],
+                    total,
+                    f"{gap:.1f} ({low:.1f} to {high:.1f})",
+                ]
+                goal = GAPS.get(name, 0)
+                if not first and gap < goal:
+                    below.append(
+                        f"- {name} is {gap:.1f} points above {other}, not {goal}"
+                    )
+            lines.append(f"| {' | '.join([*cells, str(one['n'])])} |")
+    parts = ["\n".join(lines), *_side_by_side(found, grouped_tasks)]
+    if below:
+        parts += ["Below its goal:", "\n".join(below)]
+    return "\n\n".join(parts)
+
+
+def difference(
+    one: dict[str, Any], other: dict[str, Any]
+) -> tuple[float, float, float]:
+    """The points between two results of `mm1_mlx.evaluate`, and a 95% interval.
+
+    Newcombe's from the two Wilson intervals (1998, method 10), as if the questions were
+    others: where they are the same, the true interval is narrower.
+    """
+    gap = one["total"] - other["total"]
+    down = math.hypot(one["total"] - one["low"], other["high"] - other["total"])
+    up = math.hypot(one["high"] - one["total"], other["total"] - other["low"])
+    return gap, gap - down, gap + up
 
 
 def _side_by_side(found: dict[str, Any], names: list[str]) -> list[str]:
