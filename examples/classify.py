@@ -1,19 +1,17 @@
 """Sort pictures into your own classes, by showing a model a few of each: no training.
 
-    python -m examples.classify PICTURES OUT --shots 8
+    python -m examples.classify pictures --draw
+    python -m examples.classify pictures out --shots 8
 
-PICTURES/dax/1.png, PICTURES/dax/2.png, PICTURES/wug/1.png, ... are pictures of the
-classes "dax" and "wug" (a "_" in a name is a space). Of each class some are examples
-(--examples), the others are asked about. OUT gets shots.jsonl, the examples as
+The first line draws a folder to try it with: shapes whose names mean nothing, in any
+colour. pictures/dax/1.png, pictures/dax/2.png, pictures/wug/1.png, ... are pictures of
+the classes "dax" and "wug" (a "_" in a name is a space). Of each class some are
+examples (--examples), the others are asked about. out gets shots.jsonl, the examples as
 `generate --shots` takes them, and answers.csv; printed is a table of what was right.
 Capitals and a full stop do not count. Beside it stands what the nearest example alone
 would say, by the encoder's features: a model that learns from its shots should know at
 least as much. A picture that cannot be read is one line on stderr, and the exit code is
 1.
-
-    python -m examples.classify --draw PICTURES
-
-draws a folder to try it with: shapes whose names mean nothing, in any colour.
 """
 
 import argparse

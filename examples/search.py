@@ -1,15 +1,14 @@
 """Find the pictures that look like one, by the features of a model's own encoder.
 
-    python -m examples.search PICTURES --query star.png --sheet found.png
+    python -m examples.search pictures --draw
+    python -m examples.search pictures --query pictures/black_heart_10.png \\
+        --sheet found.png
 
-PICTURES is a folder; all pictures in it and in its folders are looked at. Printed are
-the nearest ones with their cosine; found.png shows them beside the query. --index FILE
-keeps the features: the next search looks only at pictures that are new or changed. A
-picture that cannot be read is one line on stderr, and the exit code is 1.
-
-    python -m examples.search PICTURES --draw
-
-draws a folder to try it with: shapes in all colours.
+The first line draws a folder to try it with: shapes in all colours. All pictures of a
+folder and of the folders in it are looked at. Printed are the nearest ones with their
+cosine; found.png shows them beside the query. --index FILE keeps the features: the next
+search looks only at pictures that are new or changed. A picture that cannot be read is
+one line on stderr, and the exit code is 1.
 """
 
 import argparse

@@ -423,6 +423,8 @@ def _listing(tasks: dict[str, Any]) -> str:
     for name, task in sorted(tasks.items()):
         place = task.hub or ("--data" if task.needs_data else "made here")
         shots = "" if task.shot_split is None else f", shots from {task.shot_split}"
+        if shots and task.hub and not task.hub_shots:
+            shots += " of the original files"
         lines.append(f"{name:<{width}}{task.summary} ({task.split}{shots}; {place})")
     return "\n".join(lines)
 

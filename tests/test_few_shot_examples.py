@@ -13,6 +13,23 @@ from mm1_mlx import FewShot
 from mm1_mlx.errors import DatasetError
 
 
+@pytest.mark.parametrize("example", [classify, search])
+def test_the_lines_of_its_help_run(example, tmp_path, monkeypatch, capsys):
+    """As printed, one after the other."""
+    need_tiny()
+    monkeypatch.chdir(tmp_path)
+    text = example.parser().format_help().replace("\\\n", " ")
+    lines = [x.split() for x in text.splitlines() if x.startswith("    python -m")]
+    assert len(lines) == 2
+    for line in lines:
+        assert line[:3] == ["python", "-m", example.__name__]
+        assert example.main(line[3:]) == 0
+    assert capsys.readouterr().out
+    assert {"classify": "out", "search": "found.png"}[
+        example.__name__.removeprefix("examples.")
+    ] in {path.name for path in tmp_path.iterdir()}
+
+
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classify") / "pictures"

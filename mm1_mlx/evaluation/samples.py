@@ -89,6 +89,7 @@ class Task:
     rule: str = ""
     shot_rule: str = ""
     hub: str | None = None  # the default dataset on the hub
+    hub_shots: bool = True  # whether that has the split of the shots
     source: str = ""  # where prompt, split and metric come from
     needs_data: bool = True  # False: `read` makes its samples, and needs no folder
     shuffled: bool = False  # the dataset has no order: a limit takes its first

@@ -24,6 +24,15 @@ from mm1_mlx.evaluation.prompts import FORMS
 from mm1_mlx.evaluation.readings import READINGS
 from mm1_mlx.evaluation.samples import Task
 
+# Datasets on the hub with the split that shots come from; of others it is in the
+# original files alone.
+_HUB_SHOTS = (
+    "lmms-lab/TextCaps",
+    "lmms-lab/textvqa",
+    "lmms-lab/ScienceQA",
+    "lmms-lab/MMMU",
+)
+
 
 def _task(
     name: str,
@@ -53,6 +62,7 @@ def _task(
         shot_stop=asked.shot_stop,
         max_tokens=asked.max_tokens,
         source=f"{asked.source}{'; ' if note else ''}{note}",
+        hub_shots=more.get("hub") in _HUB_SHOTS,
         **vars(READINGS[reading or form]),
         **more,
     )
