@@ -31,7 +31,8 @@ _EPILOG = f"""in the chat:
   A picture's path, typed or dragged into the terminal, is the same as /image, alone
   or before or behind a question; a full path within a question is the picture in that
   place. \"\"\" begins and ends an input of several lines; so does a backslash at the
-  end of each line but the last. Ctrl-C stops an answer, Ctrl-D leaves.
+  end of each line but the last. Ctrl-C stops an answer, Ctrl-D leaves. Videos, and
+  boxes in questions, are asked about with generate.
 
 through a pipe each line is a turn, and only answers are printed; the exit code is 1
 where something failed:

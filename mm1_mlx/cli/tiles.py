@@ -233,16 +233,23 @@ def _table(name: str, image: str, values: dict[str, Any]) -> str:
     line(
         "predicted memory", f"{needed['peak']} at most ({parts}), of {needed['limit']}"
     )
-    work = sum(values["operations"].values()) / 1e9
-    speed = values["operations_per_second"] / 1e9
+    work = _rounded(sum(values["operations"].values()))
+    speed = _rounded(values["operations_per_second"])
     line("predicted time", f"{_seconds(values['seconds'])} to the first token, an")
-    line("", f"estimate: {work:,.1f} billion operations at {speed:,.1f} billion a")
-    line("", "second, measured now on one layer of the encoder")
+    line("", f"estimate: {work} operations at {speed} a second,")
+    line("", "measured now on one layer of the encoder (longer on a busy machine)")
     if "drawing" in values:
         line("drawing", values["drawing"])
     if values["too_long"]:
         lines += ["", values["too_long"]]
     return "\n".join(lines)
+
+
+def _rounded(count: float) -> str:
+    """ "120 million", "1.5 billion"."""
+    return (
+        f"{count / 1e9:,.1f} billion" if count >= 1e9 else f"{count / 1e6:,.0f} million"
+    )
 
 
 def _seconds(seconds: float) -> str:
