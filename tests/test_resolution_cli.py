@@ -1,6 +1,7 @@
 """--resolution and --max-tiles through the real commands, and info's pictures."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -207,6 +208,8 @@ def test_a_pictures_tiles(picture, tmp_path):
         "predicted memory", "to the first token, an estimate:", f"drawing {out}",
     ):  # fmt: skip
         assert expected in told
+    work = re.search(r"estimate: ([\d,.]+) (m|b)illion operations at", told)
+    assert work and float(work[1].replace(",", "")) > 0
     rows = [row for row in done.stdout.splitlines()[2:] if str(out) not in row]
     assert max(map(len, rows)) <= 88
     assert [path.name for path in tmp_path.iterdir()] == ["tiles.png"]

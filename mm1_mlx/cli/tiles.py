@@ -237,7 +237,7 @@ def _table(name: str, image: str, values: dict[str, Any]) -> str:
     speed = _rounded(values["operations_per_second"])
     line("predicted time", f"{_seconds(values['seconds'])} to the first token, an")
     line("", f"estimate: {work} operations at {speed} a second,")
-    line("", "measured now on one layer of the encoder (longer on a busy machine)")
+    line("", "measured now on a layer of the encoder; a busy machine is slower")
     if "drawing" in values:
         line("drawing", values["drawing"])
     if values["too_long"]:
