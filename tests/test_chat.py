@@ -400,6 +400,9 @@ DROPPED = [  # {} is the folder
         "Is it red and/or 1/2 of ./a, ~ or / ?",
     ),
     ("Is it /absent.png", [], "Is it /absent.png"),
+    ("Yes / no: a.png", ["a.png"], "Yes / no:"),
+    ("1 /2 of what? a.png", ["a.png"], "1 /2 of what?"),
+    ("Is {}/absent.png like a.png", ["a.png"], "Is {}/absent.png like"),
     ("notes.txt", [], "notes.txt"),
     ("What is this?", [], "What is this?"),
     ("What \t is\nthis?", [], "What \t is\nthis?"),
@@ -419,6 +422,14 @@ def test_pictures_in_a_line(line, paths, rest, pictures):
 
     found = chat_paths.split_paths(filled(line))
     assert found == ([filled(path) for path in paths], filled(rest))
+
+
+def test_a_broken_picture_takes_no_other_along(chat, pictures):
+    """The question is not asked, so its other pictures wait for no other one."""
+    (pictures / "broken.png").write_bytes(b"x")
+    done = chat(f"Is {pictures}/a.png like {pictures}/broken.png ?", "/image")
+    assert "broken.png is not an image" in done.stderr
+    assert "no pictures: /image PATH" in done.stderr and done.returncode == 1
 
 
 def test_the_paths_of_a_command(pictures):

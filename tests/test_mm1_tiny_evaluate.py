@@ -338,7 +338,7 @@ def made_abilities() -> list[dict]:
         of("tiny_small_dynamic", 60.0),
         of("tiny_box", 60.0),
         of("tiny_smaller_count", 70.0, {"0.1": 60.4, "0.2": 79.6}),
-        of("tiny_smaller_colour", 90.0, {"0.1": 85.0, "0.2": 95.0}),
+        of("tiny_smaller_colour", 90.0, {"0.2": 95.0, "0.1": 85.0}),
     ]
 
 

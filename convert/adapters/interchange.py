@@ -106,7 +106,7 @@ def _read(form: str, folder: Path, names: Names, base: Base) -> Adapter:
     if form == "mm1":
         return ours.read(folder, names)
     adapter = (peft if form == "peft" else mlx_lm).read(folder, names, base)
-    adapter.reading = reading_of(kept_reading(folder))
+    adapter.reading = reading_of(kept_reading(folder, {}))
     return adapter
 
 

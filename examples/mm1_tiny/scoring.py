@@ -253,7 +253,7 @@ def _side_by_side(found: dict[str, Any], names: list[str]) -> list[str]:
     """A table for tasks that have the same groups."""
     tables: dict[tuple[str, ...], list[str]] = {}
     for name in names:
-        tables.setdefault(tuple(found[name]["groups"]), []).append(name)
+        tables.setdefault(tuple(sorted(found[name]["groups"])), []).append(name)
     made = []
     for groups, tasks in tables.items():
         rows = [f"| | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]

@@ -67,7 +67,7 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "parts": rows,
         "parameters": sum(row["parameters"] for row in rows),
         "types": sorted({info.dtype for info in infos.values()}),
-        **reading_of(config | kept_reading(folder)),
+        **reading_of(config | kept_reading(folder, config)),
         "steps": steps,
         "steps_planned": planned,
         "bytes": sum(path.stat().st_size for path in files),
@@ -77,29 +77,37 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
 
 def config_of(folder: Path) -> dict[str, Any]:
     """The adapter_config.json of an adapter that is whole; CheckpointError."""
-    return _open(folder)[0] | kept_reading(folder)
+    config = _open(folder)[0]
+    return config | kept_reading(folder, config)
 
 
-def kept_reading(folder: Path) -> dict[str, Any]:
+def kept_reading(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What a folder of PEFT or mlx-lm, whose config has no place for it, keeps of how
-    its adapter reads pictures, as reading_of takes it; {} where there is nothing."""
+    its adapter reads pictures, as reading_of takes it; {} where there is nothing.
+
+    config: of the folder; one of ours says it itself. CheckpointError.
+    """
     file = folder / READING_FILE
-    return read_json(file) if file.is_file() else {}
+    if "mm1_mlx" in config or not file.is_file():
+        return {}
+    kept = read_json(file)
+    reading_of(kept, READING_FILE)
+    return kept
 
 
-def reading_of(config: dict[str, Any]) -> dict[str, Any]:
+def reading_of(config: dict[str, Any], file: str = CONFIG_FILE) -> dict[str, Any]:
     """The "resolution" and "max_tiles" that an adapter was trained with, as Processor
     takes them; None is the model's own. config: of adapter_config.json.
 
-    CheckpointError for what is neither.
+    file: what messages call it. CheckpointError for what is neither.
     """
-    own = _object(config, "mm1_mlx")
+    own = _object(config, "mm1_mlx", file)
     found = {key: own.get(key) for key in ("resolution", "max_tiles")}
     for key, value in found.items():
         words = ("native", "dynamic") if key == "resolution" else ()
         whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if value is not None and value not in words and not whole:
-            raise CheckpointError(f"{key} of {CONFIG_FILE} cannot be {value!r}.")
+            raise CheckpointError(f"{key} of {file} cannot be {value!r}.")
     return found
 
 
@@ -205,10 +213,12 @@ def _scale(part: str, config: dict[str, Any]) -> float | None:
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
+def _object(
+    values: dict[str, Any], key: str, file: str = CONFIG_FILE
+) -> dict[str, Any]:
     found = values.get(key) or {}
     if not isinstance(found, dict):
-        raise CheckpointError(f"{key} of {CONFIG_FILE} is {found!r}, but no object.")
+        raise CheckpointError(f"{key} of {file} is {found!r}, but no object.")
     return found
 
 

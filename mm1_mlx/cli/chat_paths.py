@@ -103,7 +103,13 @@ def _is_cut(line: str, start: int) -> bool:
     if _FULL.match(line, start):
         return False
     before = [match.start() for match in _INSIDE.finditer(line, 0, start)]
-    return bool(before) and _beginning(line[before[-1] :]) is None
+    if not before or _beginning(line[before[-1] :]) is not None:
+        return False
+    words = line[before[-1] : start].split()
+    # "yes / no" and "1 /2" name no folder; what has an ending is a path of its own.
+    return words[0].count("/") > 1 and not any(
+        word.rstrip(_BEHIND).lower().endswith(_SUFFIXES) for word in words
+    )
 
 
 def _take_inside(text: str) -> tuple[list[str], str]:

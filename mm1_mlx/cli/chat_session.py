@@ -102,8 +102,12 @@ class Session:
         if not paths and text.startswith("/"):  # neither a command nor a file
             return self._command(text)
         waiting = len(self._talk.waiting)
-        for path in paths:
-            self._show(path)
+        try:
+            for path in paths:
+                self._show(path)
+        except Exception:  # the others wait for no other question
+            del self._talk.waiting[waiting:]
+            raise
         if IMAGE_TOKEN in rest and IMAGE_TOKEN not in line:  # in place of the paths
             separator = image_separator(self._processor.chat_template)
             rest = (IMAGE_TOKEN + separator) * waiting + rest
