@@ -95,8 +95,9 @@ def divide(
         if len(files) <= examples:
             fewer = f", or --examples {len(files) - 1}" if len(files) > 1 else ""
             raise DatasetError(
-                f"{label!r} has {plural(len(files), 'picture')}, but {examples} are "
-                f"examples and one or more must be left to ask about: add some{fewer}."
+                f"{label!r} has {plural(len(files), 'picture')} that can be read, and "
+                f"{plural(examples, 'example')} of each class leave none to ask about: "
+                f"add some{fewer}."
             )
         files = rng.sample(files, len(files))
         shown += [(file, label) for file in files[:examples]]
@@ -117,8 +118,10 @@ def write_shots(
             out.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
-def classify(args: argparse.Namespace, asked: Sequence[tuple[Path, str]]) -> list:
-    """Ask about every picture, some at a time."""
+def classify(
+    args: argparse.Namespace, asked: Sequence[tuple[Path, str]], shots: int
+) -> list:
+    """Ask about every picture, some at a time, after so many examples."""
     from mm1_mlx import FewShot, batch_generate, load
     from mm1_mlx.inference.features import Features
 
@@ -126,7 +129,7 @@ def classify(args: argparse.Namespace, asked: Sequence[tuple[Path, str]]) -> lis
     features = Features()
     choice = {"choice": args.choice, "seed": args.seed, "balanced": True}
     file = args.out / "shots.jsonl"
-    shots = FewShot(file, args.shots, features=features, **choice)
+    before = FewShot(file, shots, features=features, **choice)
     nearest = FewShot(file, 1, choice="nearest", features=features)
     bar, outcomes = progress_bar(len(asked), "pictures"), []
     for start in range(0, len(asked), AT_ONCE):
@@ -136,7 +139,7 @@ def classify(args: argparse.Namespace, asked: Sequence[tuple[Path, str]]) -> lis
             processor,
             [args.question or ""] * len(part),
             [picture for picture, _ in part],
-            shots=shots,
+            shots=before,
             max_tokens=args.max_tokens,
         )
         for (picture, label), answer in zip(part, answers, strict=True):
@@ -160,14 +163,16 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """Shares that were right, by class, with 95% intervals (Wilson)."""
     labels = sorted({o.label for o in outcomes})
     lines = [f"{'class':<16}{'right':>12}{'95% interval':>18}{'nearest alone':>16}"]
-    for name in [*labels, "all"]:
-        some = [o for o in outcomes if name in (o.label, "all")]
+    for name in [*labels, None]:  # None: all of them
+        some = [o for o in outcomes if name in (o.label, None)]
         right = sum(o.right for o in some)
         near = sum(o.nearest == o.label for o in some)
         low, high = wilson(right, len(some))
         interval = f"{low:.0%} to {high:.0%}"
         share = f"{right} of {len(some)}"
-        lines.append(f"{name:<16}{share:>12}{interval:>18}{near / len(some):>16.0%}")
+        lines.append(
+            f"{name or 'all':<16}{share:>12}{interval:>18}{near / len(some):>16.0%}"
+        )
     names = {plain(label) for label in labels}
     other = sum(plain(o.answer) not in names for o in outcomes)
     lines.append(f"{other} of {len(outcomes)} answers name no class")
@@ -183,7 +188,13 @@ def parser() -> Parser:
     add("--draw", action="store_true", help="draw PICTURES, and end")
     add("--count", type=whole_number(2), default=12, metavar="N", help="draw: of each")
     add("--model", default="mm1-tiny", metavar="NAME")
-    add("--shots", type=whole_number(1), default=6, metavar="K", help="(%(default)s)")
+    add(
+        "--shots",
+        type=whole_number(1),
+        default=6,
+        metavar="K",
+        help="or all (%(default)s)",
+    )
     add(
         "--examples",
         type=whole_number(1),
@@ -220,7 +231,7 @@ def run(args: argparse.Namespace) -> int:
     pictures, bad = readable(find_pictures(args.pictures))
     shown, asked = divide(pictures, args.examples, rng)
     write_shots(args.out / "shots.jsonl", shown, args.question)
-    outcomes = classify(args, asked)
+    outcomes = classify(args, asked, min(args.shots, len(shown)))
     write_answers(args.out / "answers.csv", outcomes)
     print(table(outcomes))
     print(f"{args.out / 'answers.csv'}: every answer", file=sys.stderr)

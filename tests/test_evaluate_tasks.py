@@ -103,6 +103,12 @@ def test_a_mistake_in_a_module_is_named_with_its_line(tmp_path, right, wrong, me
         ("yield Sample(", "yield str(", r"mine\.py, line 6: TypeError: "),
         ('yield Sample(id="1", question="What?", answers=("a",))', "yield 1", "gave 1"),
         ("metric=exact_accuracy", "metric=len", r"its metric gave 1, but must give a"),
+        ('yield Sample(id="1", question="What?", answers=("a",))', "pass", "gave None"),
+        (
+            'answers=("a",)',
+            'answers="a"',
+            r"answers of sample 1 are 'a', but must be a t",
+        ),
     ],
 )
 def test_a_mistake_in_what_a_module_does_is_no_bug_of_ours(

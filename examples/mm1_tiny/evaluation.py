@@ -47,7 +47,7 @@ ABILITIES = {
     "smaller_colour": "the colour of a thing of 8 to 18% of the picture",
     "smaller_caption": "all things, of 8 to 18% of the picture",
     "empty": "about a picture with nothing in it",
-    "doubled": "a word with a letter twice in a row",
+    "doubled": "a word with a letter twice in a row (nine words)",
 }
 
 

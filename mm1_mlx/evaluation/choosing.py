@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -52,6 +52,11 @@ def choose_samples(
     Raises DatasetError for a split without samples, or two with one id.
     """
     found = task.read(where, task.split)
+    if not isinstance(found, Iterable):
+        raise DatasetError(
+            f"{task.name}: its read gave {shown(found)}, but must give samples: yield "
+            f"each, or return a list."
+        )
     samples = list(islice(found, limit) if task.shuffled else found)
     if not samples:
         raise DatasetError(f"{task.name}: {where} has no samples of '{task.split}'.")
@@ -62,6 +67,12 @@ def choose_samples(
                 f"{task.name}: its read gave {shown(sample)}, but must give samples "
                 f"(mm1_mlx.evaluation.samples.Sample)."
             )
+        for name in ("images", "answers", "choices"):
+            if isinstance(values := getattr(sample, name), str | bytes):
+                raise DatasetError(
+                    f"{task.name}: the {name} of sample {sample.id} are "
+                    f"{shown(values)}, but must be a tuple: ({shown(values)},)."
+                )
         if sample.id in seen:
             raise DatasetError(
                 f"{task.name}: two samples have the id '{sample.id}'"

@@ -384,6 +384,11 @@ class _Run:
                 f"{self.task.name}: its metric gave {shown(found)}, but must give a "
                 f"score (mm1_mlx.evaluation.samples.Score)."
             )
+        if len(found.each) != len(asked):
+            raise DatasetError(
+                f"{self.task.name}: its metric gave {len(found.each)} values in each, but "
+                f"must give one for each of {plural(len(asked), 'sample')}."
+            )
         return found
 
     def _value(self, sample: Sample, record: Record) -> Answered:
