@@ -77,7 +77,9 @@ def test_no_picture_is_both_shown_and_asked_about():
     assert len(shown) == 8 and len(asked) == 10
     assert not {p for p, _ in shown} & {p for p, _ in asked}
     assert all(path.name[0] == label for path, label in [*shown, *asked])
-    with pytest.raises(DatasetError, match=r"'a' has 9 pictures that can be read, .* --examples 8\."):
+    with pytest.raises(
+        DatasetError, match=r"'a' has 9 pictures that can be read, .* --examples 8\."
+    ):
         classify.divide(pictures, 9, random.Random(0))
 
 

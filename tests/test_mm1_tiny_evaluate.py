@@ -380,15 +380,19 @@ def test_what_cannot_be_assembled(run_folder, assembled, tmp_path):
     assert_fails(command("--run", tmp_path), r"There is no checkpoint .*joint\.safete")
     done = command("--run", run_folder, "--out", tmp_path / "x", "--tokenizer", "no")
     assert_fails(done, "There is no sentencepiece model no")
-    done = command("--card", tmp_path / "absent.json", "--out", assembled)
+    beside = "--abilities", tmp_path / "abilities.json"
+    beside[1].write_text('{"results": []}')
+    done = command("--card", tmp_path / "absent.json", "--out", assembled, *beside)
     assert_fails(done, r"absent\.json is not a result of evaluate")
     (tmp_path / "wrong.json").write_text("{}")
-    done = command("--card", tmp_path / "wrong.json", "--out", assembled)
+    done = command("--card", tmp_path / "wrong.json", "--out", assembled, *beside)
     assert_fails(done, r"evaluate --json")
     (tmp_path / "right.json").write_text(json.dumps(made_report()))
     arguments = "--card", tmp_path / "right.json", "--out", assembled
     done = command(*arguments, "--abilities", tmp_path / "wrong.json")
     assert_fails(done, r"wrong\.json is not a result\.json of python -m mm1_mlx\.eva")
+    done = command("--card", tmp_path / "wrong.json", "--out", assembled)
+    assert_fails(done, "--card goes with --abilities RESULT", code=2)
     done = command("--card", tmp_path / "wrong.json", "--out", tmp_path)
     assert_fails(done, r"There is no model folder .*Assemble it first")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from mm1_mlx.cli.parser import Parser
 from mm1_mlx.cli.run import run_door
-from mm1_mlx.errors import CheckpointError
+from mm1_mlx.errors import CheckpointError, UsageError
 
 HERE = Path(__file__).parent
 CARD = "README.md"
@@ -127,10 +127,8 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def read_abilities(path: Path | None) -> list[dict[str, Any]]:
+def read_abilities(path: Path) -> list[dict[str, Any]]:
     """The results in a result.json of `python -m mm1_mlx.evaluate`."""
-    if path is None:
-        return []
     try:
         return json.loads(path.read_text(encoding="utf-8"))["results"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -177,6 +175,8 @@ def run(args) -> None:
             f"There is no model folder {args.out}. Assemble it first."
         )
     else:
+        if args.abilities is None:
+            raise UsageError("--card goes with --abilities RESULT")
         abilities = read_abilities(args.abilities)
         write_card(args.out, read_result(args.card), abilities, args.trained)
     print(args.out)

@@ -386,8 +386,8 @@ class _Run:
             )
         if len(found.each) != len(asked):
             raise DatasetError(
-                f"{self.task.name}: its metric gave {len(found.each)} values in each, but "
-                f"must give one for each of {plural(len(asked), 'sample')}."
+                f"{self.task.name}: its metric gave {len(found.each)} values in each, "
+                f"but must give one for each of {plural(len(asked), 'sample')}."
             )
         return found
 
