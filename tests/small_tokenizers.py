@@ -46,13 +46,15 @@ def random_texts(count: int = 300) -> list[str]:
 
 
 @lru_cache
-def sentencepiece_model(kind: str = "unigram", tiny: bool = True) -> bytes:
+def sentencepiece_model(
+    kind: str = "unigram", tiny: bool = True, size: int = 350
+) -> bytes:
     """A model; `tiny` has mm1-tiny's ids and user-defined marks, else Llama's."""
     import sentencepiece
 
     file = io.BytesIO()
     settings = {
-        "vocab_size": 350,
+        "vocab_size": size,
         "hard_vocab_limit": False,
         "model_type": kind,
         "byte_fallback": True,
@@ -83,9 +85,9 @@ def write_tiny(folder: Path, **config) -> Path:
     return folder
 
 
-def write_llama(folder: Path, **config) -> Path:
-    """A folder with a Llama-like sentencepiece BPE model."""
-    model = sentencepiece_model("bpe", tiny=False)
+def write_llama(folder: Path, size: int = 350, **config) -> Path:
+    """A folder with a Llama-like sentencepiece BPE model of `size` tokens."""
+    model = sentencepiece_model("bpe", tiny=False, size=size)
     (folder / "tokenizer.model").write_bytes(model)
     if config:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
