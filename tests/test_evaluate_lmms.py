@@ -1,12 +1,11 @@
 """mm1_mlx as a model of lmms-eval, and the likelihoods it gives.
 
-Against lmms-eval itself where it is installed, else against a stand-in with the same
-abstract methods (lmms_eval/api/model.py, models/registry_v2.py of 0.7.3).
+Against lmms-eval itself where it is installed (.ci/run), and against a stand-in with
+the same abstract methods (lmms_eval/api/model.py, models/registry_v2.py of 0.7.3).
 """
 
 import abc
 import importlib
-import importlib.util
 import sys
 import types
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from helpers import need_tiny
+from helpers import need, need_tiny
 from mm1_mlx import generate, load
 from mm1_mlx.errors import MM1Error, PromptError, UsageError
 from mm1_mlx.evaluation.likelihood import Likelihood
@@ -72,16 +71,18 @@ def stand_in() -> dict[str, types.ModuleType]:
     return made
 
 
-@pytest.fixture(scope="module")
-def plugin():
-    """The plug-in's module, above the real lmms-eval or the stand-in."""
+@pytest.fixture(scope="module", params=["stand-in", "real"])
+def plugin(request):
+    """The plug-in's module, above the stand-in and above the real lmms-eval."""
     need_tiny()
-    real = importlib.util.find_spec("lmms_eval") is not None
-    added = {} if real else stand_in()
-    sys.modules.update(added)
+    if request.param == "real":
+        need("lmms_eval.api.model")
+    else:
+        sys.modules.update(stand_in())
     yield importlib.import_module(PLUGIN)
-    for name in [*added, PLUGIN]:
-        sys.modules.pop(name, None)
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "lmms_eval" or name == PLUGIN:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

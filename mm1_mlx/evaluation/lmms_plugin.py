@@ -321,7 +321,7 @@ def _pair(total: float, greedy: bool) -> tuple[float, bool]:
         return total, greedy
 
     class Pair(tuple, GenerationResult):
-        def __init__(self, pair: tuple[float, bool]):
+        def __init__(self, pair: Any):  # not a text, as GenerationResult says
             GenerationResult.__init__(self, text=pair)
 
     return Pair((total, greedy))
