@@ -85,6 +85,7 @@ TASKS = [
             r"\(text, sample\)\.$",
         ),
         ("metric=exact_accuracy", "metric=None", r"metric is None, but is called with"),
+        ('summary="",', 'summary="", settings={"foo": 1},', "unknown settings"),
     ],
 )
 def test_a_mistake_in_a_module_is_named_with_its_line(tmp_path, right, wrong, message):

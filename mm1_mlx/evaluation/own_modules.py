@@ -74,7 +74,15 @@ def _file_of(module: str) -> Path | None:
 
 
 def check_calls(task: Task) -> None:
-    """DatasetError for a function that cannot be called as it will be."""
+    """DatasetError for a function that cannot be called as it will be, and for settings
+    that `generate` does not have."""
+    from mm1_mlx.inference.settings import Settings
+
+    try:
+        Settings.of(dict(task.settings))
+    except (TypeError, ValueError, MM1Error) as error:
+        said = str(error).removesuffix(".")
+        raise DatasetError(f"the task '{task.name}': {said}.") from error
     for name, given in _CALLED_WITH.items():
         function = getattr(task, name)
         if function is None and name.startswith("shot_"):
