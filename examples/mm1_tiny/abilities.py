@@ -18,7 +18,7 @@ from examples.mm1_tiny.long_documents import about_many
 SHOTS = 8
 SMALL_TASKS = ("colour", "shape", "caption", "count_pair")
 SMALL_SIDE = 288  # pixels: three tiles of 96
-SMALL_RADII = 0.026, 0.04  # 5 to 8 of 96 pixels across; 15 to 23 of 288
+SMALL_RADII = 0.02, 0.03  # 4 to 6 of 96 pixels across; 12 to 17 of 288
 WORTH_SHOTS = 3
 
 

@@ -46,8 +46,20 @@ python -m examples.mm1_tiny.assemble --run runs/4 --out runs/4/model \\
 mkdir -p runs/5 && cp runs/3/encoder.safetensors runs/5
 python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_5.json --out runs/5 \\
     --tokenizer runs/tokenizer.model --stage joint --init runs/4/model
-python -m examples.mm1_tiny.assemble --run runs/5 --out mm1_mlx/assets/mm1-tiny \\
+python -m examples.mm1_tiny.assemble --run runs/5 --out runs/5/model \\
     --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_5.json
+before=5
+for round in 6:220 7:460 8:1089 9:547 10:400 11:1743 12:5000 \\
+    13:3000; do
+    now=${round%:*}
+    python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_$now.json --out runs/$now \\
+        --tokenizer runs/tokenizer.model --stage joint --init runs/$before/model \\
+        --until ${round#*:}
+    python -m examples.mm1_tiny.assemble --run runs/$now --out runs/$now/model \\
+        --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_$now.json
+    before=$now
+done
+cp runs/13/model/* mm1_mlx/assets/mm1-tiny
 """
 
 

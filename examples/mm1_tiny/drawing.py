@@ -143,8 +143,17 @@ def _background(
     return plain, plain
 
 
-def draw(scene: Scene, rng: random.Random, longer: int | None = None) -> Image.Image:
-    """The scene as an RGB picture; longer: its longer side, else 64 to 224 pixels."""
+def draw(
+    scene: Scene,
+    rng: random.Random,
+    longer: int | None = None,
+    line: float | None = None,
+) -> Image.Image:
+    """The scene as an RGB picture.
+
+    longer: its longer side, else 64 to 224 pixels. line: things are drawn as outlines
+        without a filling, their lines this part of their radius wide.
+    """
     if longer is None:
         longer = rng.randint(96, 160) if rng.random() < 0.75 else rng.randint(64, 224)
     width, height = round(scene.width * longer), round(scene.height * longer)
@@ -160,13 +169,15 @@ def draw(scene: Scene, rng: random.Random, longer: int | None = None) -> Image.I
     fine = rng.choice((1, 2, 3, 4)) if rng.random() < 0.8 else 1
     outline = rng.random() < 0.12
     for thing, colour in zip(scene.things, colours, strict=True):
-        if outline and thing.shape in _REACH:
+        if line:
+            _stamp(image, thing, longer, colour, fine, hole=line)
+        elif outline and thing.shape in _REACH:
             edge = (0, 0, 0) if rng.random() < 0.7 else tuple(v // 2 for v in colour)
             _stamp(image, thing, longer, edge, fine)
             # A thin star would be all edge, and its colour could not be told.
             share = 0.07 if thing.shape == "star" else 0.14
-            line = min(rng.uniform(0.008, 0.016), share * thing.radius)
-            _stamp(image, thing, longer, colour, fine, inset=line)
+            inset = min(rng.uniform(0.008, 0.016), share * thing.radius)
+            _stamp(image, thing, longer, colour, fine, inset=inset)
         else:
             _stamp(image, thing, longer, colour, fine)
     return _spoil(image, rng)
@@ -194,8 +205,12 @@ def _stamp(
     colour: Colour,
     fine: int,
     inset: float = 0.0,
+    hole: float = 0.0,
 ) -> None:
-    """Draws one thing onto the image; `fine` > 1 draws it larger and averages."""
+    """Draws one thing onto the image; `fine` > 1 draws it larger and averages.
+
+    inset: how much smaller. hole: leaves only a line, this part of the radius wide.
+    """
     radius = (thing.radius - inset) * longer
     x, y = thing.x * longer, thing.y * longer
     left, top = math.floor(x - radius) - 1, math.floor(y - radius) - 1
@@ -214,14 +229,19 @@ def _stamp(
     else:
         points = thing.corners()
         shrink = _inner_scale(thing.shape, inset / thing.radius) if inset else 1.0
-        points = [
-            (
-                ((thing.x + (px - thing.x) * shrink) * longer - left) * fine - 0.5,
-                ((thing.y + (py - thing.y) * shrink) * longer - top) * fine - 0.5,
-            )
-            for px, py in points
-        ]
-        pen.polygon(points, fill=255)
+
+        def scaled(shrink: float) -> list[tuple[float, float]]:
+            return [
+                (
+                    ((thing.x + (px - thing.x) * shrink) * longer - left) * fine - 0.5,
+                    ((thing.y + (py - thing.y) * shrink) * longer - top) * fine - 0.5,
+                )
+                for px, py in points
+            ]
+
+        pen.polygon(scaled(shrink), fill=255)
+        if hole:
+            pen.polygon(scaled(_inner_scale(thing.shape, hole)), fill=0)
     if fine > 1:
         mask = mask.reduce(fine)
     image.paste(colour, (left, top), mask)
@@ -230,11 +250,12 @@ def _stamp(
 # The distance of the sides from the centre, as part of the radius, where an outline is
 # the shape around itself made smaller.
 _REACH = {"circle": 1.0, "square": 0.707, "triangle": 0.5, "star": 0.36}
+_HOLLOW_REACH = _REACH | {"heart": 0.6}  # about: its sides are not all as far
 
 
 def _inner_scale(shape: str, line: float) -> float:
     """How much smaller the inside of an outlined shape is; line as part of radius."""
-    return max(0.5, 1 - line / _REACH[shape])
+    return max(0.5, 1 - line / _HOLLOW_REACH[shape])
 
 
 def _spoil(image: Image.Image, rng: random.Random) -> Image.Image:

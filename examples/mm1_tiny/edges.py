@@ -1,14 +1,18 @@
 """Test questions at the edge of what mm1-tiny learned: what its card calls weak.
 
-Smaller things than the other tasks ask about, pictures with nothing in them, and words
-with a doubled letter. All randomness comes from the generator that is passed in.
+Smaller things than the other tasks ask about, pictures with nothing in them, words with
+a doubled letter, outlines, overlapping things, and questions in capitals. All
+randomness comes from the generator that is passed in.
 """
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
+from typing import Any
 
-from examples.mm1_tiny import asking, drawing, glyphs
+from examples.mm1_tiny import asking, drawing, glyphs, pictures
 from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.examples import Example
 from examples.mm1_tiny.words import TEST_WORDS
@@ -16,6 +20,7 @@ from examples.mm1_tiny.words import TEST_WORDS
 # Diameters as shares of the picture's longer side. The other tasks begin at 0.18
 # (scenes.SMALLEST), training at 0.08 (scenes.SMALLEST_TRAINED).
 DIAMETERS = ((0.08, 0.10), (0.10, 0.12), (0.12, 0.14), (0.14, 0.16), (0.16, 0.18))
+ASKED = ("count", "count_colour", "colour", "shape", "existence", "position", "caption")
 
 
 def _smaller(task: str, rng: random.Random) -> Example:
@@ -45,6 +50,29 @@ def _empty(rng: random.Random) -> Example:
     return Example([image], question.question, question.answer, "empty", groups=groups)
 
 
+def _scene(
+    task: str, made: Callable[[random.Random], tuple[s.Scene, Any]], rng: random.Random
+) -> Example:
+    """One of ASKED about a scene of its own kind."""
+    while True:
+        (scene, image), asked = made(rng), rng.choice(ASKED)
+        if question := asking.ASKERS[asked](scene, rng, "training", None):
+            groups = {"question": question.task}
+            text, answer = question.question, question.answer
+            return Example([image], text, answer, task, groups=groups)
+
+
+def _capitals(rng: random.Random) -> Example:
+    """A question of the other tasks, in capitals."""
+
+    def plain(rng: random.Random) -> tuple[s.Scene, Any]:
+        scene = s.sample_scene(rng)
+        return scene, drawing.draw(scene, rng)
+
+    example = _scene("capitals", plain, rng)
+    return replace(example, prompt=example.prompt.upper())
+
+
 @cache
 def doubled_words() -> tuple[str, ...]:
     """Words of the test split with the same letter twice in a row."""
@@ -64,4 +92,7 @@ TASKS = {
     "smaller_caption": partial(_smaller, "caption"),
     "empty": _empty,
     "doubled": _doubled,
+    "outlines": partial(_scene, "outlines", pictures.outlined),
+    "overlapping": partial(_scene, "overlapping", pictures.overlapping),
+    "capitals": _capitals,
 }

@@ -48,6 +48,9 @@ ABILITIES = {
     "smaller_caption": "all things, of 8 to 18% of the picture",
     "empty": "about a picture with nothing in it",
     "doubled": "a word with a letter twice in a row (nine words)",
+    "outlines": "about things without a filling",
+    "overlapping": "about things that lie partly over each other",
+    "capitals": "the question in capitals",
 }
 
 

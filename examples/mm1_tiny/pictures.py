@@ -1,7 +1,9 @@
 """Pictures of mm1-tiny with their regions and questions: scenes, glyphs, unknown."""
 
 import random
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from examples.mm1_tiny import asking, drawing, glyphs, photos, reasoning, unnamed
@@ -22,6 +24,8 @@ BARE_TASKS = ("colour", "shape", "pair", "count", "digits", "words")
 IMAGE_MARK = "<image>"
 EMPTY, CROWDED = 0.02, 0.12  # shares of the scenes with nothing, with five or six
 BOXES = ("box", "box", "box", "box", "at", "at", "point", "grounded")
+SEVERAL = ("colour_many", "colour_many", "shape_many", "shape_many", "count",
+           "count_colour", "count_shape", "count_pair", "caption")  # fmt: skip
 
 
 @dataclass
@@ -88,6 +92,46 @@ def _boxes_picture(rng: random.Random, progress: float = 1.0) -> Picture:
     image = drawing.draw(scene, rng)
     found = {x.question: x for x in asked if x}
     return Picture(image, scene_regions(scene, rng), list(found.values()))
+
+
+def _several_picture(rng: random.Random, progress: float = 1.0) -> Picture:
+    """A drawn scene in which things are alike, with questions about all of a kind."""
+    few = difficulty(progress)["max_things"]
+    while True:
+        scene = s.sample_scene(rng, min_things=few - 1, **difficulty(progress))
+        asked = [asking.ASKERS[task](scene, rng, "training", None) for task in SEVERAL]
+        found = {x.question: x for x in asked if x}
+        if any(x.task in ("colour_many", "shape_many") for x in found.values()):
+            image = drawing.draw(scene, rng)
+            return Picture(image, scene_regions(scene, rng), list(found.values()))
+
+
+def outlined(rng: random.Random, progress: float = 1.0) -> tuple[s.Scene, Any]:
+    """Things without a filling, and their picture."""
+    scene = s.sample_outlined(rng, **difficulty(progress))
+    return scene, drawing.draw(scene, rng, line=rng.uniform(0.14, 0.28))
+
+
+def overlapping(rng: random.Random, progress: float = 1.0) -> tuple[s.Scene, Any]:
+    """Things that lie partly over each other, and their picture."""
+    scene = s.sample_overlapping(rng, **difficulty(progress))
+    return scene, drawing.draw(scene, rng)
+
+
+def _edge_picture(
+    made: Callable[[random.Random, float], tuple[s.Scene, Any]],
+    rng: random.Random,
+    progress: float = 1.0,
+) -> Picture:
+    scene, image = made(rng, progress)
+    return Picture(image, scene_regions(scene, rng), asking.ask(scene, rng))
+
+
+def _capitals_picture(rng: random.Random, progress: float = 1.0) -> Picture:
+    """A drawn scene with questions in capitals, answered as ever."""
+    picture = scene_picture(rng, progress)
+    asked = [replace(x, question=x.question.upper()) for x in picture.questions]
+    return replace(picture, questions=asked)
 
 
 def _steps_picture(rng: random.Random, progress: float = 1.0) -> Picture:
@@ -180,6 +224,10 @@ def _unnamed_picture(rng: random.Random, progress: float = 1.0) -> Picture:
 
 _PICTURES = {
     "scene": scene_picture,
+    "several": _several_picture,
+    "capitals": _capitals_picture,
+    "outlined": partial(_edge_picture, outlined),
+    "overlapping": partial(_edge_picture, overlapping),
     "boxes": _boxes_picture,
     "steps": _steps_picture,
     "unnamed": _unnamed_picture,

@@ -7,7 +7,8 @@ a square, so this is its own unit, and no shape is ever distorted.
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 COLOURS = (
     "red", "green", "blue", "yellow", "purple", "orange", "black", "white", "grey",
@@ -26,6 +27,7 @@ MIN_STEP = 0.05  # between the x of any two centres: left to right is always def
 # The largest radius by number of things.
 _LARGEST = {0: 0.0, 1: 0.42, 2: 0.30, 3: 0.26, 4: 0.23, 5: 0.19, 6: 0.17}
 
+OUTLINED = ("square", "triangle", "star", "heart")  # what is drawn without a filling
 RING_HOLE = 0.55  # radius of a ring's hole over that of the ring
 
 Pair = tuple[str, str]
@@ -235,15 +237,17 @@ def arrange(
     *,
     smallest: float = SMALLEST,
     largest: float = 1.0,
+    apart: float = 1.0,
 ) -> Scene:
     """A scene with these colours and shapes at free places, sizes and angles.
 
-    smallest, largest: the radius; what does not fit becomes smaller.
+    smallest, largest: the radius; what does not fit becomes smaller. apart: the least
+    distance of two centres as a share of their radii; below 1 they may overlap.
     """
     width, height = sample_canvas(rng)
     sizes = smallest, largest
     # Retries keep the canvas: else narrow ones, where less fits, would be rare.
-    while (places := _places(len(pairs), width, height, sizes, rng)) is None:
+    while (places := _places(len(pairs), width, height, sizes, rng, apart)) is None:
         fits = sizes[0] >= SMALLEST and len(pairs) <= 4  # six may not, in a narrow one
         least = SMALLEST if fits else SMALLEST_TRAINED / 2
         sizes = max(least, sizes[0] * 0.9), sizes[1]
@@ -261,6 +265,7 @@ def _places(
     height: float,
     sizes: tuple[float, float],
     rng: random.Random,
+    apart: float,
 ) -> list[tuple[float, float, float]] | None:
     """(x, y, radius) of each thing, or None when they did not fit."""
     smallest = sizes[0]
@@ -274,7 +279,7 @@ def _places(
             y = rng.uniform(edge, height - edge)
             if all(
                 abs(x - px) >= MIN_STEP
-                and (x - px) ** 2 + (y - py) ** 2 >= (radius + pr + GAP) ** 2
+                and (x - px) ** 2 + (y - py) ** 2 >= (apart * (radius + pr) + GAP) ** 2
                 for px, py, pr in places
             ):
                 places.append((x, y, radius))
@@ -307,6 +312,35 @@ def sample_scene(
     else:
         chosen = sample_pairs(rng, number, allowed_pairs(pairs))
     return arrange(chosen, rng, smallest=smallest)
+
+
+def sample_overlapping(
+    rng: random.Random, *, max_things: int = 4, smallest: float = SMALLEST
+) -> Scene:
+    """Two or more things, of which some lie partly over others of another colour.
+
+    The smaller ones are drawn last, so that none is hidden.
+    """
+    while True:
+        chosen = sample_pairs(rng, rng.randint(2, max_things))
+        scene = arrange(chosen, rng, smallest=max(smallest, 0.1), apart=0.68)
+        touching = [
+            (a, b)
+            for a, b in combinations(scene.things, 2)
+            if math.hypot(a.x - b.x, a.y - b.y) < 0.8 * (a.radius + b.radius)
+        ]
+        if touching and all(a.colour != b.colour for a, b in touching):
+            things = sorted(scene.things, key=lambda thing: -thing.radius)
+            return replace(scene, things=tuple(things))
+
+
+def sample_outlined(
+    rng: random.Random, *, max_things: int = 4, smallest: float = SMALLEST
+) -> Scene:
+    """Things whose shape is known without a filling: an empty circle is a ring."""
+    pool = [pair for pair in TRAINING_PAIRS if pair[1] in OUTLINED]
+    chosen = sample_pairs(rng, rng.randint(1, max_things), pool)
+    return arrange(chosen, rng, smallest=max(smallest, 0.12))
 
 
 def sample_two_scenes(

@@ -19,7 +19,7 @@ from mm1_mlx.inputs.settings import ImageSettings
 from mm1_mlx.inputs.tiling import cut, expansion
 from mm1_mlx.training.recipe import read_recipe
 
-SMALLEST = 0.024  # radius: 5 of 96 pixels across, 14 of 288
+SMALLEST = 0.02  # radius: 4 of 96 pixels across, 12 of 288
 LARGEST = 0.11
 NAMED = ("colour", "shape", "count", "count_colour", "count_shape", "existence",
          "position", "relation", "caption", "box", "at", "count_pair")  # fmt: skip
