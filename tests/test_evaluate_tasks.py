@@ -126,6 +126,20 @@ def test_a_mistake_in_what_a_module_does_is_no_bug_of_ours(
     assert "bug" not in done.stderr
 
 
+def test_a_mistake_in_a_file_beside_the_module_is_no_bug_of_ours(tmp_path, monkeypatch):
+    need_tiny()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "reading.py").write_text("def read(where, split):\n    yield absent\n")
+    imported = MINE.replace("TASKS = [", "from reading import read\n\nTASKS = [")
+    (tmp_path / "mine.py").write_text(imported)
+    done = run_here(
+        *("evaluate", "--model", "mm1-tiny", "--tasks-from", "mine", "--task", "mine"),
+        *("--output", tmp_path / "out"),
+    )
+    assert_fails(done, r"reading\.py, line 2: NameError: name 'absent'")
+    assert "bug" not in done.stderr
+
+
 def test_the_readmes_tasks_run_as_printed(tmp_path, monkeypatch):
     """On a folder of pictures, and on a dataset of the hub."""
     need("pyarrow")

@@ -44,7 +44,7 @@ def blaming(modules: Sequence[str]) -> Iterator[None]:
 def mistake_in(module: str, error: Exception) -> str | None:
     """An error with its place in a module's file; None where it comes from elsewhere.
 
-    Of a package all its files count.
+    The files beside it count too, and of a package all its files.
     """
     file = _file_of(module)
     if file is None:
@@ -54,10 +54,10 @@ def mistake_in(module: str, error: Exception) -> str | None:
     if isinstance(error, SyntaxError) and error.filename:  # of a file never run
         places.append((error.filename, error.lineno))
         words = error.msg
-    whole = file.parent if file.name == "__init__.py" else file
+    package = file.name == "__init__.py"
     for name, line in reversed(places):
         place = Path(name).resolve()
-        if whole in (place, *place.parents):
+        if file.parent in (place.parents if package else (place.parent,)):
             words = " ".join(words.split()) or "no message"
             return f"{place}, line {line}: {type(error).__name__}: {words}"
     return None
