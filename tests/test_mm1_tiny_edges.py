@@ -62,7 +62,7 @@ def test_no_outline_could_be_another_shape():
         assert {thing.shape for thing in scene.things} <= set(s.OUTLINED)
 
 
-@pytest.mark.parametrize("task", ["outlines", "overlapping", "capitals"])
+@pytest.mark.parametrize("task", ["outlines", "overlapping", "crowded", "capitals"])
 def test_edge_tasks_ask_each_question(task):
     asked = [edges.TASKS[task](random.Random(seed)) for seed in range(120)]
     assert {x.groups["question"] for x in asked} == set(edges.ASKED)

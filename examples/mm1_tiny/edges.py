@@ -1,8 +1,8 @@
 """Test questions at the edge of what mm1-tiny learned: what its card calls weak.
 
 Smaller things than the other tasks ask about, pictures with nothing in them, words with
-a doubled letter, outlines, overlapping things, and questions in capitals. All
-randomness comes from the generator that is passed in.
+a doubled letter, outlines, overlapping things, more than four things, and questions in
+capitals. All randomness comes from the generator that is passed in.
 """
 
 import random
@@ -62,6 +62,12 @@ def _scene(
             return Example([image], text, answer, task, groups=groups)
 
 
+def _crowd(rng: random.Random) -> tuple[s.Scene, Any]:
+    """Five or six things; the other tasks have at most four."""
+    scene = s.sample_scene(rng, min_things=5, max_things=6)
+    return scene, drawing.draw(scene, rng)
+
+
 def _capitals(rng: random.Random) -> Example:
     """A question of the other tasks, in capitals."""
 
@@ -94,5 +100,6 @@ TASKS = {
     "doubled": _doubled,
     "outlines": partial(_scene, "outlines", pictures.outlined),
     "overlapping": partial(_scene, "overlapping", pictures.overlapping),
+    "crowded": partial(_scene, "crowded", _crowd),
     "capitals": _capitals,
 }

@@ -50,6 +50,7 @@ ABILITIES = {
     "doubled": "a word with a letter twice in a row (nine words)",
     "outlines": "about things without a filling",
     "overlapping": "about things that lie partly over each other",
+    "crowded": "about five or six things",
     "capitals": "the question in capitals",
 }
 
