@@ -363,6 +363,36 @@ def test_a_row_has_one_kind_by_weight(to_tokens):
     assert all(len(row.images) in (0, len(row.parts)) for row in rows)
 
 
+def test_rows_are_the_same_whatever_a_picture_takes():
+    """Where pictures count as the same number of tokens."""
+
+    def several(rng, kind, progress):
+        answers = ["x" * rng.randint(1, 5) for _ in range(rng.randint(1, 4))]
+        return replace(asked(*answers), images=[rng.random()])
+
+    def rows(tokens, counts_as):
+        marks = replace(MARKS, tokens_per_image=tokens, counts_as=counts_as)
+        mixer = DocumentMixer(several, {"caption": 1.0})
+        encoder = DocumentEncoder(encode, marks)
+        found = mixer.rows(random.Random(0), 20, 40, encoder, 1.0, max_images=60)
+        for row in found:
+            real = sum(len(part.ids) for part in row.parts)
+            more = (max(counts_as, tokens) - tokens) * len(row.images)
+            assert real + more == row.length <= 40
+        return [[(p.images, len(p.tasks)) for p in row.parts] for row in found]
+
+    assert rows(2, 9) == rows(5, 9) == rows(9, 0)
+    assert rows(2, 0) != rows(9, 0)
+
+
+def test_glances_count_as_they_are(to_tokens):
+    """What is read of a picture is the same, whatever whole ones count as."""
+    glanced = replace(asked("x"), kept=[[0]])
+    marks = replace(MARKS, counts_as=9)
+    assert DocumentEncoder(encode, marks)(glanced, 40).length == 7
+    assert to_tokens(glanced, 40).length == 7
+
+
 def test_a_picture_in_two_documents_is_one_picture():
     a, b = [1], [1]  # equal, but not the same
     assert distinct([a, b, a, a, b]) == ([0, 1], [0, 1, 0, 0, 1])

@@ -106,6 +106,17 @@ def make_joint(recipe, source, folder=Path("/nonexistent")):
     return Trainer(stage, folder, recipe.seed, {"recipe": {}})
 
 
+def test_a_picture_counts_as_no_fewer_tokens_than_it_takes():
+    from mm1_mlx.training.pretraining import document_encoder
+
+    model = Recipe.from_dict(recipe_with()).model
+    Q = model.tokens_per_image
+    assert document_encoder(model, encode, Q + 3).marks.counts_as == Q + 3
+    message = rf"image_counts_as is {Q - 1}, but a picture takes {Q} tokens"
+    with pytest.raises(ConfigError, match=message):
+        document_encoder(model, encode, Q - 1)
+
+
 def test_the_router_losses_are_weighed_as_the_paper_does():
     """0.01 for the balance and 0.001 for z, for each sparse layer (MM1 section 4)."""
     recipe = Recipe.from_dict(recipe_with())

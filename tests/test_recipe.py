@@ -47,6 +47,7 @@ WRONG = [
     ({"joint": {"warmup": -1}}, r"joint\.warmup is -1"),
     ({"joint": {"clip": 0}}, r"joint\.clip is 0, but must be above 0"),
     ({"joint": {"images_per_row": -2}}, r"joint\.images_per_row is -2"),
+    ({"joint": {"image_counts_as": -1}}, r"joint\.image_counts_as is -1"),
     ({"joint": {"weight_decay": "x"}}, r"joint\.weight_decay is 'x'"),
     ({"joint": {"floor": 2}}, r"joint\.floor is 2, but must be between 0 and 1"),
     ({"joint": {"learning_rate": "mm2"}}, r"'mm2', but must be above 0, or \"mm1\""),

@@ -111,14 +111,11 @@ def measured(model: Any, processor: Any, name: str, each: int) -> dict[str, Any]
 
 def share(result: dict[str, Any], measure: str) -> float:
     """Of a run's result.json, the share of right answers of a measure: the mean over
-    its tasks. Runs of before counted right answers themselves; theirs is read, too."""
-    if "scores" in result:
-        shares = [right / asked for right, asked in result["scores"][measure].values()]
-    else:
-        (entry,) = (
-            entry
-            for entry in result["evaluation"]["results"]
-            if entry["task"] == f"{_PREFIX}{measure}"
-        )
-        shares = [percent / 100 for percent in entry["groups"].values()]
+    its tasks."""
+    (entry,) = (
+        entry
+        for entry in result["evaluation"]["results"]
+        if entry["task"] == f"{_PREFIX}{measure}"
+    )
+    shares = [percent / 100 for percent in entry["groups"].values()]
     return sum(shares) / len(shares)

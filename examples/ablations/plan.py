@@ -48,6 +48,7 @@ BASE = Cell()
 _TYPES = ("average_pool", "attention_pool", "c_abstractor")
 # MM1: 64 and 144 tokens, 224 and 336 pixels; here the same ratios.
 TOKENS, PIXELS = (16, 36), (48, 72)
+MOST_TOKENS = max(TOKENS)
 _MIXES: tuple[Mix, ...] = (
     (100, 0, 0), (0, 100, 0), (50, 50, 0), (50, 10, 40), (66, 33, 0), (33, 66, 0),
 )  # fmt: skip
@@ -120,7 +121,7 @@ class Size:
     layers: int = 3
     batch: int = 8  # rows of a joint step; an encoder step has eight times the pictures
     steps: dict[str, int] = field(
-        default_factory=lambda: {"encoder": 600, "decoder": 500, "joint": 600}
+        default_factory=lambda: {"encoder": 600, "decoder": 500, "joint": 450}
     )
     rate: float = 0.002
     each: int = 100  # test questions of each task; see measure.py
@@ -171,8 +172,8 @@ class Run:
             seconds = 0.30 + 0.0067 * (patches - 36)
         elif self.kind == "decoder":
             seconds = 0.15
-        else:  # linear in both, to a few percent
-            seconds = 0.32 + 0.0029 * (patches - 36) + 0.0049 * (self.cell.tokens - 16)
+        else:
+            seconds = 0.41 + 0.0036 * (patches - 36)
         return seconds * FULL.steps[self.kind] / 60
 
     def recipe(self, size: Size) -> dict[str, Any]:
@@ -313,15 +314,20 @@ def _decoder_stage(cell: Cell, size: Size) -> dict[str, Any]:
 
 
 def _joint_stage(cell: Cell, size: Size) -> dict[str, Any]:
-    """Rows of about two captions, and of four pictures with a caption each."""
+    """Rows of two to three captions, or of four pictures with text after each.
+
+    A picture counts as MOST_TOKENS whatever it takes, and there is room for nearly all
+    pictures that are drawn: runs of one seed and mix read the same rows.
+    """
     caption, interleaved, text = (share / 100 for share in cell.mix)
     # An encoder that knows nothing yet learns as fast as the rest: README.md says so.
     vision = 1.0 if cell.encoder == "none" else VISION_RATE
     return {
         **_common(size, "joint"),
-        "row_length": max(160 + 2 * cell.tokens, 112 + 4 * cell.tokens),
-        "images_per_row": round(2.4 * caption + 5.6 * interleaved, 2),
-        "targets_per_row": 48,
+        "row_length": 256,
+        "image_counts_as": MOST_TOKENS,
+        "images_per_row": 5.25 if interleaved == 1 else 4.5,
+        "targets_per_row": 52,
         "mix": {"caption": caption, "interleaved": interleaved, "text": text},
         "vision_rate": vision if cell.trained == "all" else 0.0,
         "decoder_rate": 0.0 if cell.trained == "connector only" else 1.0,

@@ -5,8 +5,8 @@ from typing import Any
 
 from examples.ablations.findings import EFFECTS, Results, mean_interval
 from examples.ablations.measure import MEASURES, share
-from examples.ablations.plan import TABLES, Cell, Table, cell_of, value_of
-from examples.ablations.work import RESULT, read_result
+from examples.ablations.plan import TABLES, Cell, Run, Size, Table, cell_of, value_of
+from examples.ablations.work import RESULT, check_recipe, read_result
 from mm1_mlx.errors import CheckpointError
 
 REPORT = "report.md"
@@ -14,12 +14,14 @@ REPORT = "report.md"
 
 def read_results(folder: Path) -> Results:
     """The measured runs of a folder by cell and seed. CheckpointError if there is none,
-    or they are of several sizes."""
+    or they are of several sizes; ConfigError for one of another recipe than today's."""
     found = {}
     for file in sorted(folder.glob(f"*/{RESULT}")):
         result = read_result(file)
         if result["kind"] == "joint":
-            found[cell_of(result["cell"]), result["seed"]] = result
+            cell, seed = cell_of(result["cell"]), result["seed"]
+            check_recipe(file, result, Run("joint", cell, seed), Size(**result["size"]))
+            found[cell, seed] = result
     if not found:
         raise CheckpointError(
             f"{folder} has no measured run (RUN/{RESULT}). `run` makes them."

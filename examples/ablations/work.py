@@ -23,19 +23,24 @@ CURVE = 10  # steps that a point of the loss curve is a mean of
 
 
 def result_of(folder: Path, run: Run, size: Size) -> dict[str, Any] | None:
-    """What a finished run found, or None. ConfigError if it is of another recipe or
-    vocabulary, which `report` would otherwise compare with today's."""
+    """What a finished run found, or None; ConfigError as check_recipe's."""
     file = folder / run.name / RESULT
     if not file.is_file():
         return None
     found = read_result(file)
+    check_recipe(file, found, run, size)
+    return found
+
+
+def check_recipe(file: Path, found: dict[str, Any], run: Run, size: Size) -> None:
+    """ConfigError where a result.json is of another recipe or vocabulary than today's,
+    which must not be compared."""
     recipe = json.loads(json.dumps(run.recipe(size)))
     if (found["recipe"], found["vocabulary"]) != (recipe, vocabulary()):
         raise ConfigError(
             f"{file} is of another recipe or vocabulary than today's {run.name}. Give "
             f"another --out, or remove {file.parent} to train it again."
         )
-    return found
 
 
 def vocabulary() -> str:
@@ -49,7 +54,7 @@ def read_result(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}). Remove it.") from error
-    keys = {"name", "kind", "cell", "seed", "recipe", "vocabulary", "seconds"}
+    keys = {"name", "kind", "cell", "seed", "recipe", "vocabulary", "seconds", "size"}
     if not isinstance(found, dict) or not keys <= found.keys():
         raise CheckpointError(f"{file} is not the result of a run. Remove it.")
     return found

@@ -23,13 +23,18 @@ PADDING = -1  # the document number of padding
 
 @dataclass
 class Marks:
-    """Token ids that rows need, and how many tokens an image takes (Q)."""
+    """Token ids that rows need, and how many tokens an image takes (Q).
+
+    counts_as: tokens that packing counts for an image, Q or more; 0 is Q. Models with
+    other connectors then read the same rows.
+    """
 
     bos: int
     eos: int
     pad: int
     image: int
     tokens_per_image: int
+    counts_as: int = 0
 
 
 @dataclass(eq=False)  # two documents are never one
@@ -45,6 +50,12 @@ class Tokens:
     tasks: list[str]
     # Of each image the tokens that are read; None, or an empty list: all.
     kept: list[list[int] | None] = field(default_factory=list)
+    more: int = 0  # tokens that packing counts beside its own
+
+    @property
+    def length(self) -> int:
+        """Tokens as packing counts them."""
+        return len(self.ids) + self.more
 
 
 class DocumentEncoder:
@@ -64,7 +75,12 @@ class DocumentEncoder:
     @property
     def smallest(self) -> int:
         """Less room than this in a row is not worth another document."""
-        return self.marks.tokens_per_image + 8
+        return self.marks.tokens_per_image + self._more + 8
+
+    @property
+    def _more(self) -> int:
+        """Tokens that packing counts for an image beside its own."""
+        return max(self.marks.counts_as - self.marks.tokens_per_image, 0)
 
     def _ids(self, text: str, place: str) -> list[int]:
         if (text, place) not in self._known:
@@ -108,13 +124,15 @@ class DocumentEncoder:
         start = len(ids)
         Q = self.marks.tokens_per_image
         left_out = sum(Q - len(k) for k in document.kept if k is not None)
+        whole = sum(k is None for k in document.kept or [None] * len(document.images))
+        more = whole * self._more
         branch, position = [0] * start, list(range(start))
         weight = _weights(supervised)
         tasks = []
         names = document.tasks or [""] * len(document.branches)
         for number, pieces in enumerate(document.branches, 1):
             new, flags = self._pieces(pieces, last=True)
-            if len(ids) + len(new) - left_out > max_tokens:
+            if len(ids) + len(new) + more - left_out > max_tokens:
                 continue
             ids += new
             branch += [number] * len(new)
@@ -138,6 +156,7 @@ class DocumentEncoder:
             regions=regions,
             tasks=tasks,
             kept=kept,
+            more=more,
         )
 
     def _read(self, ids: list[int], kept: list[list[int] | None]) -> list[int]:
@@ -170,8 +189,8 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens of all its documents."""
-        return sum(len(part.ids) for part in self.parts)
+        """Tokens of all its documents, as packing counts them."""
+        return sum(part.length for part in self.parts)
 
     @property
     def images(self) -> list:
@@ -209,9 +228,9 @@ def fill_row(
     """
     row, too_long, missed = Row([]), 0, 0
     waiting = [] if waiting is None else waiting
-    waiting.sort(key=lambda tokens: len(tokens.ids), reverse=True)
+    waiting.sort(key=lambda tokens: tokens.length, reverse=True)
     for tokens in list(waiting):
-        if len(tokens.ids) <= length - row.length:
+        if tokens.length <= length - row.length:
             row.parts.append(tokens)
             waiting.remove(tokens)
     while not row.parts or length - row.length >= encoder.smallest:
@@ -222,7 +241,7 @@ def fill_row(
             if too_long == 20:
                 raise
             continue
-        if len(tokens.ids) <= length - row.length:
+        if tokens.length <= length - row.length:
             row.parts.append(tokens)
             continue
         waiting.append(tokens)

@@ -341,7 +341,9 @@ def _pixel_array(images: list, settings: ImageSettings, room: int):
 _STAGES = {"encoder": EncoderStage, "joint": JointStage}
 
 
-def document_encoder(config: MM1Config, encode: Callable) -> DocumentEncoder:
+def document_encoder(
+    config: MM1Config, encode: Callable, image_counts_as: int = 0
+) -> DocumentEncoder:
     """The encoder of documents for a model's special tokens."""
     eos = config.eos_token_ids
     if config.bos_token_id is None or not eos or config.pad_token_id is None:
@@ -351,12 +353,19 @@ def document_encoder(config: MM1Config, encode: Callable) -> DocumentEncoder:
             "Pretraining needs a model that reads pictures: vision_config, "
             "connector_config and image_token_id."
         )
+    if 0 < image_counts_as < config.tokens_per_image:
+        raise ConfigError(
+            f"image_counts_as is {image_counts_as}, but a picture takes "
+            f"{config.tokens_per_image} tokens: rows would be too long. Raise it, or "
+            f"leave it out."
+        )
     marks = Marks(
         bos=config.bos_token_id,
         eos=eos[0],
         pad=config.pad_token_id,
         image=config.image_token_id,
         tokens_per_image=config.tokens_per_image,
+        counts_as=image_counts_as,
     )
     return DocumentEncoder(encode, marks)
 
@@ -366,7 +375,8 @@ def make_trainer(
 ) -> Trainer:
     """The trainer of one stage of a recipe."""
     source = data_source(recipe.data)
-    encoder = document_encoder(recipe.model, encode)
+    counts_as = recipe.stages[stage].image_counts_as
+    encoder = document_encoder(recipe.model, encode, counts_as)
     work = _STAGES[stage](model, recipe.stages[stage], source, encoder, recipe.images)
     if stage == "encoder":  # what a stage has beside the model
         initialize(work.module, recipe.seed + 1, keep="vision.")

@@ -55,6 +55,9 @@ class StageSettings:
     row_length: int = 128  # joint stage: tokens
     images_per_row: float = 2.0  # joint stage: room for pictures, on average
     targets_per_row: int = 24  # joint stage: room for supervised tokens
+    # joint stage: tokens that packing counts for a picture, as many as it takes or
+    # more; 0 is as many. What is compared with other connectors reads the same rows.
+    image_counts_as: int = 0
     mix: dict = field(
         default_factory=lambda: {"caption": 0.45, "interleaved": 0.45, "text": 0.10}
     )
@@ -122,8 +125,10 @@ class StageSettings:
             value = getattr(self, key)
             good = _is_whole(value) and value > 0
             _check(name, key, value, good, "a whole number of at least 1")
-        good = _is_whole(self.warmup) and self.warmup >= 0
-        _check(name, "warmup", self.warmup, good, "a whole number of at least 0")
+        for key in ("warmup", "image_counts_as"):
+            value = getattr(self, key)
+            good = _is_whole(value) and value >= 0
+            _check(name, key, value, good, "a whole number of at least 0")
         for key in ("clip", "images_per_row"):
             value = getattr(self, key)
             _check(name, key, value, _is_number(value) and value > 0, "above 0")
