@@ -21,6 +21,7 @@ from mm1_mlx.evaluation.datasets import (
     yes_no,
 )
 from mm1_mlx.evaluation.datasets.rows import Fault, shown
+from mm1_mlx.evaluation.tasks import TASKS
 from mm1_mlx.inputs.images import load_image
 
 
@@ -124,7 +125,8 @@ def test_a_json_file_without_its_list(tmp_path):
     "read, split, message",
     [
         (captions.read_karpathy, "test", r"has no dataset_coco\.json \(as published\)"),
-        (captions.read_coco, "val", r"has no captions_val2014\.json or captions_val20"),
+        (captions.read_coco2014, "val", r"has no captions_val2014\.json"),
+        (captions.read_coco2017, "val", r"has no captions_val2017\.json"),
         (captions.read_nocaps, "val", r"has no nocaps_val_\*captions\.json"),
         (captions.read_textcaps, "val", r"has no TextCaps_\*_val\.json"),
         (vqa.read_vqav2, "val", r"has no v2_OpenEnded_mscoco_val2014_questions\.json"),
@@ -181,10 +183,39 @@ def test_captions_that_do_not_fit(tmp_path):
     put(tmp_path, "captions_val2014.json", found)
     put(tmp_path, "val2014/a.jpg")
     with pytest.raises(DatasetError) as raised:
-        captions.read_coco(tmp_path, "val")
+        captions.read_coco2014(tmp_path, "val")
     text = str(raised.value)
     assert "entry of 'annotations' 2: has no 'caption'" in text
     assert "entry of 'images' 2: the image 2 has no caption among 'annot" in text
+
+
+def test_each_year_of_coco_has_captions_of_its_own(tmp_path):
+    for year in ("2014", "2017"):
+        images = [{"id": 1, "file_name": f"{year}.jpg"}]
+        notes = [{"image_id": 1, "caption": year}]
+        put(
+            tmp_path,
+            f"annotations/captions_val{year}.json",
+            {"images": images, "annotations": notes},
+        )
+        put(tmp_path, f"val{year}/{year}.jpg")
+    (old,) = TASKS["coco2014_cap_val"].read(tmp_path, "val")
+    (new,) = TASKS["coco2017_cap_val"].read(tmp_path, "val")
+    assert (old.answers, new.answers) == (("2014",), ("2017",))
+
+
+def test_one_reference_is_too_few_for_vqa_accuracy(tmp_path):
+    """Without the reader's check a right answer would get nothing."""
+    rows = [
+        {"question": "?", "answers": ["cat"] * 4},
+        {"question": "?", "answer": "cat"},
+    ]
+    path = put(tmp_path, "test.jsonl", lines(rows))
+    message = r"line 2: VQA accuracy compares 4 answers or more .* not 1; own_exact"
+    with pytest.raises(DatasetError, match=message):
+        list(TASKS["own_vqa"].read(path, "test"))
+    path = put(tmp_path, "test.jsonl", lines(rows[:1]))
+    assert len(list(TASKS["own_vqa"].read(path, "test"))) == 1
 
 
 def test_scienceqa_without_its_split(tmp_path):

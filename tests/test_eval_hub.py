@@ -48,7 +48,7 @@ def test_coco_caption(tmp_path):
             "file_name": "COCO_val2014_000000203564.jpg",
         }
     ]
-    (sample,) = one(tmp_path, captions.read_coco, "val", rows)
+    (sample,) = one(tmp_path, captions.read_coco2014, "val", rows)
     assert (sample.id, sample.question) == ("203564", "")
     assert sample.answers == ("A bicycle.", "A clock.")
 

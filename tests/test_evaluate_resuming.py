@@ -106,6 +106,32 @@ def test_another_model_is_refused(model, processor, tmp_path):
         run(small_model(seed=1), processor, numbers(5), output=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("chat_template", "llava-v1"),
+        ("resolution", "native"),
+        ("max_tiles", 3),
+    ],
+)
+def test_another_way_to_read_is_refused(
+    model, processor, tmp_path, monkeypatch, name, value
+):
+    """A mended template must not get the old one's answers."""
+    run(model, processor, numbers(5), output=tmp_path)
+    assert run(model, processor, numbers(5), output=tmp_path).answered == 0
+    monkeypatch.setattr(processor, name, value, raising=False)
+    with pytest.raises(DatasetError, match=r"other settings: processor \("):
+        run(model, processor, numbers(5), output=tmp_path)
+
+
+def test_with_wrong_pictures_the_limit_decides(model, processor, tmp_path):
+    """The picture shown is that of another chosen sample."""
+    run(model, processor, numbers(5), output=tmp_path, limit=2, wrong_images=True)
+    with pytest.raises(DatasetError, match=r"other settings: limit \(2 there, 4 now\)"):
+        run(model, processor, numbers(5), output=tmp_path, limit=4, wrong_images=True)
+
+
 def test_other_prompts_are_refused(model, processor, tmp_path):
     run(model, processor, numbers(5), output=tmp_path)
     other = numbers(5, prompt=lambda sample: f"{sample.question} 9")

@@ -201,6 +201,10 @@ def test_chartqa_is_the_mean_of_its_parts():
     assert score.total == 50 and score.groups == {"human": 100, "augmented": 0}
     assert relaxed_accuracy(rows[:3]).total == 100
     assert relaxed_accuracy([said("1", "1"), said("1", "2")]).total == 50
+    # Other categories only group the figures.
+    own = [said("1", "1", category="a")] * 3 + [said("1", "2", category="b")]
+    score = relaxed_accuracy(own)
+    assert score.total == 75 and score.groups == {"a": 100, "b": 0}
 
 
 def test_exact_accuracy():

@@ -129,6 +129,21 @@ def test_rotations_need_the_letter_of_a_choice():
         list(rotations(sample))
 
 
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("B. cat", "B"),
+        ("B cat", "B"),
+        ("(A) or (B)", "B"),
+        ("A. dog B. cat", "A"),  # neither letter stands alone
+        ("cat", None),
+        ("I am sure that it is a dog", "A"),
+    ],
+)
+def test_mmmus_letters(text, letter):
+    assert cleaning.mmmu_letter(text, ("dog", "cat")) == letter
+
+
 def test_mmmu_takes_letters_and_open_answers():
     def one(text, *answers, choices=(), **fields):
         sample = Sample(id="0", answers=answers, choices=choices, fields=fields)

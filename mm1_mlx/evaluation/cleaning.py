@@ -156,9 +156,10 @@ def seed_letter(text: str, sample: Sample) -> str | None:
 
 
 def mmmu(text: str, sample: Sample) -> str | list[str | float] | None:
-    """Rule of MMMU: a letter, or all that an open answer may mean.
+    """Rule of lmms-eval for MMMU's letters, MMMU's own for open answers: all that one
+    may mean.
 
-    MMMU draws a letter at random where it finds none; here that is None, which is
+    Both draw a letter at random where they find none; here that is None, which is
     wrong: a run gives the same figure twice.
     """
     if is_open(sample):
@@ -167,23 +168,22 @@ def mmmu(text: str, sample: Sample) -> str | list[str | float] | None:
 
 
 def mmmu_letter(text: str, choices: Sequence[str]) -> str | None:
-    """The last choice that a text names: "(B)", else " B ", else by its words."""
+    """The choice that a text names as "(B)", else "B ", else "B.", else by its words.
+
+    Of several the last one; of "B " and "B." those count as later that stand alone.
+    """
     for mark in ",.!?;:'":
         text = text.strip(mark)
     text = f" {text} "
     letters = LETTERS[: len(choices)]
-    for form in ("({})", " {} "):
-        places = {name: text.rfind(form.format(name)) for name in letters}
-        if max(places.values(), default=-1) >= 0:
-            return max(letters, key=lambda name: places[name])
+    for form, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        if named := [name for name in letters if form.format(name) in text]:
+            return max(named, key=lambda name: text.rfind(place.format(name)))
     if len(text.split()) <= 5:
         return None
-    places = {
-        name: text.lower().rfind(choice.lower())
-        for name, choice in zip(letters, choices, strict=True)
-    }
-    best = max(letters, key=lambda name: places[name], default=None)
-    return best if best is not None and places[best] >= 0 else None
+    said, by_name = text.lower(), dict(zip(letters, choices, strict=True))
+    told = [name for name in letters if by_name[name].lower() in said]
+    return max(told, key=lambda name: said.rfind(by_name[name].lower()), default=None)
 
 
 def mathvista(text: str, sample: Sample) -> str:

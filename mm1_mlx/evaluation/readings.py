@@ -106,7 +106,8 @@ READINGS: dict[str, Reading] = {
     "mmmu": Reading(
         clean=cleaning.mmmu,
         metric=mmmu_accuracy,
-        rule="MMMU: the last choice that is named; none is wrong, where MMMU draws one",
+        rule="lmms-eval: '(B)', 'B ', 'B.' or a choice's words, open answers as MMMU; "
+        "none is wrong, where both draw one",
     ),
     "mathvista": Reading(
         clean=cleaning.mathvista,

@@ -1,12 +1,15 @@
 """What of an earlier run's answers can be used: whole batches, of the same prompts."""
 
+import hashlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from mm1_mlx.errors import DatasetError
 from mm1_mlx.evaluation.few_shot import Question
 from mm1_mlx.evaluation.journal import Journal, Record, as_kept
 from mm1_mlx.evaluation.samples import Sample
+from mm1_mlx.inputs.tokenizer import Tokenizer
 
 
 def usable(journal: Journal, plan: Sequence[Sequence[Question]]) -> dict[str, Record]:
@@ -28,6 +31,32 @@ def usable(journal: Journal, plan: Sequence[Sequence[Question]]) -> dict[str, Re
         if last in names and not all(name in records for name in names):
             return {k: v for k, v in records.items() if k not in names}
     return records
+
+
+# Every kind of character that tokenizers cut in their own ways.
+_PROBE = "Café 1234567890, l'ÉTÉ <image> 数字 \n\n  a_b-c\t🙂 user: ASSISTANT"
+
+
+def fingerprint_of_reading(processor: Any) -> dict[str, str]:
+    """What tells whether a processor reads as it did: how it writes a conversation,
+    reads pictures and cuts text, each as a digest."""
+    reading = ("image_settings", "resolution", "max_tiles")
+    parts = {
+        "chat_template": getattr(processor, "chat_template", None),
+        "images": [getattr(processor, name, None) for name in reading],
+        "tokenizer": _cuts(getattr(processor, "tokenizer", None)),
+    }
+    return {
+        name: hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+        for name, value in parts.items()
+    }
+
+
+def _cuts(tokenizer: Any) -> Any:
+    if not isinstance(tokenizer, Tokenizer):
+        return None
+    ids = tokenizer.encode(_PROBE if tokenizer.reads_text else "1 2 3")
+    return tokenizer.vocab_size, sorted(tokenizer.marks.items()), ids
 
 
 def stamps(sample: Sample) -> list[list[int]]:

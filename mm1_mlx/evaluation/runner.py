@@ -32,7 +32,12 @@ from mm1_mlx.evaluation.journal import Journal, Record
 from mm1_mlx.evaluation.references import reference
 from mm1_mlx.evaluation.report import Report
 from mm1_mlx.evaluation.results import Progress, Result, Watch
-from mm1_mlx.evaluation.resuming import check_prompts, stamps, usable
+from mm1_mlx.evaluation.resuming import (
+    check_prompts,
+    fingerprint_of_reading,
+    stamps,
+    usable,
+)
 from mm1_mlx.evaluation.said_boxes import form_in_words, in_form_of
 from mm1_mlx.evaluation.samples import Answered, Sample, Score, Source, Task
 from mm1_mlx.evaluation.table import find_task
@@ -109,7 +114,7 @@ def evaluate(
         store = store_of(model, reuse)
         run = _Run(model, processor, task, how, given, store, watch, before)
         asked = run.questions(samples)
-        return run.all(asked, _header(run, where), folder, force)
+        return run.all(asked, _header(run, where, limit), folder, force)
 
 
 @contextmanager
@@ -171,8 +176,9 @@ def _samples(task: Task, where: Source, limit: int | None, how: How) -> list[Sam
     return with_wrong_images(samples) if how.wrong_images else samples
 
 
-def _header(run: "_Run", where: Source) -> dict[str, Any]:
-    """What decides the answers. Not the limit: a larger one goes on with a smaller.
+def _header(run: "_Run", where: Source, limit: int | None) -> dict[str, Any]:
+    """What decides the answers. Not the limit: a larger one goes on with a smaller,
+    but where wrong pictures are those of other chosen samples.
 
     The batch size does: in 16 bits rounding depends on who is in a batch.
     """
@@ -180,6 +186,7 @@ def _header(run: "_Run", where: Source) -> dict[str, Any]:
     boxes = {"boxes": form_in_words(run.processor)} if task.boxes else {}
     return {
         **boxes,
+        **({"limit": limit} if how.wrong_images else {}),
         "task": task.name,
         "split": task.split,
         "data": str(where) if task.needs_data else None,
@@ -187,6 +194,7 @@ def _header(run: "_Run", where: Source) -> dict[str, Any]:
         **({} if run.shots is None else run.shots.told()),
         "generation": {k: v for k, v in sorted(given.items()) if k != "seed"},
         "model": fingerprint(run.model),
+        "processor": fingerprint_of_reading(run.processor),
         "mm1_mlx": __version__,
     }
 

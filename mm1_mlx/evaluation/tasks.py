@@ -114,7 +114,7 @@ _ROWS = [
         "coco2014_cap_val",
         f"COCO 2014 val, all 40504 pictures: {_CIDER}",
         "coco",
-        captions.read_coco,
+        captions.read_coco2014,
         "val",
         hub="lmms-lab/COCO-Caption",
     ),
@@ -122,7 +122,7 @@ _ROWS = [
         "coco2017_cap_val",
         f"COCO 2017 val, 5000 pictures: {_CIDER}",
         "coco",
-        captions.read_coco,
+        captions.read_coco2017,
         "val",
         hub="lmms-lab/COCO-Caption2017",
     ),
@@ -353,7 +353,7 @@ _OWN = [
     ("relaxed", "numbers within 5%", "chartqa", "chartqa"),
     ("boxes", "IoU above 0.5", "refcoco", "refcoco"),
 ]
-_NEEDS = {"choices": "choices", "boxes": "box"}
+_NEEDS = {"choices": "choices", "boxes": "box", "vqa": "vqa"}
 _ROWS += [
     _task(
         f"own_{name}",

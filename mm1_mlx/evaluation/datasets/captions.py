@@ -4,7 +4,8 @@ Sources: the COCO API's format; Karpathy's dataset_coco.json; nocaps.org/downloa
 TextCaps_0.1_val.json; the task files of lmms-eval for the hub's columns.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,19 @@ def _captions_json(
     return samples_of(rows, make, str(path))
 
 
-def _coco_json(place: Place, split: str) -> Iterator[Sample]:
+def _coco_json(
+    place: Place, split: str, years: Sequence[str] = ("2014", "2017")
+) -> Iterator[Sample]:
     """captions_val2014.json or captions_val2017.json with its folder of pictures."""
-    path = place.need(f"captions_{split}2014.json", f"captions_{split}2017.json")
+    path = place.need(*(f"captions_{split}{year}.json" for year in years))
     folder = path.stem.removeprefix("captions_")
     folders = (folder, f"images/{folder}", "images", "")
     return _captions_json(path, Pictures(place.folder), folders)
 
 
 read_karpathy = reader(_coco_row, _karpathy)
-read_coco = reader(_coco_row, _coco_json)
+read_coco2014 = reader(_coco_row, partial(_coco_json, years=("2014",)))
+read_coco2017 = reader(_coco_row, partial(_coco_json, years=("2017",)))
 
 
 # --- NoCaps --------------------------------------------------------------------------

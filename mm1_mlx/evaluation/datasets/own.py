@@ -50,13 +50,16 @@ _KNOWN = (
     "#",
 )
 _MARK = "<image>"
+# With fewer not even what all say counts as right: one is left out, three must agree.
+_VQA_ANSWERS = 4
 
 
 def read_own(source: Source, split: str, needs: str = "") -> Iterator[Sample]:
     """Questions of a file, or of the test.jsonl, test.json or test.parquet of a folder
     or of a dataset on the hub. The paths of pictures start from the folder.
 
-    needs: "answers", "choices" or "box", what each question must have.
+    needs: "answers", "choices" or "box", what each question must have; "vqa": answers
+    enough for VQA accuracy.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -90,10 +93,16 @@ def _file_samples(files: list[Path], folder: Path, needs: str) -> Iterator[Sampl
 
     def make(values: dict[str, Any]) -> Iterable[Sample]:
         if needs:
-            first(values, *(("answers", "answer") if needs == "answers" else (needs,)))
+            answered = needs in ("answers", "vqa")
+            first(values, *(("answers", "answer") if answered else (needs,)))
         sample = _sample(values, pictures)
         if needs == "choices" and not sample.choices:
             raise Fault("'choices' is empty")
+        if needs == "vqa" and len(sample.answers) < _VQA_ANSWERS:
+            raise Fault(
+                f"VQA accuracy compares {_VQA_ANSWERS} answers or more (ten as "
+                f"published), not {len(sample.answers)}; own_exact takes one"
+            )
         yield sample
 
     return samples_of(rows, make, what)
