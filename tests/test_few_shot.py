@@ -17,6 +17,7 @@ from mm1_mlx.errors import (
 from mm1_mlx.inference.features import Features
 from mm1_mlx.inference.shot_template import split_answer
 from mm1_mlx.inputs.examples import read_examples
+from mm1_mlx.inputs.prompts import render_chat
 
 CHAT = SimpleNamespace(chat_template="mm1-tiny")
 PLAIN = SimpleNamespace(chat_template=None)
@@ -258,11 +259,9 @@ def test_turns_of_the_chat():
 def test_turns_have_the_space_that_a_template_wants_behind_pictures():
     llava = SimpleNamespace(chat_template="llava-v1")
     found = FewShot(ASKED, 1, choice="first").ask("What?", "q.png", processor=llava)
-    assert [m["content"] for m in found.prompt] == [
-        "<image>\nq1?",
-        "a1",
-        "<image>\nWhat?",
-    ]
+    assert render_chat(found.prompt, "llava-hf") == (
+        "USER: <image>\nq1? ASSISTANT: a1</s>USER: <image>\nWhat? ASSISTANT:"
+    )
 
 
 def test_the_question_is_asked_of_examples_without_one():

@@ -3,8 +3,9 @@
 import pytest
 
 from helpers import need, run_python
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import MM1Warning, PromptError
 from mm1_mlx.inputs import prompts
+from mm1_mlx.inputs.jinja import _wants_parts, render_messages
 from mm1_mlx.inputs.prompts import (
     GUARD,
     TEMPLATES,
@@ -45,10 +46,6 @@ def test_image_slots(prompt, images, expected):
     assert with_image_slots(prompt, images) == expected
 
 
-def test_image_slots_with_a_separator():
-    assert with_image_slots("Hi", 1, separator="\n") == "<image>\nHi"
-
-
 @pytest.mark.parametrize(
     "prompt, images, message",
     [
@@ -67,8 +64,8 @@ def test_image_slot_errors(prompt, images, message):
 
 def test_place_images():
     talk = [system("s"), user("a"), answer("b"), user("c")]
-    placed = place_images(talk, 2, separator="\n")
-    assert [m["content"] for m in placed] == ["s", "<image>\n<image>\na", "b", "c"]
+    placed = place_images(talk, 2)
+    assert [m["content"] for m in placed] == ["s", "<image><image>a", "b", "c"]
     assert talk[1]["content"] == "a"  # not changed in place
     assert place_images([user("<image>a")], 1) == [user("<image>a")]
     with pytest.raises(PromptError, match="only 1 image was given"):
@@ -201,6 +198,26 @@ def test_builtin_templates(name, messages, expected):
     assert render_chat(messages, name) == expected
 
 
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ("<image>What?", "<image>\nWhat?"),
+        ([{"type": "image"}, {"type": "text", "text": "What?"}], "<image>\nWhat?"),
+        ("<image><image>Same?", "<image>\n<image>\nSame?"),
+        ("<image>\nWhat?", "<image>\nWhat?"),  # there already
+        ("<image> What?", "<image> What?"),  # as it was typed
+        ("<image><image> What?", "<image><image> What?"),
+        ("Is <image>it?", "Is <image>it?"),
+        ("<image>", "<image>"),
+    ],
+)
+def test_the_line_break_behind_an_image_in_front(content, expected):
+    said = [user(content), answer("<image>x")]
+    text = render_chat(said, "llava-hf", False)
+    assert text == f"USER: {expected} ASSISTANT: <image>x</s>"
+    assert render_chat([user("<image>Hi")], "mm1-tiny") == "<user><image>Hi<assistant>"
+
+
 def test_without_a_generation_prompt():
     text = render_chat(TALK[:2], "mm1-tiny", add_generation_prompt=False)
     assert text == "<user>Hi<assistant>Yo</s>"
@@ -222,7 +239,7 @@ def test_jinja_text_of_the_builtin_templates_agrees(name):
         for prompted in (True, False):
             expected = render_chat(talk, name, prompted)
             assert prompts.builtin_name(source) in TEMPLATES
-            actual = prompts._render_jinja(source, talk, add_generation_prompt=prompted)
+            actual = render_messages(source, talk, add_generation_prompt=prompted)
             assert actual == expected
 
 
@@ -295,11 +312,70 @@ def test_templates_that_loop_over_parts():
         "{%- for content in message.content | selectattr('type', 'equalto', 'text') -%}"
         "{{ content['text'] }}{%- endfor -%}{%- endfor -%}"
     )
-    text = render_chat([user("a <image> b<image>")], selected)
-    assert text == "<image><image>a  b"
-    assert not prompts._wants_parts(
-        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert render_chat([user("a b<image>")], selected) == "<image>a b"
+    assert not _wants_parts("{% for m in messages %}{{ m.content }}{% endfor %}")
+
+
+# What transformers' template for LLaVA does: all images, then all texts.
+LLAVA_PARTS = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\\n' }}{% endfor %}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ c['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("<image>What?", ["image", "What?"]),
+        ("<image>\nWhat?", ["image", "What?"]),  # as LLaVA's own data has it
+        ("<image><image>Same?", ["image", "image", "Same?"]),
+        ("<image>\n<image>\nSame?", ["image", "image", "Same?"]),
+        ("What is it? <image>", ["What is it? ", "image"]),
+        ("Hi", ["Hi"]),
+    ],
+)
+def test_parts_are_rendered_as_transformers_does(text, parts):
+    """Text with marks and messages of parts alike."""
+    need("transformers")
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    given = [
+        {"type": "image"} if part == "image" else {"type": "text", "text": part}
+        for part in parts
+    ]
+    theirs, _ = render_jinja_template(
+        [[user(given)]], chat_template=LLAVA_PARTS, add_generation_prompt=True
     )
+    assert render_chat([user(given)], LLAVA_PARTS) == theirs[0]
+    assert render_chat([user(text)], LLAVA_PARTS) == theirs[0]
+
+
+def test_images_between_words_stay_there():
+    """In a template that would write all images first; others of the talk as always."""
+    asked = "First: <image> Second: <image> Which?"
+    assert render_chat([user(asked)], LLAVA_PARTS) == f"USER: {asked} ASSISTANT:"
+    begun = [user("What? <image>"), answer("red"), user("<image>Like <image>?")]
+    assert render_chat(begun, LLAVA_PARTS) == (
+        "USER: <image>\nWhat?  ASSISTANT: red USER: <image>\nLike <image>? ASSISTANT:"
+    )
+    deaf = LLAVA_PARTS.replace("c['text']", "c['text'] | replace('<image>', '')")
+    with pytest.warns(MM1Warning, match="takes the pictures .* out of their places"):
+        text = render_chat([user(asked)], deaf)
+    assert text == "USER: <image>\n<image>\nFirst:   Second:   Which? ASSISTANT:"
+
+
+def test_a_template_that_keeps_places_is_given_parts():
+    source = (
+        "{% for m in messages %}{% for c in m['content'] %}{{ c.text or '(<image>)' }}"
+        "{% endfor %}{% endfor %}"
+    )
+    text = render_chat([user("<image>A <image> b")], source)
+    assert text == "(<image>)A (<image>) b"
+    assert render_chat([user("<image>\nA")], source) == "(<image>)\nA"
 
 
 # Templates that loop over parts in ways that no look at the source finds.

@@ -23,7 +23,7 @@ from mm1_mlx.errors import ContextError, PromptError, UsageError
 from mm1_mlx.inference.conversation import Conversation
 from mm1_mlx.inference.wired import wired_limit
 from mm1_mlx.inputs.conversation import read_conversation
-from mm1_mlx.inputs.prompts import IMAGE_TOKEN, image_separator, plural
+from mm1_mlx.inputs.prompts import IMAGE_TOKEN, plural
 from mm1_mlx.inputs.sources import pasted_path
 
 _FULL = "/clear starts anew, /drop forgets the oldest turn, then /retry asks again"
@@ -109,8 +109,7 @@ class Session:
             del self._talk.waiting[waiting:]
             raise
         if IMAGE_TOKEN in rest and IMAGE_TOKEN not in line:  # in place of the paths
-            separator = image_separator(self._processor.chat_template)
-            rest = (IMAGE_TOKEN + separator) * waiting + rest
+            rest = IMAGE_TOKEN * waiting + rest
         if rest:
             self._ask(rest)
         return True

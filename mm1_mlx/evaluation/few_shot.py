@@ -22,7 +22,6 @@ from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
     builtin_name,
     guard,
-    image_separator,
     plural,
 )
 
@@ -305,8 +304,7 @@ def written(
     chat template). "chat": a turn of a user.
     """
     if form == "chat":
-        separator = image_separator(getattr(processor, "chat_template", None))
-        return _text(task, task.prompt, sample, separator)
+        return _text(task, task.prompt, sample)
     text = _text(task, task.shot_prompt or task.prompt, sample)
     if reasoned:
         text = text.removesuffix(_SHORT).rstrip()
@@ -318,9 +316,7 @@ def _inert(text: str, processor: Any) -> str:
     return guard(text, getattr(processor.tokenizer, "marks", ()))
 
 
-def _text(
-    task: Task, write: Callable[[Sample], Any], sample: Sample, separator: str = ""
-) -> str:
+def _text(task: Task, write: Callable[[Sample], Any], sample: Sample) -> str:
     found = write(sample)
     if not isinstance(found, str):
         raise DatasetError(
@@ -329,7 +325,7 @@ def _text(
         )
     if IMAGE_TOKEN in found:
         return found
-    return (IMAGE_TOKEN + separator) * len(sample.images) + found
+    return IMAGE_TOKEN * len(sample.images) + found
 
 
 # --- all questions -------------------------------------------------------------------

@@ -13,7 +13,6 @@ from mm1_mlx.inputs.images import MAX_PIXELS, decoded, is_decoded, load_image
 from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
     flatten_messages,
-    image_separator,
     place_images,
     render_chat,
     with_image_slots,
@@ -150,9 +149,8 @@ class Conversation:
         after some of it; one that fails before leaves everything as it was. Raises what
         stream_generate raises; ContextError where the conversation has grown too long.
         """
-        separator = image_separator(self._processor.chat_template)
         shown = tuple(self.waiting)
-        content = with_image_slots(text, len(shown), separator=separator)
+        content = with_image_slots(text, len(shown))
         messages = [*self._flat(), _message("user", content)]
         seen = (*(p for e in self.exchanges for p in e.pictures), *shown)
         stream = stream_generate(

@@ -29,7 +29,6 @@ from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
     builtin_name,
     flatten_messages,
-    image_separator,
     is_conversation,
     place_images,
     with_image_slots,
@@ -291,7 +290,7 @@ class FewShot:
         )
         template = self.form(flat, processor, use_template)
         if template is None:
-            asked = self._turns(chosen, flat, its_images, processor)
+            asked = self._turns(chosen, flat, its_images)
         elif len(flat) == 1:
             asked = self._text(template, chosen, flat[0]["content"], its_images)
         else:
@@ -341,16 +340,13 @@ class FewShot:
             return template
         return with_reasoning(template, self._mark)
 
-    def _turns(
-        self, chosen: list[Example], flat: list[dict], images: list, processor: Any
-    ) -> Asked:
+    def _turns(self, chosen: list[Example], flat: list[dict], images: list) -> Asked:
         if self._parted:
             raise PromptError(
                 "A separator stands between shots that are written as one text, but "
                 "these are turns of a chat: give a template, too (--shot-template), or "
                 "leave the separator out (--shot-separator)."
             )
-        separator = image_separator(getattr(processor, "chat_template", None))
         turns = []
         if not flat[-1]["content"].replace(IMAGE_TOKEN, "").strip():
             raise PromptError(
@@ -359,10 +355,10 @@ class FewShot:
             )
         for shot in chosen:
             text = prompt_of(shot, flat[-1]["content"])
-            text = with_image_slots(text, len(shot.images), separator=separator)
+            text = with_image_slots(text, len(shot.images))
             turns.append({"role": "user", "content": text})
             turns.append({"role": "assistant", "content": self._answer(shot)})
-        flat = place_images(flat, len(images), separator=separator)
+        flat = place_images(flat, len(images))
         begin = int(flat[0]["role"] == "system")
         return Asked(
             [*flat[:begin], *turns, *flat[begin:]],

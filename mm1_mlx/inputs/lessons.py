@@ -20,7 +20,6 @@ from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
     flatten_messages,
     guard,
-    image_separator,
     place_images,
     render_chat,
 )
@@ -123,8 +122,7 @@ def _flat(
     _check_answers(flat)
     marks = processor.tokenizer.marks
     flat = [{**m, "content": guard(m["content"], marks)} for m in flat]
-    separator = image_separator(processor.chat_template)
-    flat = place_images(flat, len(sources), separator=separator)
+    flat = place_images(flat, len(sources))
     last = max(i for i, m in enumerate(flat) if m["role"] == "assistant")
     flat = flat[: last + 1]
     return flat, sources[: sum(m["content"].count(IMAGE_TOKEN) for m in flat)]

@@ -30,7 +30,6 @@ from mm1_mlx.inputs.prompts import (
     IMAGE_TOKEN,
     flatten_messages,
     guard,
-    image_separator,
     is_conversation,
     place_images,
     plural,
@@ -394,15 +393,14 @@ class Processor:
         images = held or images
         marks = self.tokenizer.marks
         flat = [{**m, "content": guard(m["content"], marks)} for m in flat]
-        template = self.chat_template
-        flat = place_images(flat, len(images), separator=image_separator(template))
+        flat = place_images(flat, len(images))
         tokens = self.tokenizer.template_tokens()
         if taken := sorted({"messages", "template"} & set(variables)):
             raise PromptError(
                 f"chat_template_config sets {taken[0]!r}, which the prompt itself is "
                 f"for. Take it out."
             )
-        text = render_chat(flat, template, **{**tokens, **variables})
+        text = render_chat(flat, self.chat_template, **{**tokens, **variables})
         if (slots := text.count(IMAGE_TOKEN)) != len(images):
             raise PromptError(
                 f"The chat template made {slots} {IMAGE_TOKEN} of "

@@ -20,7 +20,6 @@ from mm1_mlx.errors import PromptError
 IMAGE_TOKEN = "<image>"
 VIDEO_TOKEN = "<video>"  # what users write; the model reads so many images
 GUARD = "\ufdd0"  # a noncharacter: no text or vocabulary has it
-_TRACER = "\ufdd1"  # another one
 ROLES = ("system", "user", "assistant")
 
 
@@ -73,16 +72,13 @@ def _slot_mismatch(slots: int, num_images: int) -> PromptError:
     )
 
 
-def with_image_slots(prompt: str, num_images: int, *, separator: str = "") -> str:
-    """The prompt with one slot per image; without any, the slots come first.
-
-    separator: what stands after each slot that is put in front.
-    """
+def with_image_slots(prompt: str, num_images: int) -> str:
+    """The prompt with one slot per image; without any, the slots come first."""
     if not prompt.strip():
         raise PromptError("The prompt is empty: write a question or a text.")
     slots = prompt.count(IMAGE_TOKEN)
     if slots == 0:
-        return (IMAGE_TOKEN + separator) * num_images + prompt
+        return IMAGE_TOKEN * num_images + prompt
     if slots != num_images:
         raise _slot_mismatch(slots, num_images)
     return prompt
@@ -156,7 +152,7 @@ def flatten_messages(messages: Any) -> tuple[list[dict[str, Any]], list]:
     return flat, images
 
 
-def place_images(messages: list[dict], num_images: int, *, separator: str = "") -> list:
+def place_images(messages: list[dict], num_images: int) -> list:
     """Flat messages with one slot per image; without any, before the first user's text.
 
     Raises PromptError for an empty conversation or another number of slots.
@@ -173,7 +169,7 @@ def place_images(messages: list[dict], num_images: int, *, separator: str = "") 
     if first is None:
         raise PromptError("The conversation has no message of the role 'user'.")
     message = messages[first]
-    text = (IMAGE_TOKEN + separator) * num_images + message["content"]
+    text = IMAGE_TOKEN * num_images + message["content"]
     return [*messages[:first], {**message, "content": text}, *messages[first + 1 :]]
 
 
@@ -189,8 +185,8 @@ class ChatTemplate:
     around an answer that was given; END in it becomes the vocabulary's own end mark.
     prompt: what the text ends with where an answer is asked for, None for answer's
     first part (a model that writes its own space begins there without one). separator:
-    between an image that was put in front and the text (LLaVA was trained with a line
-    break there).
+    between an image that a user's message begins with and text directly behind it
+    (LLaVA was trained with a line break there).
     """
 
     user: tuple[str, str]
@@ -318,10 +314,20 @@ def builtin_name(template: str | None) -> str | None:
     return _names_by_source().get(template.strip())
 
 
-def image_separator(template: str | None) -> str:
-    """What stands between an image put in front and the text."""
-    name = builtin_name(template)
-    return TEMPLATES[name].separator if name else "\n"
+_FRONT = re.compile(rf"\A(?:{IMAGE_TOKEN})++(?=\S)")
+
+
+def separated(messages: list[dict], separator: str) -> list[dict]:
+    """The messages with it behind each image that a user's text begins with, where
+    words follow at once."""
+
+    def put(front: re.Match) -> str:
+        return front[0].replace(IMAGE_TOKEN, IMAGE_TOKEN + separator)
+
+    return [
+        {**m, "content": _FRONT.sub(put, m["content"])} if m["role"] == "user" else m
+        for m in messages
+    ]
 
 
 def _render_builtin(
@@ -338,7 +344,7 @@ def _render_builtin(
         "user": template.user,
         "assistant": (said, end if stop == END else stop),
     }
-    for message in messages:
+    for message in separated(messages, template.separator):
         role, around = message["role"], turns.get(message["role"])
         if role not in turns:
             raise PromptError(
@@ -354,85 +360,6 @@ def _render_builtin(
     if add_generation_prompt:
         out.append(template.asks)
     return "".join(out)
-
-
-def _as_parts(text: str) -> list[dict]:
-    """Text with slots as the list of parts that some templates loop over."""
-    parts: list[dict] = []
-    for i, piece in enumerate(text.split(IMAGE_TOKEN)):
-        parts += [{"type": "image"}] if i else []
-        parts += [{"type": "text", "text": piece}] if piece else []
-    return parts
-
-
-def _wants_parts(source: str) -> bool:
-    """Whether a Jinja template seems to loop over the parts of a content."""
-    content = r"(?:\.content|\[\s*['\"]content['\"]\s*\])"
-    return (
-        re.search(rf"{{%-?\s*for\s+\w+\s+in\s+[\w\[\]]+{content}", source) is not None
-    )
-
-
-def _with_tracers(messages: list[dict]) -> tuple[list[dict], list[tuple[str, str]]]:
-    """The messages with a tracer in each text of a user or system; role and tracer.
-
-    A tracer stands after the first letter, so that trimming and tests of the beginning
-    do what they do without it.
-    """
-    traced, tracers = [], []
-    for message in messages:
-        pieces = message["content"].split(IMAGE_TOKEN)
-        if message["role"] in ("user", "system"):
-            for i, piece in enumerate(pieces):
-                if not piece.strip():
-                    continue
-                at = len(piece) - len(piece.lstrip()) + 1
-                tracer = f"{_TRACER}{len(tracers)}{_TRACER}"
-                tracers.append((message["role"], tracer))
-                pieces[i] = piece[:at] + tracer + piece[at:]
-        traced.append({**message, "content": IMAGE_TOKEN.join(pieces)})
-    return traced, tracers
-
-
-def _dropped(text: str, tracers: list[tuple[str, str]]) -> str | None:
-    """The role whose text is not in a rendered text, or None."""
-    text = text.replace("\\ufdd1", _TRACER)  # as JSON may spell it
-    return next((role for role, tracer in tracers if tracer not in text), None)
-
-
-def _render_jinja(source: str, messages: list[dict], /, **variables: Any) -> str:
-    """What a Jinja template makes of flat messages, with nobody's words lost.
-
-    Some templates take a content as text, others as a list of parts. Given the wrong
-    one they loop over letters, or find no 'text', and silently drop all of it; and no
-    look at the source can tell in all cases. So each is tried on a copy with tracers.
-    """
-    from mm1_mlx.inputs.jinja import render
-
-    def given(messages: list[dict], as_parts: bool) -> list[dict]:
-        if not as_parts:
-            return messages
-        return [{**m, "content": _as_parts(m["content"])} for m in messages]
-
-    traced, tracers = _with_tracers(messages)
-    first = _wants_parts(source)
-    lost = None
-    for as_parts in (first, not first):
-        try:
-            found = render(source, messages=given(traced, as_parts), **variables)
-        except PromptError:
-            if as_parts == first:
-                raise
-            break
-        dropped = _dropped(found, tracers)
-        # A list that is printed as Python spells it is no text either.
-        if dropped is None and not (as_parts and "{'type': 'text', 'text': " in found):
-            return render(source, messages=given(messages, as_parts), **variables)
-        lost = lost or dropped
-    raise PromptError(
-        f"The model's chat template drops the text of the {lost or 'user'}. Name a "
-        f"built-in template, or convert the model again with a whole one."
-    )
 
 
 def render_chat(
@@ -467,6 +394,8 @@ def render_chat(
             f"There is no chat template {str(template)[:60]!r}. Built in are: "
             f"{', '.join(sorted(TEMPLATES))}; or give Jinja text."
         )
-    return _render_jinja(
+    from mm1_mlx.inputs.jinja import render_messages  # jinja2
+
+    return render_messages(
         template, flat, add_generation_prompt=add_generation_prompt, **variables
     )
