@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_mlx import memory
+from mm1_mlx.cli.backend import require_mlx
 from mm1_mlx.cli.parser import Parser, did_you_mean, whole_number
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.cli.tiles import add_tiles, check_tiles, tell_tiles
@@ -32,7 +33,11 @@ def parser() -> Parser:
     )
     add = p.add_argument
     add("adapter", nargs="?", metavar="FOLDER", help="an adapter, such as lora writes")
-    add("--model", help="a preset, a model folder or mm1-tiny; without it: the presets")
+    add(
+        "--model",
+        help="a preset, a model folder, a hub id that was downloaded, or mm1-tiny; "
+        "without it: the presets",
+    )
     add(
         "--tokens",
         type=whole_number(1),
@@ -52,35 +57,62 @@ def parser() -> Parser:
 
 
 def find_config(name: str) -> tuple[MM1Config | VisionConfig, Path | None]:
-    """The configuration of a preset, a folder or a built-in model, and its folder.
+    """The configuration of a preset, a folder, a built-in model or a hub id that was
+    downloaded, and its folder: of a foreign checkpoint the one that generate made.
 
     A folder wins over a preset of the same name, so that a user's files are never
     hidden.
     """
+    from mm1_mlx.checkpoint.hub import is_hub_id, local_snapshot
+
     for folder in (Path(name).expanduser(), _ASSETS / name):
-        file = folder / "config.json"
-        if file.is_file():
-            return _read(file), folder
+        if (folder / "config.json").is_file():
+            return _of_folder(folder, name)
     if name in PRESETS:
         return PRESETS[name], None
+    if (found := local_snapshot(name)) is not None and any(found.glob("*config.json")):
+        return _of_folder(found, name)
     if Path(name).expanduser().is_dir():
         hint = ""
         if (Path(name).expanduser() / "adapter_config.json").is_file():
             hint = f" It holds an adapter: mm1_mlx info {name}."
         raise CheckpointError(f"The folder {name!r} has no config.json.{hint}")
-    close = did_you_mean(name, PRESETS)
+    hint = did_you_mean(name, PRESETS)
+    if not hint and is_hub_id(name):
+        hint = f", and not downloaded yet, which mm1_mlx generate --model {name} does"
     raise CheckpointError(
         f"There is no model {name!r}: not a preset, not a folder with a config.json"
-        f"{close or '; run mm1_mlx info without --model for the presets'}."
+        f"{hint or '; run mm1_mlx info without --model for the presets'}."
     )
 
 
-def _read(file: Path) -> MM1Config:
+def _of_folder(folder: Path, name: str) -> tuple[MM1Config, Path]:
+    """The configuration of a folder, or of what it was converted to, and its folder."""
+    file = folder / "config.json"
+    kind = _values(file).get("model_type", "mm1") if file.is_file() else "open_clip"
+    if kind in ("mm1", "mm1_vision"):
+        return MM1Config.from_dict(_values(file)), folder
+    require_mlx()
+    from mm1_mlx.convert.cache import place_of
+
+    file = place_of(folder, name) / "config.json"
+    if file.is_file():
+        return MM1Config.from_dict(_values(file)), file.parent
+    raise CheckpointError(
+        f"{name} is another project's checkpoint ({kind}) and not converted yet. "
+        f"mm1_mlx generate --model {name} -p ... does that once; or run mm1_mlx "
+        f"convert --model {name} --mlx-path FOLDER, then info --model FOLDER."
+    )
+
+
+def _values(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
-    return MM1Config.from_dict(values)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} holds no JSON object, so it is no config.")
+    return values
 
 
 def describe(

@@ -1,11 +1,14 @@
 """python -m mm1_mlx.info, through the real command line."""
 
 import json
+import sys
+import types
 
 import pytest
 
-from helpers import assert_fails, run_cli, run_here, run_python
+from helpers import FIXTURES, ROOT, assert_fails, run_cli, run_here, run_python
 from mm1_mlx import info, memory
+from mm1_mlx.convert.cache import converted
 from mm1_mlx.presets import PRESETS, preset
 
 
@@ -78,9 +81,44 @@ def test_wrong_input(tmp_path):
     assert_fails(run_here("info", "--model", tmp_path), r"cannot be read as JSON")
     file.write_text('{"model_type": "llama"}')
     foreign = run_here("info", "--model", tmp_path)
-    assert_fails(foreign, r"model_type is 'llama', but must be 'mm1'")
+    assert_fails(foreign, r"is another project's checkpoint \(llama\) and not conver")
+    file.write_text("[]")
+    assert_fails(run_here("info", "--model", tmp_path), r"holds no JSON object")
     usage = run_here("info", "--model", "mm1-3b", "--tokens", "0")
     assert_fails(usage, r"--tokens: must be a whole number of 1 or more", code=2)
+
+
+def test_a_hub_id_is_found_where_generate_finds_it(tmp_path, monkeypatch):
+    """In what was downloaded, and in the cache of what generate has converted."""
+    cache = tmp_path / "cache"
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.json").write_text(json.dumps(preset("mm1-1.2b").to_dict()))
+    there = {"org/llava": FIXTURES / "llava15" / "hf5", "org/own": own}
+
+    def download(repo, *, local_files_only, **settings):
+        assert local_files_only, "info asks no hub"
+        return str(there[repo])  # KeyError: not downloaded
+
+    module = types.ModuleType("huggingface_hub")
+    module.snapshot_download = download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    env = {"XDG_CACHE_HOME": str(cache)}
+
+    def ask(name, *more):
+        return run_here("info", "--model", name, "--json", *more, env=env)
+
+    assert_fails(ask("org/x"), r"no model 'org/x'.* which mm1_mlx generate --model org")
+    assert json.loads(ask("org/own").stdout)["context"] == 4096
+    picture = ("--image", ROOT / "examples" / "shapes.png")
+    for more in ((), picture):
+        done = ask("org/llava", *more)
+        assert_fails(done, r"\(llava\) and not converted yet.* mm1_mlx convert --model")
+    monkeypatch.setenv("MM1_MLX_CACHE", str(cache / "mm1_mlx"))
+    converted(there["org/llava"], "org/llava")
+    values = json.loads(ask("org/llava").stdout)
+    assert values["image"]["tokens"] == 16 and values["disk_bytes"] > 0
+    assert json.loads(ask("org/llava", *picture).stdout)["image_tokens"] == 16
 
 
 def test_presets_need_no_mlx():

@@ -136,6 +136,11 @@ def of_one_layout(weights: list[str], has_config: bool) -> list[str]:
     return (others if has_config else own) if own and others else weights
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form "org/name"."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def _download(repo: str, revision: str | None, foreign: bool) -> Path:
     """The hub's files of a model, in its cache on this machine."""
     try:
