@@ -29,8 +29,8 @@ from mm1_mlx.errors import UsageError
 _EPILOG = f"""in the chat:
 {table()}
   A picture's path, typed or dragged into the terminal, is the same as /image, alone
-  or before or behind a question; a full path within a question is the picture in that
-  place. \"\"\" begins and ends an input of several lines; so does a backslash at the
+  or before or behind a question; within a question it is the picture in that place.
+  \"\"\" begins and ends an input of several lines; so does a backslash at the
   end of each line but the last. Ctrl-C stops an answer, Ctrl-D leaves. Videos, and
   boxes in questions, are asked about with generate.
 

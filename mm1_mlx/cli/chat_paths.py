@@ -22,7 +22,9 @@ _INSIDE = re.compile(rf"(?<![^\s(]){_FULL.pattern}")  # in the midst of a text
 # Only these part words: names of screenshots have other spaces inside.
 _GAP = re.compile(r"[ \t\n]+")
 _BEHIND = ".,;:!?) \t\n"  # what a sentence may have behind a path
+_WORD = re.compile(r"(?<![^\s(])[^\s(]+")
 _MOST = 40  # words of a line's beginning and end that are looked at
+_LONGEST = 8  # words of a name within a text
 
 
 def split_paths(line: str) -> tuple[list[str], str]:
@@ -30,9 +32,9 @@ def split_paths(line: str) -> tuple[list[str], str]:
 
     Only files that are there count, each by the longest name that is one, and names
     that can be nothing else: a line that is a path of its own may name a picture that
-    is missing. In the midst of a text only full paths count; then the text has an
-    <image> in the place of each picture. Otherwise pictures begin or end the line, and
-    the text is what is between.
+    is missing. With one in the midst of a text, the text has an <image> in the place of
+    each picture. Otherwise pictures begin or end the line, and the text is what is
+    between.
     """
     if (alone := _whole_line(line)) is not None:
         return [alone], ""
@@ -107,21 +109,34 @@ def _is_cut(line: str, start: int) -> bool:
         return False
     words = line[before[-1] : start].split()
     # "yes / no" and "1 /2" name no folder; what has an ending is a path of its own.
-    return words[0].count("/") > 1 and not any(
-        word.rstrip(_BEHIND).lower().endswith(_SUFFIXES) for word in words
-    )
+    return words[0].count("/") > 1 and not any(map(_has_ending, words))
 
 
 def _take_inside(text: str) -> tuple[list[str], str]:
-    """The pictures whose full paths a text has, and the text with <image> for each."""
+    """The pictures that a text names, and the text with <image> for each."""
     found, pieces, done = [], [], 0
-    for match in [*_INSIDE.finditer(text)][:_MOST]:
-        start = match.start()
-        if start >= done and (taken := _beginning(text[start:])) is not None:
+    for start in _starts(text):
+        if start < done or _is_cut(text, start):
+            continue
+        if (taken := _beginning(text[start:])) is not None:
             found.append(taken[0])
             pieces += [text[done:start], IMAGE_TOKEN]
             done = len(text) - len(taken[1])
     return found, "".join([*pieces, text[done:]])
+
+
+def _starts(text: str) -> list[int]:
+    """Where pictures' names may begin in a text: full paths, and the words up to one
+    with a picture's ending."""
+    full = [match.start() for match in _INSIDE.finditer(text)][:_MOST]
+    words = [*_WORD.finditer(text)]
+    ends = [i for i, word in enumerate(words) if _has_ending(word[0])][:_MOST]
+    near = {i for end in ends for i in range(max(end - _LONGEST + 1, 0), end + 1)}
+    return sorted({*full, *(words[i].start() for i in near)})
+
+
+def _has_ending(name: str) -> bool:
+    return name.rstrip(_BEHIND + "'\"").lower().endswith(_SUFFIXES)
 
 
 def _beginning(text: str) -> tuple[str, str] | None:
