@@ -454,6 +454,46 @@ def test_dropped_pictures_are_shown(chat, pictures):
     place = pictures / "a b.png"
     shutil.copy(SHAPES, place)
     done = chat(f"{str(place).replace(' ', chr(92) + ' ')} ", STAR)
+NO_PICTURE = [
+    ("{}/b.png what is this?", "{}/b.png"),
+    ("./b.png What colour is it?", "./b.png"),
+    ("'{}/my dog.png' what?", "'{}/my dog.png'"),
+    ("{}/my\\ dog.png, what?", "{}/my\\ dog.png"),
+    ("{}/my dog.png", "{}/my dog.png"),
+    ("file://{}/b.png what?", "file://{}/b.png"),
+    ("/b.png what?", "/b.png"),
+    ("{}", "{}"),
+    ("{} what is in it?", "{}"),
+    ("'{}'", "'{}'"),
+    ("./ is this folder", None),
+    ("'{}' is what?", None),  # may be meant as text
+    ("{}/a.png what is this?", None),
+    ("/imge b.png", None),
+    ("/", None),
+    ("~", None),
+    ("What is b.png?", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize("line, path", NO_PICTURE, ids=[n[0] for n in NO_PICTURE])
+def test_a_line_that_begins_with_what_is_no_picture(line, path, pictures):
+    found = chat_paths.no_picture(line.replace("{}", str(pictures)))
+    assert found == (path and path.replace("{}", str(pictures)))
+
+
+def test_a_missing_picture_is_told_and_nothing_asked(chat, pictures):
+    lines = (f"{pictures}/aa.png What?", "./aa.png like a.png", f"{pictures} ", "/imge")
+    done = chat(*lines)
+    assert (done.returncode, done.stdout) == (1, "")
+    told = done.stderr.splitlines()
+    missing = re.escape(f"error: No image file {pictures}/aa.png. Did you mean a.png?")
+    assert re.fullmatch(missing, told[0])
+    assert told[1] == "error: No image file aa.png. Did you mean a.png?"
+    assert "is a folder, but an image file was expected" in told[2]
+    assert "unknown command '/imge'; did you mean '/image'?" in told[3]
+
+
     assert (done.returncode, done.stdout) == (0, "yellow\n"), done.stderr
     done = chat(f"{STAR} '{place}' ", "/image", str(pictures / "absent" / "x.png"))
     assert done.stdout == "yellow\n"

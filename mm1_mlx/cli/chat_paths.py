@@ -19,6 +19,7 @@ _SUFFIXES = (
 # What a full path begins with, as people and terminals write it.
 _FULL = re.compile(r"['\"]?(?:/|~|\.\.?/|file://)")
 _INSIDE = re.compile(rf"(?<![^\s(]){_FULL.pattern}")  # in the midst of a text
+_SHELL_WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\\.|\S)+""")
 # Only these part words: names of screenshots have other spaces inside.
 _GAP = re.compile(r"[ \t\n]+")
 _BEHIND = ".,;:!?) \t\n"  # what a sentence may have behind a path
@@ -64,6 +65,33 @@ def paths_in(text: str) -> list[str]:
 def is_path(line: str) -> bool:
     """Whether a whole line is the path of a picture, or of a file by its full path."""
     return _whole_line(line) is not None
+
+
+def no_picture(line: str) -> str | None:
+    """The full path that a line begins with, of a picture that is missing or of a
+    folder; None for a picture that is there, a command, and other text.
+
+    A folder with a text behind it counts where a command could stand, else it may be
+    meant as text.
+    """
+    text = line.strip()
+    if not _FULL.match(text) or _beginning(text) is not None:
+        return None
+    word = _SHELL_WORD.match(text)[0]  # type: ignore[index]  # never empty
+    for name in (word.rstrip(_BEHIND), text):
+        if re.search(r"[/.]", word[1:]) and _has_ending(name):
+            return name
+        if (text[0] == "/" or name == text) and _is_folder(name):
+            return name
+    return None
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a name, not only of slashes and dots, is a folder's."""
+    try:
+        return bool(name.strip("/.~'\"")) and pasted_path(name).is_dir()
+    except (ImageError, ValueError, OSError, RuntimeError):
+        return False
 
 
 def _whole_line(line: str) -> str | None:

@@ -14,7 +14,7 @@ from mm1_mlx.cli.boxes import check_place, draw, places_of, regions_of
 from mm1_mlx.cli.chat_commands import ALIASES, COMMANDS, table
 from mm1_mlx.cli.chat_files import as_markdown, write_text
 from mm1_mlx.cli.chat_lines import Lines
-from mm1_mlx.cli.chat_paths import is_path, paths_in, split_paths
+from mm1_mlx.cli.chat_paths import is_path, no_picture, paths_in, split_paths
 from mm1_mlx.cli.parser import did_you_mean
 from mm1_mlx.cli.progress import SlowBar
 from mm1_mlx.cli.run import explain
@@ -99,6 +99,8 @@ class Session:
         if _is_command(text):
             return self._command(text)
         paths, rest = split_paths(line)
+        if (path := no_picture(rest if paths else text)) is not None:
+            self._talk.show(path)  # says what it is
         if not paths and text.startswith("/"):  # neither a command nor a file
             return self._command(text)
         waiting = len(self._talk.waiting)
