@@ -262,16 +262,18 @@ class Session:
         check_place(place, "/draw")
         if not pictures:
             raise UsageError("/draw has no picture to draw on: show one with /image")
-        for each in places_of(place, len(pictures)):
-            self._check_free(each)
+        files = places_of(place, len(pictures))
+        for file in files:
+            self._check_free(file)
         how = argparse.Namespace(
             draw=place,
             box_format=None,
-            quiet=False,
+            quiet=self._args.quiet,
             max_image_pixels=self._args.max_image_pixels,
         )
         regions = regions_of(last.answer, how, self._processor, len(pictures))
         draw(regions, [picture.source for picture in pictures], how)
+        self._written.update(file.resolve() for file in files if regions)
 
     def _do_save(self, argument: str) -> None:
         if not argument:
@@ -294,14 +296,13 @@ class Session:
     def _do_load(self, argument: str) -> None:
         if not argument:
             raise UsageError("/load needs the name of a file that /save wrote")
-        place = pasted_path(argument)
-        self._restore(place)
-        self._written.add(place.resolve())
+        self._restore(pasted_path(argument))
         self._unanswered = None
         self._note(f"loaded: {plural(len(self._talk.exchanges), 'turn')}")
 
     def _restore(self, place: Path) -> None:
         self._talk.restore(*read_conversation(place))
+        self._written.add(place.resolve())
 
     def _check_free(self, place: Path) -> None:
         if place.exists() and place.resolve() not in self._written:
