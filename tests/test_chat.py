@@ -130,6 +130,20 @@ def test_a_chat_goes_on_with_what_generate_reads(chat, tmp_path):
         assert saved[0]["content"] == [named, {"type": "text", "text": STAR}]
 
 
+def test_a_conversation_with_a_video_is_saved_again(chat, tmp_path):
+    for name in ("1.png", "2.png"):
+        (tmp_path / "film").mkdir(exist_ok=True)
+        shutil.copy(SHAPES, tmp_path / "film" / name)
+    content = [{"type": "video", "video": "film"}, {"type": "text", "text": STAR}]
+    said = [{"role": "user", "content": content}, {"role": "assistant", "content": "x"}]
+    place = tmp_path / "talk.json"
+    place.write_text(json.dumps(said))
+    done = chat(f"/save {place}", flags=("--load", place))
+    assert (done.returncode, done.stderr) == (0, "")
+    film = {"type": "video", "video": str(tmp_path / "film"), "frames": 24}
+    assert json.loads(place.read_text())["messages"][0]["content"] == [film, content[1]]
+
+
 @pytest.mark.parametrize(
     "text, pattern",
     [

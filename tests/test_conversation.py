@@ -1,6 +1,7 @@
 """A conversation in Python: what is remembered, computed again, saved and restored."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -8,9 +9,11 @@ from small import small_model
 
 from helpers import ROOT, need_tiny
 from mm1_mlx import generate, load
+from mm1_mlx.cli.chat_files import as_markdown
 from mm1_mlx.errors import ContextError, ImageError, MM1Error, PromptError
 from mm1_mlx.inference.conversation import Conversation
 from mm1_mlx.inputs.processor import Processor
+from mm1_mlx.inputs.video import video_frames
 
 SHAPES = ROOT / "examples" / "shapes.png"
 
@@ -96,6 +99,32 @@ def test_several_pictures_and_places_in_the_text(talk):
     assert talk.answer("What colour is the star?").num_images == 3
     with pytest.raises(MM1Error, match="came as pixels, and has no file to name"):
         talk.messages()
+
+
+def test_videos_are_kept_by_name(tiny, talk, tmp_path):
+    """Their frames are one part, also of several videos one behind the other."""
+    frames = [tmp_path / "f" / f"{i}.png" for i in range(3)]
+    frames[0].parent.mkdir()
+    for file in frames:
+        shutil.copy(SHAPES, file)
+    film = {"type": "video", "video": str(frames[0].parent), "frames": 2}
+    listed = film | {"video": [str(file) for file in frames]}
+    image = {"type": "image", "image": str(SHAPES)}
+    content = [film, film, image, listed, {"type": "text", "text": "What?"}]
+    messages = [said("user", content), said("assistant", "x")]
+    talk.restore(messages)
+    assert len(talk.exchanges[0].pictures) == 7
+    assert talk.messages() == messages
+    saved = as_markdown(messages, "m")
+    assert f"![]({frames[0].parent})" in saved and f"![]({frames[2]})" in saved
+    flat = [said("user", "<image> or <image>?"), said("assistant", "x")]
+    for source, text in (
+        (frames[0].parent, flat[0]["content"]),  # words between its frames
+        ([Image.open(file) for file in frames[:2]], "<image><image>?"),
+    ):
+        talk.restore([said("user", text), flat[1]], video_frames(source, 2))
+        with pytest.raises(MM1Error, match="came as pixels, and has no file to name"):
+            talk.messages()
 
 
 def test_undo_and_drop(talk):

@@ -5,6 +5,7 @@ import shutil
 import struct
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from PIL import Image
 
 from helpers import assert_fails, need, need_tiny, needs, run_cli, run_here
-from mm1_mlx import load
+from mm1_mlx import FewShot, load
+from mm1_mlx.cli.asking import read_asked
 from mm1_mlx.config import TilingConfig
 from mm1_mlx.errors import ImageError, MM1Warning, PromptError
+from mm1_mlx.inputs.conversation import read_conversation
 from mm1_mlx.inputs.prompts import flatten_messages
 from mm1_mlx.inputs.video import (
     is_frame,
@@ -323,6 +326,49 @@ def test_a_part_of_a_message(tmp_path):
     parts[1].pop("frames")
     _, images = flatten_messages([{"role": "user", "content": parts}])
     assert len(images) == 1 + 24
+
+
+def test_limits_hold_for_the_videos_of_messages(tmp_path, monkeypatch):
+    """By the flags, and in Python."""
+    data = animation(tmp_path / "a.gif").read_bytes()
+    monkeypatch.setattr("mm1_mlx.inputs.urls.fetch", lambda url: data)
+    part = {"type": "video", "video": "https://a.example/a.gif", "frames": 2}
+    messages = [{"role": "user", "content": [part, {"type": "text", "text": "Hi"}]}]
+    (tmp_path / "talk.json").write_text(json.dumps(messages))
+    parser = import_module("mm1_mlx.generate").parser()
+
+    def asked(*flags):
+        talk = ("--messages", str(tmp_path / "talk.json"))
+        return read_asked(parser.parse_args([*talk, *flags]))
+
+    with pytest.raises(ImageError, match=r"message 1: .* add --allow-url"):
+        asked()
+    assert numbers(asked("--allow-url")[1]) == [7, 22]
+    with pytest.raises(ImageError, match="pixels"):
+        asked("--allow-url", "--max-image-pixels", "20")
+    need_tiny()
+    _, processor = load("mm1-tiny")
+    with pytest.raises(ImageError, match="add --allow-url"):
+        processor(messages)
+    assert processor(messages, allow_url=True).num_images == 2
+    with pytest.raises(ImageError, match="pixels"):
+        processor(messages, allow_url=True, max_pixels=20)
+    shots = FewShot([{"images": [], "prompt": "a", "answer": "b"}])
+    with pytest.raises(ImageError, match="add --allow-url"):
+        shots.ask(messages, processor=processor)
+    asked = shots.ask(messages, processor=processor, allow_url=True)
+    assert numbers(asked.images) == [7, 22]
+
+
+def test_frames_in_a_file_start_from_its_folder(tmp_path):
+    names = []
+    for i, frame in enumerate(video_frames(FRAMES, 2)):
+        names.append(f"f{i}.png")
+        frame.save(tmp_path / names[-1])
+    part = {"type": "video", "video": names}
+    place = tmp_path / "talk.json"
+    place.write_text(json.dumps([{"role": "user", "content": [part]}]))
+    assert numbers(read_conversation(place)[1]) == [7, 22]
 
 
 def test_more_frames_than_any_context_holds_are_refused_unread(capsys):

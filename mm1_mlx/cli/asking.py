@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mm1_mlx.cli.parser import Parser, whole_number
+from mm1_mlx.cli.resolution import picture_limits
 from mm1_mlx.errors import ContextError, ImageError, PromptError, UsageError
 
 
@@ -102,15 +103,13 @@ def read_asked(args: argparse.Namespace) -> tuple[Any, list]:
     from mm1_mlx.inputs.video import FRAMES, place_videos, video_frames
 
     text = None if args.prompt is None else read_prompt(args.prompt)
-    limits: dict[str, Any] = {"allow_url": args.allow_url}
-    if args.max_image_pixels is not None:
-        limits["max_pixels"] = args.max_image_pixels
+    limits = picture_limits(args)
     count = args.frames or FRAMES
     images = _expanded(args.image)
     if args.messages is None:
         videos = [video_frames(video, count, **limits) for video in args.video]
         return place_videos(text or "", images, videos)
-    messages, held = read_conversation(args.messages)
+    messages, held = read_conversation(args.messages, **limits)
     if text is None and messages and messages[-1].get("role") == "assistant":
         raise PromptError(
             f"The conversation in {args.messages} ends with an answer: ask something "

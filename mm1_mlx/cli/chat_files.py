@@ -28,13 +28,18 @@ def as_markdown(messages: Sequence[dict[str, Any]], model: str) -> str:
     for message in messages:
         content = message["content"]
         parts = [{"text": content}] if isinstance(content, str) else content
-        said = [
-            f"![]({_link(part['image'])})" if "image" in part else part["text"].strip()
-            for part in parts
-        ]
+        said = [_said(part) for part in parts]
         name = message["role"].capitalize()
         blocks += [f"**{name}:**", *(text for text in said if text)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _said(part: dict[str, Any]) -> str:
+    if "text" in part:
+        return part["text"].strip()
+    named = part.get("image") or part["video"]
+    names = [named] if isinstance(named, str) else named  # the frames of a video
+    return " ".join(f"![]({_link(name)})" for name in names)
 
 
 def _link(name: str) -> str:

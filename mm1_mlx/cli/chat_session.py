@@ -17,6 +17,7 @@ from mm1_mlx.cli.chat_lines import Lines
 from mm1_mlx.cli.chat_paths import is_path, no_picture, paths_in, split_paths
 from mm1_mlx.cli.parser import did_you_mean
 from mm1_mlx.cli.progress import SlowBar
+from mm1_mlx.cli.resolution import picture_limits
 from mm1_mlx.cli.run import explain
 from mm1_mlx.cli.statistics import statistics
 from mm1_mlx.errors import ContextError, PromptError, UsageError
@@ -301,7 +302,7 @@ class Session:
         self._note(f"loaded: {plural(len(self._talk.exchanges), 'turn')}")
 
     def _restore(self, place: Path) -> None:
-        self._talk.restore(*read_conversation(place))
+        self._talk.restore(*read_conversation(place, **picture_limits(self._args)))
         self._written.add(place.resolve())
 
     def _check_free(self, place: Path) -> None:

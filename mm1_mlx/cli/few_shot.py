@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mm1_mlx.cli.parser import Parser, some_text, whole_number
+from mm1_mlx.cli.resolution import picture_limits
 from mm1_mlx.errors import PromptError, UsageError
 
 
@@ -241,11 +242,8 @@ def look(args: argparse.Namespace, shots: Any, model: Any, processor: Any) -> No
         return
     from mm1_mlx.cli.progress import counting
 
-    limits: dict[str, Any] = {"allow_url": args.allow_url}
-    if args.max_image_pixels is not None:
-        limits["max_pixels"] = args.max_image_pixels
     with counting("features") as progress:
-        shots.look(model, processor, progress=progress, **limits)
+        shots.look(model, processor, progress=progress, **picture_limits(args))
 
 
 def check_high_resolution(args: argparse.Namespace, processor: Any) -> None:

@@ -51,3 +51,11 @@ def add_picture_limits(group: Any) -> None:
         action="store_true",
         help="let --image be an https address too",
     )
+
+
+def picture_limits(args: argparse.Namespace) -> dict[str, Any]:
+    """What these flags say, as keyword arguments of load_image."""
+    limits: dict[str, Any] = {"allow_url": args.allow_url}
+    if args.max_image_pixels is not None:
+        limits["max_pixels"] = args.max_image_pixels
+    return limits

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm1_mlx.cli.resolution import add_picture_limits, add_resolution
+from mm1_mlx.cli.resolution import (
+    add_picture_limits,
+    add_resolution,
+    picture_limits,
+)
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import MM1Error, PromptError, UsageError
 
@@ -107,10 +111,7 @@ def _see(args: argparse.Namespace, config: MM1Config, folder: Path | None) -> _S
         words = number_tokenizer(config.text_config.vocab_size)
         settings = ImageSettings(size=config.vision_config.image_size)
         processor = Processor(words, settings, config, chat_template="plain")
-    limits: dict[str, Any] = {"allow_url": args.allow_url}
-    if args.max_image_pixels is not None:
-        limits["max_pixels"] = args.max_image_pixels
-    image = load_image(args.image, **limits)
+    image = load_image(args.image, **picture_limits(args))
     (way,) = processor.ways(1, args.resolution, args.max_tiles)
     (slot,) = processor.slots([way], [way.layout(*image.size)])
     problem = ""

@@ -1,8 +1,9 @@
 """A conversation with a model: earlier turns and pictures are remembered, and saved."""
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mm1_mlx.inputs.prompts import (
     with_image_slots,
 )
 from mm1_mlx.inputs.sources import pasted_path, read_source
+from mm1_mlx.inputs.video import Film, film_of
 from mm1_mlx.models.mm1 import MM1
 
 __all__ = ["Conversation", "Exchange", "Shown"]
@@ -29,11 +31,13 @@ class Shown:
 
     name: its path or address, "" where it came as pixels. source: what the model is
     given, the file's bytes: the file may change meanwhile. size: width and height.
+    film: of a frame of a video, whose name it has.
     """
 
     name: str
     source: Any
     size: tuple[int, int]
+    film: Film | None = None
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,13 @@ class Conversation:
     def _read(self, source: Any) -> Shown:
         limit = self._settings.get("max_pixels") or MAX_PIXELS
         if is_decoded(source):
-            picture = load_image(source, max_pixels=limit)
-            return Shown("", picture, picture.size)
+            picture, film = load_image(source, max_pixels=limit), film_of(source)
+            if film is None or film.source is None:
+                return Shown("", picture, picture.size)
+            several = isinstance(film.source, (list, tuple))
+            names = [*map(_lasting_name, film.source if several else [film.source])]
+            film = film._replace(source=names if several else names[0])
+            return Shown(names[0], picture, picture.size, film)
         url = bool(self._settings.get("allow_url"))
         data, name = read_source(source, allow_url=url)
         size = decoded(data, name, limit).size
@@ -214,18 +223,14 @@ class Conversation:
         return [*system, *said]
 
     def messages(self) -> list[dict[str, Any]]:
-        """What was said, as `generate` takes it: pictures as parts, by their names.
+        """What was said, as `generate` takes it: pictures and videos as parts, by their
+        names.
 
         MM1Error where a picture came as pixels, without a name.
         """
-        pictures = [p for each in self.exchanges for p in each.pictures]
-        if any(not picture.name for picture in pictures):
-            raise MM1Error(
-                "A picture of the conversation came as pixels, and has no file to name."
-            )
-        names = iter(picture.name for picture in pictures)
+        pictures = iter([p for each in self.exchanges for p in each.pictures])
         return [
-            {**message, "content": _parts(message["content"], names)}
+            {**message, "content": _parts(message["content"], pictures)}
             for message in self._flat()
         ]
 
@@ -238,7 +243,8 @@ class Conversation:
         questions and answers in turn. images: the pictures of their <image>, where
         the messages hold none. PromptError, ImageError: then nothing is changed.
         """
-        flat, held = flatten_messages(messages)
+        limits = Settings.of(self._settings).limits()
+        flat, held = flatten_messages(messages, **limits)
         images = held or list(images or ())
         if images and not any(IMAGE_TOKEN in message["content"] for message in flat):
             flat = place_images(flat, len(images))
@@ -277,15 +283,29 @@ def _message(role: str, content: str | None) -> dict[str, Any]:
     return {"role": role, "content": content or ""}
 
 
-def _parts(content: str, names: Any) -> str | list[dict[str, str]]:
-    """A content with <image> as parts, each picture with the next of the names."""
+def _parts(content: str, pictures: Iterator[Shown]) -> str | list[dict[str, Any]]:
+    """A content with <image> as parts, with the next of the pictures; the frames of a
+    video are one part. MM1Error where a picture has no name."""
     if IMAGE_TOKEN not in content:
         return content
-    first, *rest = content.split(IMAGE_TOKEN)
-    parts = [{"type": "text", "text": first}] if first else []
-    for text in rest:
-        parts.append({"type": "image", "image": next(names)})
-        parts += [{"type": "text", "text": text}] if text else []
+    first, *texts = content.split(IMAGE_TOKEN)
+    parts: list[dict[str, Any]] = [{"type": "text", "text": first}] if first else []
+    left = list(zip(islice(pictures, len(texts)), texts, strict=True))
+    while left:
+        picture, film = left[0][0], left[0][0].film
+        part, count = {"type": "image", "image": picture.name}, 1
+        if film is not None:
+            part = {"type": "video", "video": film.source, "frames": film.frames}
+            count = film.count
+        frames = [film and film._replace(number=i) for i in range(count)]
+        whole = [each.film for each, _ in left[:count]] == frames
+        if not picture.name or not whole or any(t for _, t in left[: count - 1]):
+            raise MM1Error(
+                "A picture of the conversation came as pixels, and has no file to name."
+            )
+        text = left[count - 1][1]
+        parts += [part, {"type": "text", "text": text}] if text else [part]
+        del left[:count]
     return parts
 
 

@@ -284,7 +284,7 @@ class FewShot:
         leave_out: Container[int],
         **limits: Any,
     ) -> Asked:
-        flat, its_images = _question(prompt, images)
+        flat, its_images = _question(prompt, images, limits)
         chosen = self.choose(
             model, processor, its_images, leave_out=leave_out, **limits
         )
@@ -468,7 +468,7 @@ def _checked(count: Any) -> int | None:
     )
 
 
-def _question(prompt: Any, images: Any) -> tuple[list[dict], list]:
+def _question(prompt: Any, images: Any, limits: dict) -> tuple[list[dict], list]:
     """Flat messages and their pictures, of text or a conversation."""
     given = [] if images is None else images
     given = list(given) if isinstance(given, (list, tuple)) else [given]
@@ -481,7 +481,7 @@ def _question(prompt: Any, images: Any) -> tuple[list[dict], list]:
             f"A prompt is of the type {type(prompt).__name__}, but text or a list of "
             f"messages was expected."
         )
-    flat, held = flatten_messages(prompt)
+    flat, held = flatten_messages(prompt, **limits)
     if held and given:
         raise PromptError(
             f"The messages hold pictures, and {len(given)} more were given in images=. "

@@ -23,11 +23,14 @@ _ADDRESS = r"data:|[a-zA-Z]+://"
 _PATHS = ("image", "url", "path", "image_url", "video")
 
 
-def read_conversation(file: str | os.PathLike) -> tuple[list[dict[str, Any]], list]:
+def read_conversation(
+    file: str | os.PathLike, **limits: Any
+) -> tuple[list[dict[str, Any]], list]:
     """Messages whose content is text with <image> marks, and the pictures, in order.
 
-    PromptError for what is no conversation, ImageError for a picture that is not
-    there: with the line's number, of one JSON value with the message's.
+    limits: max_pixels and allow_url, for videos, which are read now. PromptError for
+    what is no conversation, ImageError for a picture that is not there: with the line's
+    number, of one JSON value with the message's.
     """
     path = Path(file).expanduser()
     name = shown(str(path))
@@ -52,7 +55,7 @@ def read_conversation(file: str | os.PathLike) -> tuple[list[dict[str, Any]], li
         )
     for number, message in messages:
         with _named(f"{name}, {unit} {number}"):
-            said, its = flatten_messages([_with_paths(message, folder)])
+            said, its = flatten_messages([_with_paths(message, folder)], **limits)
             _check_there(its)
         flat += said
         held += its
@@ -149,6 +152,8 @@ def _with_paths(message: Any, folder: Path) -> Any:
 def _located(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: _located(held, folder) for key, held in value.items()}
+    if isinstance(value, list):  # the frames of a video
+        return [_located(held, folder) for held in value]
     if not isinstance(value, str) or re.match(_ADDRESS, value):
         return value
     return str(folder / Path(value).expanduser())

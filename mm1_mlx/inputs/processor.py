@@ -222,17 +222,17 @@ class Processor:
         given = per_prompt(images, len(prompts), batch)
         asked = resolutions(resolution, len(prompts), batch)
 
+        limits = {"max_pixels": max_pixels, "allow_url": allow_url}
+
         def read(source: Any, way: Way) -> tuple[mx.array | np.ndarray, Layout]:
-            limits = {"max_pixels": max_pixels, "allow_url": allow_url}
             make = partial(shots_of, settings=way.settings, config=way.tiling)
             return read_once(source, make, known, str(way), **limits)
 
         texts, sources, ways = [], [], []
         for one, its_images, wanted in zip(prompts, given, asked, strict=True):
             if use_template:
-                text, its_images = self._text(
-                    one, its_images, system, chat_template_config or {}
-                )
+                more = chat_template_config or {}
+                text, its_images = self._text(one, its_images, system, more, limits)
             else:
                 text = _raw_text(one, len(its_images), system)
             self._check_reads(its_images)
@@ -369,6 +369,7 @@ class Processor:
         images: list,
         system: str | None,
         variables: Mapping[str, Any],
+        limits: dict[str, Any],
     ) -> tuple[str, list]:
         """The whole text for the tokenizer, one slot for each image, and the images."""
         if isinstance(prompt, str):
@@ -384,7 +385,7 @@ class Processor:
             )
         if system:
             messages = [{"role": "system", "content": system}, *messages]
-        flat, held = flatten_messages(messages)
+        flat, held = flatten_messages(messages, **limits)
         if held and images:
             raise PromptError(
                 f"The messages hold {plural(len(held), 'image')} and {len(images)} "

@@ -89,7 +89,7 @@ def with_image_slots(prompt: str, num_images: int) -> str:
 _IMAGE_KEYS = ("image", "url", "path", "image_url")
 
 
-def _part(part: Any) -> tuple[str, list]:
+def _part(part: Any, limits: dict[str, Any]) -> tuple[str, list]:
     """The text of one content part, and the images it carries."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
@@ -101,7 +101,7 @@ def _part(part: Any) -> tuple[str, list]:
     if kind == "video" and part.get("video") is not None:
         from mm1_mlx.inputs.video import FRAMES, video_frames  # Pillow
 
-        frames = video_frames(part["video"], part.get("frames", FRAMES))
+        frames = video_frames(part["video"], part.get("frames", FRAMES), **limits)
         return IMAGE_TOKEN * len(frames), list(frames)
     raise PromptError(
         f"A message has the part {str(part)[:80]!r}, but parts are "
@@ -110,13 +110,13 @@ def _part(part: Any) -> tuple[str, list]:
     )
 
 
-def flatten_messages(messages: Any) -> tuple[list[dict[str, Any]], list]:
+def flatten_messages(messages: Any, **limits: Any) -> tuple[list[dict[str, Any]], list]:
     """Messages whose content is text with <image> slots, and the images in them.
 
     A message is {"role": "user", "content": "text"} or has a list of parts, {"type":
     "text", "text": ...}, {"type": "image", "image": FILE}, or {"type": "video",
     "video": FILE, "frames": 24}, which becomes so many images. Keys beside role and
-    content are kept for templates that read them.
+    content are kept for templates that read them. limits: of video_frames.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise PromptError(
@@ -132,7 +132,7 @@ def flatten_messages(messages: Any) -> tuple[list[dict[str, Any]], list]:
             )
         content = message.get("content")
         if isinstance(content, (list, tuple)):
-            parts = [_part(part) for part in content]
+            parts = [_part(part, limits) for part in content]
             text = "".join(text for text, _ in parts)
             images += [image for _, held in parts for image in held]
             unnamed += sum(t == IMAGE_TOKEN and not held for t, held in parts)

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -29,6 +29,19 @@ MOST_FRAMES = 4096  # more than any context holds; each is kept in memory
 ENDINGS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "ico")
 ENDINGS += ("avif", "heic", "heif")
 _FRAME = "mm1_mlx: frame"  # in a picture's info
+
+
+class Film(NamedTuple):
+    """Where a frame comes from.
+
+    source: of its video, None where it has no path or address. frames: how many were
+    asked for; count: how many there are. number: of this one, from 0.
+    """
+
+    source: Any
+    frames: int
+    count: int
+    number: int
 
 
 def uniform_places(count: int, wanted: int) -> list[int]:
@@ -88,14 +101,22 @@ def video_frames(
 
     limits: dict[str, Any] = {"max_pixels": max_pixels, "allow_url": allow_url}
     found = _found(source, choose, limits)
-    for frame in found:
-        frame.info[_FRAME] = True
+    named = isinstance(source, (str, os.PathLike))
+    if isinstance(source, (list, tuple)):
+        named = all(isinstance(one, (str, os.PathLike)) for one in source)
+    for i, frame in enumerate(found):
+        frame.info[_FRAME] = Film(source if named else None, frames, len(found), i)
     return found
 
 
 def is_frame(image: Any) -> bool:
     """Whether a picture is one of video_frames."""
-    return isinstance(image, Image.Image) and _FRAME in image.info
+    return film_of(image) is not None
+
+
+def film_of(image: Any) -> Film | None:
+    """What a picture of video_frames comes from; None for other pictures."""
+    return image.info.get(_FRAME) if isinstance(image, Image.Image) else None
 
 
 def _found(
