@@ -257,6 +257,39 @@ def test_a_conversation_goes_on(folder, answer, generate):
     assert_fails(generate("--messages", absent), r"No image file .*asking.*p9\.png")
 
 
+def test_pictures_fill_the_marks_of_a_conversation_first(folder, answer):
+    """Then those of the prompt; the rest comes in front of it."""
+    said = [
+        {"role": "user", "content": "<image>What colour?"},
+        {"role": "assistant", "content": "red"},
+    ]
+    talk = write(folder, "marked.json", said)
+    pictures = [str(folder / f"p{n}.png") for n in (1, 2, 10)]
+    parser = import_module("mm1_mlx.generate").parser()
+
+    def asked(prompt, *flags):
+        flags = ("--messages", talk, "-p", prompt, *flags)
+        messages, images = read_asked(parser.parse_args([*map(str, flags)]))
+        assert messages[:2] == said
+        return messages[2]["content"], images
+
+    one, two, all_of_them = (("--image", *pictures[:n]) for n in (1, 2, 3))
+    assert asked("And?", *one) == ("And?", pictures[:1])
+    assert asked("And?", *two) == ("<image>And?", pictures[:2])
+    assert asked("<image> <image>?", *all_of_them) == ("<image> <image>?", pictures)
+    content, images = asked("So <video>?", *one, "--video", pictures[1])
+    assert content == "So <image>?" and images[0] == pictures[0] and len(images) == 2
+    with pytest.raises(PromptError, match=r"has 1 <image> but no image was given"):
+        asked("And?")
+    with pytest.raises(PromptError, match=r"has 1 <image> but no image was given"):
+        asked("And?", "--video", pictures[1])  # not the conversation's picture
+    with pytest.raises(PromptError, match=r"has 1 <image> but no image .* Give 1 i"):
+        asked("So <image>?", *one)
+    ask = ("--messages", talk, "-p", "And?", "-m", "2")
+    assert answer(*ask, *one)["num_images"] == 1
+    assert answer(*ask, *two)["num_images"] == 2
+
+
 # --- shots ---------------------------------------------------------------------------
 
 

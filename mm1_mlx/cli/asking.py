@@ -99,7 +99,7 @@ def check_asking(args: argparse.Namespace, processes: int) -> None:
 def read_asked(args: argparse.Namespace) -> tuple[Any, list]:
     """The prompt as text or messages, and all pictures in the order of their places."""
     from mm1_mlx.inputs.conversation import read_conversation
-    from mm1_mlx.inputs.prompts import place_images, with_image_slots
+    from mm1_mlx.inputs.prompts import IMAGE_TOKEN, place_images, with_image_slots
     from mm1_mlx.inputs.video import FRAMES, place_videos, video_frames
 
     text = None if args.prompt is None else read_prompt(args.prompt)
@@ -123,7 +123,13 @@ def read_asked(args: argparse.Namespace) -> tuple[Any, list]:
                 f"others, or a question about them with -p."
             )
         return messages, held or [*images, *(f for frames in videos for f in frames)]
-    messages = place_images(messages, len(held)) if held else messages
+    if held:
+        messages = place_images(messages, len(held))
+    else:  # the first pictures are those of the conversation's marks
+        marks = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
+        held, images = images[:marks], images[marks:]
+        if len(held) < marks:  # which says how many are missing
+            place_images([*messages, {"role": "user", "content": text}], len(held))
     text, images = place_videos(text, images, videos)
     text = with_image_slots(text, len(images))
     return [*messages, {"role": "user", "content": text}], [*held, *images]
