@@ -10,7 +10,7 @@ from small_tokenizers import write_byte_level
 
 from helpers import assert_equal
 from mm1_mlx.config import ConnectorConfig, TilingConfig
-from mm1_mlx.errors import MM1Error, MM1Warning, PromptError
+from mm1_mlx.errors import ContextError, MM1Error, MM1Warning, PromptError
 from mm1_mlx.grids import Layout
 from mm1_mlx.inference.generation import batch_generate, generate
 from mm1_mlx.inputs.images import ImageSettings
@@ -162,6 +162,19 @@ def test_fewer_patches_than_tokens():
     )  # fmt: skip
     with pytest.raises(PromptError, match=r"2 x 2 patches, but .* 3 x 3.*take 12 or"):
         processor("5", WIDE, resolution=8)
+
+
+def test_a_prompt_as_long_as_the_context_is_told_what_fits(words):
+    """As one that is a token longer: an answer has a token at least."""
+    prompt, images = "<image>" * 8 + "?", [picture(20, 20)] * 8
+    _, processor = parts(words, DYNAMIC, context=500)
+    length = processor(prompt, images).input_ids.shape[1]
+    model, processor = parts(words, DYNAMIC, context=length)
+    message = rf"for the answer = {length + 1}, .* What fits: 7 of the 8 images\. Sh"
+    with pytest.raises(ContextError, match=message) as caught:
+        generate(model, processor, prompt, images)
+    assert str(caught.value).endswith("Shorten the text or give fewer images.")
+    assert (caught.value.images, caught.value.images_that_fit) == (8, 7)
 
 
 def test_what_fits_is_told(words):

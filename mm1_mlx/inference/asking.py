@@ -55,10 +55,13 @@ def read(
     def read_it(asked: Asked) -> tuple[Any, list[int]]:
         """Inputs and ids of one, or ContextError where they are too many."""
         own = {} if asked.resolution is None else {"resolution": asked.resolution}
-        inputs = processor(asked.prompt, images=asked.images, **reading | own)
+        given = {"images": asked.images, **reading, **own}
+        inputs = processor(asked.prompt, **given)
         rows: Any = inputs.input_ids.tolist()
         (ids,) = rows
         if len(ids) >= context:
+            if isinstance(processor, Processor):
+                processor(asked.prompt, **given, max_tokens=1)  # says what fits
             raise ContextError(
                 f"The prompt has {len(ids)} tokens, but the model's context has "
                 f"{context} and the answer needs room too.",

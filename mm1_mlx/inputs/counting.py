@@ -142,7 +142,7 @@ def too_long(
         wish="Shorten the text"
         + (
             ", give fewer images, or ask for a shorter answer."
-            if max_tokens
+            if max_tokens > 1
             else " or give fewer images."
         ),
     )
