@@ -60,8 +60,11 @@ def test_a_file_of_shots(tmp_path):
         "",
         {"images": ["b.png", str(tmp_path / "b.png")], "prompt": "Two?", "answer": 2},
         {"images": [], "prompt": "None?", "answer": "no", "reasoning": None},
+        GOOD | {"image": (tmp_path / "pictures" / "a.png").as_uri()},
+        GOOD | {"image": f"File://localhost{tmp_path}/b.png"},
     )
-    first, second, third = read_examples(file)
+    first, second, third, *addresses = read_examples(file)
+    assert [each.images for each in addresses] == [first.images, second.images[:1]]
     assert first.images == (tmp_path / "pictures" / "a.png",)
     assert (first.prompt, first.answer, first.reasoning) == ("What?", "dog", None)
     assert [first.number, second.number, third.number] == [1, 3, 4]
@@ -84,6 +87,8 @@ GOOD = {"image": "a.png", "prompt": "What?", "answer": "dog"}
         ),
         ({"prompt": "What?", "answer": "dog"}, r'line 2: no "image" \(nor "images"\)'),
         (GOOD | {"image": "b.png"}, r"line 2: no image file .*b\.png"),
+        (GOOD | {"image": "file:///b.png"}, r"line 2: no image file /b\.png"),
+        (GOOD | {"image": "file://pc/a.png"}, r"line 2: .* names the machine 'pc'"),
         (GOOD | {"image": ""}, r"line 2: '' is no path of a picture"),
         (GOOD | {"image": 3}, r"line 2: '3' is no path of a picture"),
         (GOOD | {"image": ["a.png"]}, r'line 2: "image" must be one picture'),

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mm1_mlx.errors import DatasetError
+from mm1_mlx.errors import DatasetError, ImageError
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN, VIDEO_TOKEN, plural
-from mm1_mlx.inputs.sources import shown
+from mm1_mlx.inputs.sources import pasted_path, shown
 
 KEYS = ("image", "images", "prompt", "answer", "reasoning")
 _NO_VIDEO = (
@@ -184,7 +184,11 @@ def _file(image: Any, folder: Path, where: str) -> Any:
         raise DatasetError(f"{where}: {str(image)[:40]!r} is no path of a picture.")
     if re.match(r"data:|https?://", image):
         return image
-    path = folder / Path(image).expanduser()
+    try:
+        address = image[:7].lower() == "file://"
+        path = folder / (pasted_path(image) if address else Path(image).expanduser())
+    except ImageError as error:  # of another machine
+        raise DatasetError(f"{where}: {error}") from error
     if not path.is_file():
         raise DatasetError(f"{where}: no image file {shown(str(path))}.")
     return path
