@@ -356,8 +356,8 @@ def test_limits_hold_for_the_videos_of_messages(tmp_path, monkeypatch):
     shots = FewShot([{"images": [], "prompt": "a", "answer": "b"}])
     with pytest.raises(ImageError, match="add --allow-url"):
         shots.ask(messages, processor=processor)
-    asked = shots.ask(messages, processor=processor, allow_url=True)
-    assert numbers(asked.images) == [7, 22]
+    found = shots.ask(messages, processor=processor, allow_url=True)
+    assert numbers(found.images) == [7, 22]
 
 
 def test_frames_in_a_file_start_from_its_folder(tmp_path):
