@@ -66,11 +66,11 @@ def find_config(name: str) -> tuple[MM1Config | VisionConfig, Path | None]:
     from mm1_mlx.checkpoint.hub import is_hub_id, local_snapshot
 
     for folder in (Path(name).expanduser(), _ASSETS / name):
-        if (folder / "config.json").is_file():
+        if _has_config(folder):
             return _of_folder(folder, name)
     if name in PRESETS:
         return PRESETS[name], None
-    if (found := local_snapshot(name)) is not None and any(found.glob("*config.json")):
+    if (found := local_snapshot(name)) is not None and _has_config(found):
         return _of_folder(found, name)
     if Path(name).expanduser().is_dir():
         hint = ""
@@ -84,6 +84,11 @@ def find_config(name: str) -> tuple[MM1Config | VisionConfig, Path | None]:
         f"There is no model {name!r}: not a preset, not a folder with a config.json"
         f"{hint or '; run mm1_mlx info without --model for the presets'}."
     )
+
+
+def _has_config(folder: Path) -> bool:
+    names = ("config.json", "open_clip_config.json")
+    return any((folder / name).is_file() for name in names)
 
 
 def _of_folder(folder: Path, name: str) -> tuple[MM1Config, Path]:
