@@ -74,7 +74,7 @@ def test_coco_by_the_api_of_coco(tmp_path, year):
     put(tmp_path, f"val{year}/nine.jpg", "blue")
     put(tmp_path, f"val{year}/three.jpg")
 
-    nine, three = captions.read_coco2014(tmp_path, "val")
+    nine, three = getattr(captions, f"read_coco{year}")(tmp_path, "val")
     assert (nine.id, nine.answers) == ("9", ("nine.jpg 0", "nine.jpg 1"))
     assert (three.id, three.answers) == ("3", ("three.jpg 0", "three.jpg 1"))
     assert [colour(nine), colour(three)] == ["blue", "red"]

@@ -243,10 +243,10 @@ def test_the_pretraining_form_is_a_line_for_each_shot():
 def test_the_chat_form_makes_earlier_turns_of_shots():
     asked = ask(COLOUR, shot("q", "?"), [shot("a", "red")], "chat", Chat)
     assert asked.prompt == [
-        {"role": "user", "content": "<image>\nWhich?"},
+        {"role": "user", "content": "<image>Which?"},
         {"role": "assistant", "content": "red"},
-        {"role": "user", "content": "<image>\nWhich?"},
-    ]
+        {"role": "user", "content": "<image>Which?"},
+    ]  # what stands between them the template writes
     assert asked.images == ["a.png", "q.png"]
     assert ask(COLOUR, shot("q", "?"), [], "chat", Chat).prompt == "Which?"
     turns = [{"role": "user", "content": "<image> Hm?"}]

@@ -151,8 +151,8 @@ class _Diary:
     def note(self, step: Any) -> None:
         """A step of the trainer."""
         self._now = step.examples
-        metrics = step.metrics
-        self._curve[step.step] = metrics["text" if "text" in metrics else "loss"]
+        loss = step.metrics["text" if "text" in step.metrics else "loss"]
+        self._curve[step.step] = round(loss, 4)  # as a process that goes on reads it
 
     def _spent(self) -> dict[str, float]:
         cpu, wall = self._start
@@ -168,7 +168,7 @@ class _Diary:
         known = {
             "seconds": self._spent(),
             "documents": self._documents + self._now,
-            "losses": {step: round(loss, 4) for step, loss in self._curve.items()},
+            "losses": self._curve,
         }
         with replacing_file(self._file) as temporary:
             temporary.write_text(json.dumps(known) + "\n", encoding="utf-8")

@@ -72,7 +72,8 @@ def small_picture(rng: random.Random) -> tuple[Image.Image, list[Question]]:
         image, question = small_text(rng, side)
         return image, [question]
     smallest = SMALLEST * 288 / side if side < 288 else SMALLEST
-    scene = small_scene(rng, smallest=smallest, most=6)
+    largest = rng.choice((2 * SMALLEST, LARGEST))  # half of them hard to see whole
+    scene = small_scene(rng, smallest=smallest, largest=largest, most=6)
     found: dict[str, Question] = {}
     for task in rng.sample(NAMED, 8):
         if question := asking.ASKERS[task](scene, rng, "training", None):
