@@ -110,9 +110,8 @@ def rows_of(cell: Cell, monkeypatch, steps: int = 12) -> list[list[Row]]:
     recipe = Recipe.from_dict(Run("joint", cell, 0).recipe(FULL))
     processor = make_processor(recipe.model, recipe.images, TOKENIZER)
     s = recipe.stages["joint"]
-    encode = document_encoder(
-        recipe.model, processor.tokenizer.encode, s.image_counts_as
-    )
+    encode = processor.tokenizer.encode
+    encode = document_encoder(recipe.model, encode, s.image_counts_as)
     room = round(s.batch * s.images_per_row)
     mixer = DocumentMixer(world.document, s.mix)
     return [

@@ -166,7 +166,8 @@ class Run:
     @property
     def cost(self) -> float:
         """Minutes of a processor core, about: seconds of a step, measured on an x86-64
-        server with its cores shared with other work, which makes them long."""
+        server with its cores shared with other work, which makes them long. Those of a
+        joint step are computed from shorter rows with fewer pictures."""
         patches = (self.cell.pixels // PATCH) ** 2
         if self.kind == "encoder":
             seconds = 0.30 + 0.0067 * (patches - 36)

@@ -92,6 +92,7 @@ def _file_samples(files: list[Path], folder: Path, needs: str) -> Iterator[Sampl
         raise DatasetError(f"{what} is no data: expected .jsonl, .json or .parquet.")
 
     def make(values: dict[str, Any]) -> Iterable[Sample]:
+        """The question of a row; Fault where what it needs is missing."""
         if needs:
             answered = needs in ("answers", "vqa")
             first(values, *(("answers", "answer") if answered else (needs,)))
