@@ -151,3 +151,28 @@ def stub(tmp_path, monkeypatch):
 
     yield make
     sys.modules.pop("stub_data", None)
+
+
+@pytest.fixture
+def chat(monkeypatch, capsys):
+    """A chat in this process, its lines as through a pipe."""
+    import io
+    import warnings
+    from types import SimpleNamespace
+
+    from helpers import need_tiny
+    from mm1_mlx.chat import main
+
+    need_tiny()
+
+    def talk(*lines: object, flags: tuple = ()):
+        text = "".join(f"{line}\n" for line in lines)
+        stdin = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        with warnings.catch_warnings():
+            code = main([str(flag) for flag in flags])
+        out, error = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=error)
+
+    return talk
