@@ -42,7 +42,13 @@ def test_pope(tmp_path):
     assert [s.id for s in part] == ["popular-1", "popular-2"]
 
 
-@pytest.mark.parametrize("start", ["", "MME_Benchmark_release_version/"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        *("", "MME_Benchmark/", "MME_Benchmark_release_version/"),
+        "MME_Benchmark_release_version/MME_Benchmark/",
+    ],
+)
 def test_mme(tmp_path, start):
     """Some categories have two folders, others one."""
     asked = "Is it a cat? Please answer yes or no.\t{}\nIs it a dog? Please.\t{}\n"

@@ -33,11 +33,40 @@ from mm1_mlx.evaluation.samples import Answered, Sample
         ("A dog", None),  # an article, not choice A
         ("E", None),  # there are four
         ("", None),
+        ("The answer is A cow.", "C"),  # the choice, not the letter
+        ("Answer: A mouse", None),
+        ("The best option is A because it purrs", "A"),
+        ("The answer is (A) a cat", "A"),
+        ("Answer: A", "A"),
+        ("I think B", "B"),
+        ("I think it is A or B", None),
+        ("It shows a cow in a field", "C"),
+        ("Either a cow or a pig", None),
+        ("A cowboy", None),
     ],
 )
 def test_letters(text, letter):
     sample = Sample(id="0", choices=("a cat", "the dog", "a cow", "a pig"))
     assert cleaning.letter(text, sample) == letter
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("It is B.", "B"),
+        ("B a dog", "B"),
+        ("A dog", "A"),  # as MMBench reads it
+        ("The answer is A cow.", "C"),
+        ("Surely not A nor B", None),
+        ("(C) of course, not B:", "B"),  # the order of its marks
+        ("E", None),
+        ("b", "B"),  # ours, in ChatGPT's place
+        ("It shows A COW in a field", "C"),
+    ],
+)
+def test_mmbenchs_letters(text, letter):
+    sample = Sample(id="0", choices=("a cat", "the dog", "a cow", "a pig"))
+    assert cleaning.mmbench_letter(text, sample) == letter
 
 
 def test_a_choice_of_one_letter_is_the_whole_text_of_it():
@@ -196,6 +225,8 @@ def test_mathvista_numbers_and_lists(text, kind, precision, answer):
         ("(B) tokyo", "tokyo"),
         ("The correct answer is (C).", "larger than"),
         ("A city: it has to be Tokyo", "tokyo"),
+        ("The right option is B, for its size. A is wrong.", "tokyo"),
+        ("The correct option is A, as it is near. B is wrong.", "osaka"),
         ("the answer is osaka", "osaka"),
         ("not tokyo or A, but osaka", "osaka"),
         ("A", "osaka"),

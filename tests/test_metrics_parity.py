@@ -168,6 +168,20 @@ def test_mmmus_letters():
     assert_same(found, [row[2] for row in rows], rows)
 
 
+def test_mmbenchs_letters():
+    """Where MMBench would not ask ChatGPT; a letter that no choice has is wrong."""
+    rows = stored("mmbench")["rows"]
+    assert len({row[2] for row in rows}) == 6  # A to E and none
+    for said, choices, wanted in rows:
+        sample = with_choices(choices)
+        found = cleaning.mmbench_letter(said, sample)
+        if wanted is None:
+            assert found == cleaning.letter(said, sample), said
+        else:
+            known = "ABCDE".index(wanted) < len(choices)
+            assert found == (wanted if known else None), said
+
+
 def test_scienceqas_letters_are_those_of_llavas_script():
     rows = stored("science")["rows"]
     found = [

@@ -91,29 +91,83 @@ def pope_yes_or_no(text: str, sample: Sample) -> str:
 
 _NO_MARKS = str.maketrans("", "", string.punctuation)
 _OPENING = re.compile(r"\(?([A-Za-z])(?:[).:,]|$)")
-_SAID = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*\(?([A-Z])\b(?!')")
+_SAID = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(\(?([A-Z])\b(?!').*)")
+# "A" and "I" are words, too: a mark, the end, or a reason behind one makes it a letter.
+_LETTER_ALONE = re.compile(
+    r"\(|[A-Z]\s*(?:[^\w\s]|$)|[A-Z]\s+(?:because|since|as|for)\b"
+)
+_STANDING = re.compile(r"(?<![\w'])[A-HJ-Z](?![\w'])")
 
 
 def letter(text: str, sample: Sample) -> str | None:
     """The letter of a choice, or None: ours.
 
-    "B", "B.", "(B)", "B: a cat", "The answer is B", or the whole text of a choice.
-    A letter that no choice has is None. It stands where MMBench asks ChatGPT which
-    choice is meant. MM1.5 counts exact letters alone; models that were not tuned on
-    such prompts also get the other forms.
+    "B", "B.", "(B)", "B: a cat", "The answer is B", or the whole text of a choice, also
+    behind "the answer is"; else the one letter or the one choice that is named. A
+    letter that no choice has is None. MM1.5 counts exact letters alone; models that
+    were not tuned on such prompts also get the other forms.
     """
     said = first_line(text, sample)
-    n = len(sample.choices) or len(LETTERS)
-    match = _OPENING.match(said) or _SAID.search(said)
-    if match:
-        found = match.group(1).upper()
-        if LETTERS.index(found) < n:
-            return found
+    names = LETTERS[: len(sample.choices) or len(LETTERS)]
+    if (opens := _OPENING.match(said)) and opens.group(1).upper() in names:
+        return opens.group(1).upper()
+    if told := _SAID.search(said):
+        behind, named = told.groups()
+        if (whole := _of_words(behind, sample.choices)) is not None:
+            return whole
+        if named in names and (named not in "AI" or _LETTER_ALONE.match(behind)):
+            return named
+    if (whole := _of_words(said, sample.choices)) is not None:
+        return whole
+    standing = set(_STANDING.findall(said)) & set(names)
+    if len(standing) == 1 and "A" not in standing:
+        return standing.pop()
+    within = [
+        name
+        for name, choice in zip(LETTERS, sample.choices, strict=False)
+        if re.search(rf"(?<!\w){re.escape(choice.strip().lower())}(?!\w)", said.lower())
+    ]
+    return within[0] if len(within) == 1 else None
+
+
+def _of_words(said: str, choices: Sequence[str]) -> str | None:
+    """The letter of the choice that a text is, word for word."""
     plain = said.removesuffix(".").strip().lower()
-    for name, choice in zip(LETTERS, sample.choices, strict=False):
+    for name, choice in zip(LETTERS, choices, strict=False):
         if choice.strip().removesuffix(".").lower() == plain:
             return name
     return None
+
+
+# What stands around a letter of MMBench's rule, in the order in which it looks.
+_AROUND = (
+    *(("", "."), ("", ","), ("", ":"), ("", ")"), ("", ").")),
+    *(("(", ")"), ("(", ")."), (":", ""), (":", ","), (":", "."), (":", ")")),
+    (":", ")."),
+)
+
+
+def mmbench_letter(text: str, sample: Sample) -> str | None:
+    """Rule of MMBench, then `letter` where MMBench asks ChatGPT which choice is meant.
+
+    MMBench (lmms-eval's mmbench_evals.py, can_infer): the one letter of A to E that
+    stands alone, or with one of a few marks, where "A" in more than three words may be
+    an article; else the one choice whose words are part of the text.
+    """
+    words = text.split()
+    alone = [name for name in LETTERS[:5] if name in words]
+    found = alone if alone != ["A"] or len(words) <= 3 else []
+    for before, behind in _AROUND:
+        if len(found) == 1:
+            break
+        found = [n for n in LETTERS[:5] if f"{before}{n}{behind}" in words]
+    if len(found) == 1:
+        return found[0] if found[0] in LETTERS[: len(sample.choices)] else None
+    said = text.lower()
+    told = [
+        n for n, c in zip(LETTERS, sample.choices, strict=False) if c.lower() in said
+    ]
+    return told[0] if len(told) == 1 else letter(text, sample)
 
 
 def exact_letter(text: str, sample: Sample) -> str | None:

@@ -53,6 +53,10 @@ _OPENFLAMINGO = "OpenFlamingo: cut before its next words and at a comma"
 _NORMAL = "both sides always normalized as by VQA's script"
 _EVALAI = "both sides always normalized by EvalAIAnswerProcessor"
 _LETTERS = "ours: a letter, or the text of a choice"
+_MMBENCH = (
+    "ours: MMBench's own rule (the one letter, else the one choice, that is named), "
+    "then another one where MMBench asks ChatGPT"
+)
 _LINE = "ours: the first line"
 
 
@@ -139,14 +143,10 @@ READINGS: dict[str, Reading] = {
         rule="lmms-eval: the first character",
     ),
     "mmbench": Reading(
-        clean=cleaning.letter,
-        metric=circular_accuracy,
-        rule=f"{_LETTERS}, where MMBench asks ChatGPT",
+        clean=cleaning.mmbench_letter, metric=circular_accuracy, rule=_MMBENCH
     ),
     "mmbench_once": Reading(
-        clean=cleaning.letter,
-        metric=choice_accuracy,
-        rule=f"{_LETTERS}, where MMBench asks ChatGPT",
+        clean=cleaning.mmbench_letter, metric=choice_accuracy, rule=_MMBENCH
     ),
     "refcoco": Reading(
         clean=first_box,

@@ -106,14 +106,13 @@ read_seed_image = reader(_seed_image_row, _seed(only_images=True))
 
 _ROUNDS = 1_000_000  # question 7 turned once is 1000007, twice 2000007
 _SHORT = 64  # an image cell below so many characters is another question's index
-_NOTHING = ("", "nan", "none")
 
 
 def _given(values: dict[str, Any], key: str) -> str:
-    """A cell's text; "" where the table has none."""
+    """A cell's text; "" where the table has none ("nan", as pandas writes it)."""
     found = values.get(key)
     found = "" if found is None else str(found)
-    return "" if found.strip().lower() in _NOTHING else found
+    return "" if found.strip() in ("", "nan") else found
 
 
 def _mmbench_sample(values: dict[str, Any], image: Any) -> Sample:

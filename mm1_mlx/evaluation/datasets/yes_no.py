@@ -115,9 +115,11 @@ def _mme_row(values: dict[str, Any]) -> Iterable[Sample]:
 
 def _mme(place: Place, split: str) -> Iterator[Sample]:
     """A folder for each category: pictures, and beside each a text of the same name
-    with two lines "question<TAB>Yes". Some have images/ and questions_answers_YN/."""
+    with two lines "question<TAB>Yes". Some have images/ and questions_answers_YN/.
+    Today's archive has them in MME_Benchmark, beside its eval_tool."""
     root = place.folder
-    root = root / _MME if (root / _MME).is_dir() else root
+    for inner in (_MME, "MME_Benchmark"):
+        root = root / inner if (root / inner).is_dir() else root
     asked = sorted([*root.glob("*/*.txt"), *root.glob(f"*/{_QUESTIONS}/*.txt")])
     if not asked:
         raise place.missing(f"MME: {_MME} with folders like count/ and their texts")

@@ -16,8 +16,12 @@ from mm1_mlx.evaluation.samples import Answered, Sample, Score
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:e[-+]?\d+)?")
 _LIST = re.compile(r"\[[^\[\]]*\]")
-# "the answer is", "answer:", "final answer =": what follows the last of them counts.
-_TELLS = re.compile(r"(?:answer|result)(?:\s+is)?\s*[:=]?\s+|=\s*", re.IGNORECASE)
+# "the answer is", "answer:", "the right option is", "final answer =": what follows the
+# last of them counts.
+_TELLS = re.compile(
+    r"(?:(?:answer|result)(?:\s+is)?|(?:option|choice)\s+is)\s*[:=]?\s+|=\s*",
+    re.IGNORECASE,
+)
 _LETTER = re.compile(r"\(([A-Za-z])\)|(?<![\w'])([A-Z])(?![\w'])")
 
 
@@ -32,7 +36,10 @@ def extract(text: str, sample: Sample) -> str:
     tells = list(_TELLS.finditer(text))
     found = []
     if tells:
-        found = _asked_for(text[tells[-1].end() :].strip(), sample)[:1]
+        behind = text[tells[-1].end() :].strip()
+        if sample.choices:  # what comes later may name the wrong ones
+            found = _asked_for(re.split(r"[.;]\s|\n", behind)[0], sample)
+        found = found or _asked_for(behind, sample)[:1]
     found = found or _asked_for(text, sample)
     return found[-1] if found else text
 
