@@ -90,8 +90,9 @@ class App(ThreadingHTTPServer):
 
     @property
     def names(self) -> tuple[str, str]:
-        """How a browser on this machine names this server."""
-        return f"{HOST}:{self.server_port}", f"localhost:{self.server_port}"
+        """How a browser on this machine names this server; without the port 80."""
+        port = "" if self.server_port == 80 else f":{self.server_port}"
+        return f"{HOST}{port}", f"localhost{port}"
 
 
 class Refused(Exception):

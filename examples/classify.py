@@ -35,6 +35,7 @@ from mm1_mlx.errors import DatasetError, ImageError, UsageError
 from mm1_mlx.inputs.images import load_image
 from mm1_mlx.inputs.prompts import plural
 
+COLUMNS = ["picture", "class", "answer", "right", "nearest example"]
 DRAWN = {"dax": "circle", "wug": "star", "tib": "heart"}  # name and shape
 AT_ONCE = 8  # questions in a batch
 
@@ -105,11 +106,28 @@ def divide(
     return shown, asked
 
 
+def check_out(folder: Path) -> None:
+    """Only what an earlier run has left there is written over. DatasetError."""
+    if folder.exists() and not folder.is_dir():
+        raise DatasetError(f"{folder} is a file, but OUT is a folder: name another.")
+    answers = folder / "answers.csv"
+    try:
+        with answers.open(encoding="utf-8", newline="") as file:
+            made_here = next(csv.reader(file), None) == COLUMNS
+    except (OSError, ValueError, csv.Error):
+        made_here = False
+    for file in (answers, folder / "shots.jsonl"):
+        if file.exists() and not made_here:
+            raise DatasetError(
+                f"{file} is there already, and was not written by this command: name "
+                f"another folder than {folder}."
+            )
+
+
 def write_shots(
     file: Path, shown: Sequence[tuple[Path, str]], question: str | None
 ) -> None:
     """The examples as FewShot reads them; paths start from the file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8") as out:
         for picture, label in shown:
             values = {"image": os.path.relpath(picture, file.parent), "answer": label}
@@ -154,7 +172,7 @@ def write_answers(file: Path, outcomes: Sequence[Outcome]) -> None:
     """One line for each picture that was asked about."""
     with file.open("w", encoding="utf-8", newline="") as out:
         rows = csv.writer(out)
-        rows.writerow(["picture", "class", "answer", "right", "nearest example"])
+        rows.writerow(COLUMNS)
         for o in outcomes:
             rows.writerow([o.picture, o.label, o.answer, int(o.right), o.nearest])
 
@@ -227,9 +245,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.out is None:
         raise UsageError("two folders are needed: PICTURES and OUT")
+    check_out(args.out)
     rng = random.Random(args.seed)
     pictures, bad = readable(find_pictures(args.pictures))
     shown, asked = divide(pictures, args.examples, rng)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_answers(args.out / "answers.csv", [])  # says whose folder it is
     write_shots(args.out / "shots.jsonl", shown, args.question)
     outcomes = classify(args, asked, min(args.shots, len(shown)))
     write_answers(args.out / "answers.csv", outcomes)

@@ -23,6 +23,7 @@ from mm1_mlx.cli.parser import Parser, whole_number
 from mm1_mlx.cli.progress import progress_bar
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.errors import ImageError, MM1Error
+from mm1_mlx.inputs.prompts import with_image_slots
 
 COLUMNS = ["path", "description", "tokens", "seconds"]
 SUFFIXES = (
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
     """Describe what has no row yet; 1 where something cannot be read."""
     from mm1_mlx import batch_generate, load
 
+    with_image_slots(args.prompt, 1)  # fails before anything is loaded or written
     names = find_pictures(args.folder, inside=args.inside)
     rows = read_rows(args.out)
     done = {row[0] for row in rows}

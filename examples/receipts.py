@@ -31,6 +31,7 @@ from examples.describe_folder import (
 from mm1_mlx.cli.parser import Parser, whole_number
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.errors import MM1Error
+from mm1_mlx.inputs.prompts import with_image_slots
 
 TINY = "mm1-tiny"
 FIELDS = ("merchant", "date", "currency", "total", "items")
@@ -117,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask about each picture that has no line yet; 1 where one cannot be read."""
     from mm1_mlx import generate, load
 
+    with_image_slots(args.prompt, 1)  # fails before anything is loaded or written
     names = find_pictures(args.folder)
     before = read_lines(args.out)
     done = {line["file"] for line in before}

@@ -6,7 +6,8 @@
 
 The first line draws a folder to try it with: shapes in all colours. All pictures of a
 folder and of the folders in it are looked at. Printed are the nearest ones with their
-cosine; found.png shows them beside the query. --index FILE keeps the features: the next
+cosine; found.png shows them beside the query (an earlier sheet is written over, any
+other file is not). --index FILE keeps the features: the next
 search looks only at pictures that are new or changed. A picture that cannot be read is
 one line on stderr, and the exit code is 1.
 """
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from examples.mm1_tiny.drawing import draw
 from examples.mm1_tiny.scenes import COLOURS, SHAPES, arrange
@@ -29,6 +31,7 @@ from mm1_mlx.inputs.images import load_image
 from mm1_mlx.inputs.video import ENDINGS, natural_order
 
 SIDE, GAP, ACROSS = 160, 8, 5  # of the contact sheet; pixels, pictures in a row
+MADE_BY = "python -m examples.search"  # what a sheet says in its file
 
 
 def draw_pictures(folder: Path, count: int, seed: int) -> None:
@@ -44,9 +47,9 @@ def draw_pictures(folder: Path, count: int, seed: int) -> None:
     print(f"{folder}: {count} pictures")
 
 
-def find_pictures(folder: Path) -> list[Path]:
+def find_pictures(folder: Path, sheet: Path | None = None) -> list[Path]:
     """Every picture in a folder and its folders, in natural order, without hidden
-    ones."""
+    ones and an earlier sheet."""
     if not folder.is_dir():
         raise DatasetError(f"There is no folder {folder}.")
     found = [
@@ -55,6 +58,7 @@ def find_pictures(folder: Path) -> list[Path]:
         if path.suffix.lower().lstrip(".") in ENDINGS
         and path.is_file()
         and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+        and not (sheet is not None and sheet.exists() and path.samefile(sheet))
     ]
     if not found:
         raise DatasetError(f"{folder} has no pictures.")
@@ -104,6 +108,33 @@ def sheet(query: Path, found: Sequence[tuple[float, Path]]) -> Image.Image:
     return page
 
 
+def check_sheet(place: Path) -> None:
+    """Nothing but an earlier sheet is written over. UsageError, DatasetError."""
+    if place.suffix.lower() != ".png":
+        raise UsageError(f"--sheet {place} must end with .png")
+    if not place.exists():
+        return
+    try:
+        with Image.open(place) as earlier:
+            made_here = earlier.info.get("Software") == MADE_BY
+    except OSError:  # a folder, or no picture
+        made_here = False
+    if not made_here:
+        raise DatasetError(
+            f"--sheet {place} is there already, and no sheet of this command: give "
+            f"another name."
+        )
+
+
+def write_sheet(place: Path, query: Path, found: Sequence[tuple[float, Path]]) -> None:
+    """The sheet as a PNG that says what made it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    mark = PngInfo()
+    mark.add_text("Software", MADE_BY)
+    sheet(query, found).save(place, format="PNG", pnginfo=mark)
+    print(place, file=sys.stderr)
+
+
 def parser() -> Parser:
     """The flags of this command."""
     p = Parser(prog="python -m examples.search", description=__doc__ or "")
@@ -128,17 +159,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.query is None:
         raise UsageError("the following arguments are required: --query")
-    if args.sheet is not None and args.sheet.suffix.lower() != ".png":
-        raise UsageError(f"--sheet {args.sheet} must end with .png")
-    found, failed = nearest(args, find_pictures(args.pictures))
+    if args.sheet is not None:
+        check_sheet(args.sheet)
+    found, failed = nearest(args, find_pictures(args.pictures, args.sheet))
     for error in failed:
         print(f"skipped: {error}", file=sys.stderr)
     for value, path in found:
         print(f"{value:.4f} {path}")
     if args.sheet is not None:
-        args.sheet.parent.mkdir(parents=True, exist_ok=True)
-        sheet(args.query, found).save(args.sheet, format="PNG")
-        print(args.sheet, file=sys.stderr)
+        write_sheet(args.sheet, args.query, found)
     return int(bool(failed))
 
 

@@ -147,6 +147,17 @@ NO_PICTURE = [
     ("/", None),
     ("~", None),
     ("What is b.png?", None),
+    ("What is {}/b.png?", "{}/b.png"),
+    ("Is {}/a.png like {}/b.png, or not?", "{}/b.png"),
+    ("Is {}/old/my cat.png red?", "{}/old/my cat.png"),
+    ("Is '{}/my dog.png' red?", "'{}/my dog.png'"),
+    ("Is {}/my\\ dog.png red?", "{}/my\\ dog.png"),
+    ("Is it in file://{}/b.png", "file://{}/b.png"),
+    ("b.png", "b.png"),
+    ("b.png a.png", "b.png"),
+    ("a.png", None),
+    ("Is it red and/or 1/2 of ./a, ~ or / ?", None),
+    ("Is {}/notes.txt red, or {} ?", None),
     ("", None),
 ]
 
@@ -167,6 +178,23 @@ def test_a_missing_picture_is_told_and_nothing_asked(chat, pictures):
     assert told[1] == "error: No image file aa.png. Did you mean a.png?"
     assert "is a folder, but an image file was expected" in told[2]
     assert "unknown command '/imge'; did you mean '/image'?" in told[3]
+    inside = (
+        f"Is a.png like {pictures}/aa.png ?",
+        "a.png aa.png",
+        "/image a.png aa.png",
+    )
+    done = chat(*inside, "/image")
+    assert (done.returncode, done.stdout) == (1, "")
+    *told, last = done.stderr.splitlines()
+    assert [line.startswith("error: No image file ") for line in told].count(True) == 3
+    assert last == "no pictures: /image PATH shows one"  # the others wait for nothing
+
+
+def test_marks_around_a_path_are_no_question(chat, pictures):
+    done = chat("a.png.", f"({pictures}/cat.png)", "/image")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "/a.png (for the next question)" in done.stderr
+    assert "/cat.png (for the next question)" in done.stderr
 
 
 def test_dropped_pictures_are_shown(chat, pictures):

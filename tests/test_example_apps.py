@@ -99,6 +99,8 @@ def test_wrong_input_of_the_table(photos, tmp_path, capsys):
         ((photos, tmp_path / "absent" / "x.csv"), r"cannot be written: there is no"),
         ((photos, photos), r"cannot be read"),
         ((photos, tmp_path / "x.csv", "--model", "mm1-tinny"), r"mm1-tinny"),
+        ((photos, tmp_path / "x.csv", "--prompt", ""), r"The prompt is empty"),
+        ((photos, tmp_path / "x.csv", "--prompt", "<image><image>"), r"2 .*1 "),
     ]
     for args, pattern in cases:
         code = run(describe_folder, *args)
@@ -253,6 +255,12 @@ def test_the_app_refuses_what_it_should(server):
     # A length is asked for before anything is read.
     headers = {"Transfer-Encoding": "chunked"}
     assert request(server, *post, iter([b"x"]), **headers)[0] == 411
+
+
+def test_a_browser_leaves_the_usual_port_out(monkeypatch):
+    monkeypatch.setattr(app.App, "server_port", 80, raising=False)
+    names = app.App.names.fget(app.App)
+    assert names == ("127.0.0.1", "localhost")
 
 
 def test_the_app_goes_on_when_a_browser_leaves(server):

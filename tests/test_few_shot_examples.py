@@ -192,6 +192,38 @@ def test_an_index_that_is_another_file_is_not_written_over(pictures, tmp_path, c
     assert "Delete" not in line and index.read_text() == "mine"
 
 
+def test_a_sheet_writes_over_nothing_but_a_sheet(pictures, tmp_path, capsys):
+    """And is none of the pictures that are searched."""
+    need_tiny()
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    query = sorted(folder.glob("*_*.png"))[0]
+    before = query.read_bytes()
+    flags = [str(folder), "--query", str(query), "--top", "3", "--sheet"]
+    assert search.main([*flags, str(query)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is there already, and no sheet of this command" in line
+    assert query.read_bytes() == before
+    found = []
+    for _ in "12":
+        assert search.main([*flags, str(folder / "found.png")]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1] and "found.png" not in found[0]
+
+
+def test_only_what_a_sorting_wrote_is_written_over(classes, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "shots.jsonl").write_text("{}\n")
+    assert classify.main([str(classes), str(mine)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "shots.jsonl is there already, and was not written by this" in line
+    assert (mine / "shots.jsonl").read_text() == "{}\n"
+    assert classify.main([str(classes), str(mine / "shots.jsonl")]) == 1
+    assert "is a file, but OUT is a folder" in capsys.readouterr().err
+    assert [path.name for path in mine.iterdir()] == ["shots.jsonl"]
+
+
 def find(folder):
     """Its pictures that can be read."""
     return [path for path in folder.rglob("[!.]*.png") if path.name != "broken.png"]

@@ -68,22 +68,41 @@ def is_path(line: str) -> bool:
 
 
 def no_picture(line: str) -> str | None:
-    """The full path that a line begins with, of a picture that is missing or of a
-    folder; None for a picture that is there, a command, and other text.
+    """The path of a picture that is missing, or of a folder, where a line begins with
+    its full path; the full path of a missing picture anywhere; a bare name of one in a
+    line of nothing else. None for pictures that are there, a command, and other text.
 
     A folder with a text behind it counts where a command could stand, else it may be
     meant as text.
     """
     text = line.strip()
-    if not _FULL.match(text) or _beginning(text) is not None:
+    if text and all(map(_has_ending, text.split())) and _beginning(text) is None:
+        return _missing_name(text) or text.split()[0]
+    if _FULL.match(text) and _beginning(text) is None:
+        word = _SHELL_WORD.match(text)[0]  # type: ignore[index]  # never empty
+        for name in (word.rstrip(_BEHIND), text):
+            if re.search(r"[/.]", word[1:]) and _has_ending(name):
+                return name
+            if (text[0] == "/" or name == text) and _is_folder(name):
+                return name
+    starts = [match.start() for match in _INSIDE.finditer(text)][:_MOST]
+    names = (
+        _missing_name(text[i:]) for i in starts if i and _beginning(text[i:]) is None
+    )
+    return next((name for name in names if name), None)
+
+
+def _missing_name(text: str) -> str | None:
+    """The name with a picture's ending that a text begins with; it may have spaces
+    behind a folder's name."""
+    word = _SHELL_WORD.match(text)[0].rstrip(_BEHIND)  # type: ignore[index]
+    if _has_ending(word):
+        return word
+    if word.count("/") < 2 or _is_folder(word):
         return None
-    word = _SHELL_WORD.match(text)[0]  # type: ignore[index]  # never empty
-    for name in (word.rstrip(_BEHIND), text):
-        if re.search(r"[/.]", word[1:]) and _has_ending(name):
-            return name
-        if (text[0] == "/" or name == text) and _is_folder(name):
-            return name
-    return None
+    ends = [match.start() for match in _GAP.finditer(text)][1:_LONGEST]
+    names = (text[:end].rstrip(_BEHIND) for end in [*ends, len(text)])
+    return next((name for name in names if _has_ending(name)), None)
 
 
 def _is_folder(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -105,12 +106,9 @@ class Session:
         if not paths and text.startswith("/"):  # neither a command nor a file
             return self._command(text)
         waiting = len(self._talk.waiting)
-        try:
-            for path in paths:
-                self._show(path)
-        except Exception:  # the others wait for no other question
-            del self._talk.waiting[waiting:]
-            raise
+        self._show_all(paths)
+        if paths and not re.search(r"\w", rest.replace(IMAGE_TOKEN, "")):
+            return True  # marks around paths are no question
         if IMAGE_TOKEN in rest and IMAGE_TOKEN not in line:  # in place of the paths
             rest = IMAGE_TOKEN * waiting + rest
         if rest:
@@ -189,10 +187,18 @@ class Session:
         name = Path(shown.name).name if "://" not in shown.name else shown.name
         self._note(f"picture: {name}, {shown.size[0]}x{shown.size[1]}")
 
+    def _show_all(self, paths: list[str]) -> None:
+        waiting = len(self._talk.waiting)
+        try:
+            for path in paths:
+                self._show(path)
+        except Exception:  # the others wait for no other question
+            del self._talk.waiting[waiting:]
+            raise
+
     def _do_image(self, argument: str) -> None:
         if argument:
-            for path in paths_in(argument):
-                self._show(path)
+            self._show_all(paths_in(argument))
             return
         said = [p for each in self._talk.exchanges for p in each.pictures]
         for number, picture in enumerate([*said, *self._talk.waiting], 1):
