@@ -62,6 +62,13 @@ def test_a_figure_with_shots_stands_with_them():
     assert (one.value, one.shots) == (78.5, 4) and "4 shots and chain" in one.note
 
 
+def test_figures_of_another_prompt_say_so():
+    (one,) = published("textvqa_val", model="LLaVA-1.5-7B")
+    assert one.value == 58.2 and "OCR program" in one.note
+    (one,) = published("pope", model="LLaVA-1.5-7B")
+    assert "OCR" not in one.note
+
+
 def test_a_table_names_its_sources_once():
     text = published_table("ok_vqa_val2014")
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
