@@ -1,6 +1,7 @@
 """The mixes of the last rounds: what a round of everything had left behind round 5.
 
-recipe_13.json and recipe_14.json read this module (with other shares in 13: LAB.md).
+recipe_13.json to recipe_15.json read this module (with other shares in 13 and 14:
+LAB.md).
 Equal things, of which round 12 counted one too few or too many; what the first card
 called weak: questions in capitals, outlines, things that overlap; and what round 13 had
 too little of: words, digits, things whose colour or shape has no name.
@@ -13,12 +14,12 @@ from mm1_mlx.training.documents import Document
 
 MIXES = documents.Mixes(
     caption={
-        "scene": 0.3, "several": 0.06, "capitals": 0.03, "outlined": 0.03,
-        "overlapping": 0.04, "boxes": 0.06, "steps": 0.06, "unnamed": 0.12,
-        "digits": 0.09, "word": 0.17, "unknown": 0.04,
+        "scene": 0.28, "several": 0.05, "capitals": 0.04, "outlined": 0.03,
+        "overlapping": 0.03, "boxes": 0.05, "steps": 0.06, "unnamed": 0.15,
+        "digits": 0.1, "word": 0.16, "unknown": 0.05,
     },
     interleaved={
-        "comparison": 0.6, "few_shot": 0.1, "multi_turn": 0.12, "talk": 0.18,
+        "comparison": 0.66, "few_shot": 0.08, "multi_turn": 0.1, "talk": 0.16,
     },
     long={
         "naming": 0.3, "tiles": 0.44, "numbered": 0.08, "steps": 0.13, "shots": 0.05,
