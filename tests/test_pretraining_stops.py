@@ -1,6 +1,7 @@
 """Training runs that are stopped and gone on with, or start from another's files."""
 
 import json
+import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -203,6 +204,26 @@ def test_the_joint_stage_can_go_on_with_the_region_contrast(stub, tmp_path):
     model = load_model_state(out / "joint.safetensors", recipe.model)
     for name, array in tree_flatten(model.parameters()):
         assert_equal(array, joint[f"parameters.{name}"], name)
+
+
+def test_a_later_round_goes_on_with_the_region_texts(stub, tmp_path):
+    """Of the run whose model it starts from; a model that stands alone has none."""
+    still = {"steps": 1, "learning_rate": 1e-12, "contrast": 0.3}
+    recipe, out, tokenizer = stub(joint=still)
+    model = pretrain(recipe, out, tokenizer)
+    before, told = arrays_of(out / "joint.safetensors"), []
+    shutil.copytree(model, tmp_path / "alone" / "model")
+    for name, init in (("next", model), ("other", tmp_path / "alone" / "model")):
+        again = tmp_path / name
+        files = (recipe, again, tokenizer)
+        pretrain(*files, stage="joint", init=init, tell=told.append)
+    after = arrays_of(tmp_path / "next" / "joint.safetensors")
+    for name in before:
+        if name.startswith("parameters.contrast."):
+            assert mx.allclose(after[name], before[name], atol=1e-6), name
+    about = [line for line in told if "region texts" in line]
+    assert about[0] == f"joint: region texts from {out / 'joint.safetensors'}"
+    assert about[1].endswith("so they start fresh")
 
 
 def test_the_contrast_learns_from_the_pictures_of_documents(stub):

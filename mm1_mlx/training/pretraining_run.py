@@ -19,6 +19,7 @@ from mm1_mlx.training.state import load_state, set_weights
 from mm1_mlx.training.trainer import Progress, Trainer
 
 ENCODER_CHECKPOINT = "encoder.safetensors"
+JOINT_CHECKPOINT = "joint.safetensors"
 ENCODER_WEIGHTS = "encoder_weights.safetensors"
 MODEL_FOLDER = "model"
 
@@ -50,7 +51,8 @@ def pretrain(
     optimizer. For the encoder stage it is the folder of another run, whose
     encoder.safetensors is taken; for the joint stage a model folder, whose encoder
     gives way to that of this run's own encoder stage, where there was one. It may be of
-    another picture size: then its position tables are interpolated. tell:
+    another picture size: then its position tables are interpolated. A region contrast
+    goes on with the texts of the joint stage whose folder the model is in. tell:
     receives a line now and then; report: the state after every step. stop: asked after
     every step; True saves and ends the run.
 
@@ -97,7 +99,7 @@ def _begin(trainer: Trainer, name: str, init: Path | None, out: Path, tell) -> N
         trainer.begin_with(init / ENCODER_CHECKPOINT)
         tell(f"encoder: starts from {init}")
     if name == "joint" and trainer.stage.contrast is not None:
-        _take_contrast(trainer.stage.contrast, out, tell)
+        _take_contrast(trainer.stage.contrast, out, init, tell)
     if trainer.resume():
         tell(f"{name}: going on from step {trainer.step}")
 
@@ -169,15 +171,20 @@ def resized_positions(start: MM1, model: MM1) -> dict[str, mx.array]:
     return weights
 
 
-def _take_contrast(contrast: RegionText, out: Path, tell) -> None:
-    """What this run's encoder stage learned to describe regions by, where it did."""
-    file = out / ENCODER_CHECKPOINT
+def _take_contrast(contrast: RegionText, out: Path, init: Path | None, tell) -> None:
+    """What regions are described by: as this run's encoder stage learned it, or else
+    the joint stage beside the model that it starts from."""
+    places = [(out / ENCODER_CHECKPOINT, "")]
+    if init is not None:
+        places.append((init.parent / JOINT_CHECKPOINT, "contrast."))
     names = _flat(contrast)
-    found: dict[str, mx.array] = {}
-    if file.exists():
-        found = _flat_tree(load_state(file)[0].get("parameters", {}))
-    if names.keys() <= found.keys():
-        contrast.load_weights([(name, found[name]) for name in names])
-        tell(f"joint: region texts from {file}")
-    else:
-        tell("joint: no region texts in this folder, so they start fresh")
+    for file, prefix in places:
+        if not file.exists():
+            continue
+        known = _flat_tree(load_state(file)[0].get("parameters", {}))
+        found = {name: known.get(prefix + name) for name in names}
+        if all(v is not None and v.shape == names[k].shape for k, v in found.items()):
+            contrast.load_weights(list(found.items()))
+            tell(f"joint: region texts from {file}")
+            return
+    tell("joint: no region texts in this folder, so they start fresh")
