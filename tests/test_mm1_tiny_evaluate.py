@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from small_tokenizers import sentencepiece_model
 
 from examples.mm1_tiny import assemble, elsewhere, evaluate, photos
@@ -18,7 +18,15 @@ from examples.mm1_tiny.scoring import (
     wilson,
 )
 from examples.mm1_tiny.tasks import SCENE_TASKS, TASKS
-from helpers import ROOT, assert_equal, assert_fails, needs, run_here, run_python
+from helpers import (
+    ROOT,
+    assert_close,
+    assert_equal,
+    assert_fails,
+    needs,
+    run_here,
+    run_python,
+)
 from mm1_mlx.errors import DatasetError
 
 # --- counting ------------------------------------------------------------------------
@@ -279,6 +287,26 @@ def test_the_assembled_folder_is_the_run(run_folder, assembled):
     start = ids.index(5)  # <user>, then the picture
     assert ids[0] == 1 and ids[start + 1 : start + 18] == [4] * 16 + [ids[start + 17]]
     assert ids[-1] == 6  # <assistant>
+
+
+def test_the_mean_of_runs(run_folder, tmp_path):
+    from mm1_mlx import load
+    from mm1_mlx.training.state import load_state, save_state
+
+    trees, facts = load_state(run_folder / "joint.safetensors")
+    trees["parameters"] = tree_map(lambda array: 3 * array, trees["parameters"])
+    (tmp_path / "other").mkdir()
+    save_state(tmp_path / "other" / "joint.safetensors", trees, facts)
+    out = tmp_path / "model"
+    flags = ["--run", str(run_folder), "--average", str(tmp_path / "other")]
+    assert assemble.main([*flags, "--out", str(out)]) == 0
+    model, _ = load(out)
+    stored = dict(tree_flatten(load_state(run_folder / "joint.safetensors")[0]))
+    for name, array in tree_flatten(model.parameters()):
+        # float16 keeps eleven bits
+        twice = 2 * stored[f"parameters.{name}"]
+        assert_close(array, twice, atol=1e-6, rtol=2**-11)
+    assert model.config.extra["mean_of_runs"] == 2
 
 
 def photo():

@@ -13,6 +13,7 @@ can be assembled too: its last checkpoint is taken.
 import json
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,20 @@ cp runs/15/model/* mm1_mlx/assets/mm1-tiny
 """
 
 
-def assemble(run: Path, out: Path, recipe_file: Path, tokenizer: Path) -> None:
-    """Write config, float16 weights, vocabulary and picture settings into `out`."""
+def assemble(
+    run: Path,
+    out: Path,
+    recipe_file: Path,
+    tokenizer: Path,
+    average: Sequence[Path] = (),
+) -> None:
+    """Write config, float16 weights, vocabulary and picture settings into `out`.
+
+    average: runs that this one went on from; the weights are the mean of all of them
+    ("Model soups", arXiv 2203.05482).
+    """
+    from mlx.utils import tree_map
+
     from mm1_mlx.training.model_folder import make_processor, write_model
     from mm1_mlx.training.recipe import read_recipe
     from mm1_mlx.training.state import load_model_state, load_state
@@ -74,6 +87,12 @@ def assemble(run: Path, out: Path, recipe_file: Path, tokenizer: Path) -> None:
     model = load_model_state(checkpoint, recipe.model)
     step = load_state(checkpoint)[1]["step"]
     made = {"made_by": "python -m mm1_mlx.pretrain", "joint_steps": step}
+    if average:
+        files = [each / checkpoint.name for each in average]
+        all_runs = [model, *(load_model_state(file, recipe.model) for file in files)]
+        made["mean_of_runs"] = len(all_runs)
+        weights = [each.parameters() for each in all_runs]
+        model.update(tree_map(lambda *w: sum(w) / len(w), *weights))
     model.config = replace(recipe.model, extra=made)
     processor = make_processor(
         model.config, recipe.images, tokenizer, recipe.chat_template
@@ -164,6 +183,14 @@ def parser() -> Parser:
         help="the model folder; default: %(default)s",
     )
     add("--recipe", type=Path, default=HERE / "recipe.json", help="of the run")
+    add(
+        "--average",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="the mean with the weights of earlier runs",
+    )
     add("--tokenizer", type=Path, help="default: tokenizer.model of the run")
     add("--card", type=Path, metavar="RESULT", help="evaluate's --json; only the card")
     add(
@@ -181,7 +208,7 @@ def run(args) -> None:
     """Write the folder, or the card into it."""
     if args.card is None:
         tokenizer = args.tokenizer or args.run / "tokenizer.model"
-        assemble(args.run, args.out, args.recipe, tokenizer)
+        assemble(args.run, args.out, args.recipe, tokenizer, args.average)
     elif not (args.out / "config.json").is_file():
         raise CheckpointError(
             f"There is no model folder {args.out}. Assemble it first."
