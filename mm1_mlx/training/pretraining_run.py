@@ -182,8 +182,9 @@ def _take_contrast(contrast: RegionText, out: Path, init: Path | None, tell) -> 
         if not file.exists():
             continue
         known = _flat_tree(load_state(file)[0].get("parameters", {}))
-        found = {name: known.get(prefix + name) for name in names}
-        if all(v is not None and v.shape == names[k].shape for k, v in found.items()):
+        found = {k: known[prefix + k] for k in names if prefix + k in known}
+        shapes = {name: array.shape for name, array in found.items()}
+        if shapes == {name: array.shape for name, array in names.items()}:
             contrast.load_weights(list(found.items()))
             tell(f"joint: region texts from {file}")
             return
