@@ -38,6 +38,7 @@ TYPE_CHECKING = False  # importing typing for it takes longer than all the rest 
 if TYPE_CHECKING:
     from mm1_mlx.adapters.switch import Adapters, drop_adapter, use_adapter
     from mm1_mlx.config import MM1Config
+    from mm1_mlx.config_boxes import BoxFormat
     from mm1_mlx.errors import MM1Error
     from mm1_mlx.evaluation.runner import evaluate
     from mm1_mlx.inference.conversation import Conversation
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MM1",
     "Adapters",
+    "BoxFormat",
     "Conversation",
     "FewShot",
     "GenerationResponse",
@@ -92,6 +94,7 @@ __all__ = [
 _HOMES = {
     "MM1": "mm1_mlx.models.mm1",
     "Adapters": "mm1_mlx.adapters.switch",
+    "BoxFormat": "mm1_mlx.config_boxes",
     "Conversation": "mm1_mlx.inference.conversation",
     "MM1Config": "mm1_mlx.config",
     "MM1Error": "mm1_mlx.errors",

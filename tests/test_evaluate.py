@@ -291,6 +291,22 @@ def test_a_question_is_never_its_own_shot():
         assert sample.id not in shown and len(shown) == 8
 
 
+def test_the_same_id_in_another_split_is_another_sample():
+    """Rows are counted in each split: the same shots stand before all questions."""
+
+    def read(where, split):
+        for sample in numbers(9).read(where, split):
+            yield replace(sample, id=sample.id.removeprefix(split))
+
+    task, how = numbers(9, read=read), How(4)
+    shots = TaskShots(task, pool_of(task, "", how), how, Chat)
+    shown = [
+        tuple(s.number for s in shots.before(sample).shots)
+        for sample in task.read("", "val")
+    ]
+    assert len(set(shown)) == 1
+
+
 def test_what_shots_are_refused():
     with pytest.raises(DatasetError, match="has 9 samples, but 9 shots and one to"):
         pool_of(numbers(9), "", How(9))

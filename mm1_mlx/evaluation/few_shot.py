@@ -225,6 +225,8 @@ class TaskShots(FewShot):
         """Numbers of the examples that are the question itself."""
         if self._own is not None:
             return self._own.numbers(sample)
+        if self._task.split != self._task.shot_split:  # whose ids mean other samples
+            return set()
         number = self._by_id.get(sample.id)
         return set() if number is None else {number}
 

@@ -181,6 +181,8 @@ def _style_of(
     paired = is_box and ")" in joint
     if text[-1] != _CLOSING[opening] or (paired and opening != "("):
         return None
+    if opening == "<" and not is_box and text != f"<{text[1:-1].strip()}>":
+        return None  # "3 < 4, 5 > 2"
     if boxes is not None:
         # Boxes in any brackets; two numbers in brackets are often something else.
         own = opening == _OWN[boxes.style] or wrapped
@@ -366,7 +368,8 @@ def with_boxes(
     if form is None:
         raise PromptError(
             f"The model's folder does not say how it writes boxes. Name a style "
-            f"(--box-format {', '.join(STYLES)}), or write the numbers yourself."
+            f"(--box-format {', '.join(STYLES)}; form=BoxFormat(style=...)), or write "
+            f"the numbers yourself."
         )
     if not images:
         raise PromptError("The prompt has boxes or points, but no picture was given.")
