@@ -58,7 +58,7 @@ for round in 6:220 7:460 8:1089 9:547 10:400 11:1743 12:5000 \\
         --until ${round#*:}
     python -m examples.mm1_tiny.assemble --run runs/$now --out runs/$now/model \\
         --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_$now.json \\
-        $(test $now != 15 || echo --average runs/14)
+        $(test $now != 15 || echo --average runs/14 runs/13)
     before=$now
 done
 cp runs/16/model/* mm1_mlx/assets/mm1-tiny
