@@ -41,9 +41,8 @@ def pretrain(
 ) -> Path | None:
     """Run the stages of a recipe in order; the model folder, or None if it was stopped.
 
-    A stage goes on from its checkpoint in `out`, where there is one, exactly as if it
-    had never ended. Several processes (mlx.launch) share the work; the first one writes
-    and tells.
+    A stage goes on from its checkpoint in `out`, exactly as if it had never ended.
+    Several processes (mlx.launch) share the work; the first one writes and tells.
 
     stage: "encoder", "joint" or "all". steps, seed: instead of the recipe's. until: a
     stage ends at this step, saved and with the rates of its whole number of steps.
