@@ -213,6 +213,8 @@ def test_every_form_says_where_it_is_from():
         ("", None),
         ("," * 100_000, None),
         ("1" * 100_000, None),
+        ("[" + " " * 100_000, None),
+        ("<1 2 3" + " " * 100_000, None),
     ],
 )
 def test_the_box_that_was_said(text, wanted):

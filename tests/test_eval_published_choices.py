@@ -161,6 +161,16 @@ def test_mmbench(tmp_path, file):
     assert [s.id for s in options.read_mmbench_once(tmp_path, "dev")] == ["241"]
 
 
+def test_none_is_a_choice_of_mmbench(tmp_path):
+    """As a word, unlike a cell that pandas wrote as nan."""
+    row = {"index": 7, "question": "Which?", "hint": "nan", "A": "None", "B": "red"}
+    row |= {"answer": "A", "category": "x", "l2-category": "y"}
+    row["image"] = base64.b64encode(png("green")).decode()
+    put(tmp_path, "MMBench_DEV_EN.tsv", mmbench([row]))
+    (found,) = options.read_mmbench(tmp_path, "dev")
+    assert (found.choices, found.answers) == (("None", "red"), ("A",))
+
+
 def test_mmbench_in_chinese_is_not_taken_for_it(tmp_path):
     put(tmp_path, "mmbench_dev_cn_20231003.tsv", mmbench([]))
     put(tmp_path, "mmbench_test_20230712.tsv", mmbench([]))

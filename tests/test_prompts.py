@@ -1,6 +1,7 @@
 """Image slots, messages, chat templates."""
 
 import pytest
+from talk_kit import answer, system, user
 
 from helpers import need, run_python
 from mm1_mlx.errors import PromptError
@@ -16,19 +17,6 @@ from mm1_mlx.inputs.prompts import (
     render_chat,
     with_image_slots,
 )
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def answer(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
 
 # --- slots ---------------------------------------------------------------------------
 

@@ -1,29 +1,12 @@
 """Jinja templates of checkpoints: as transformers renders them, and hostile ones."""
 
 import pytest
+from talk_kit import answer, system, user
 
 from helpers import need
 from mm1_mlx.errors import MM1Warning, PromptError
 from mm1_mlx.inputs.jinja import _wants_parts
-from mm1_mlx.inputs.prompts import (
-    render_chat,
-)
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def answer(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-# --- slots ---------------------------------------------------------------------------
-
+from mm1_mlx.inputs.prompts import render_chat
 
 TALK = [user("Hi"), answer("Yo"), user("Bye")]
 

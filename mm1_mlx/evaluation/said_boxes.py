@@ -10,10 +10,15 @@ from mm1_mlx.evaluation.samples import Sample, Task
 from mm1_mlx.inputs.boxes import frame_of, from_pixels, parse
 from mm1_mlx.inputs.images import image_size
 
-_NUMBER = r"\s*(-?\d{1,6}(?:\.\d{0,12})?|-?\.\d{1,12})\s*"
-_BOX = re.compile(rf"{_NUMBER}\)?,\s*\(?{_NUMBER}\)?,\s*\(?{_NUMBER},{_NUMBER}")
-_SPACED = r"\s+".join([_NUMBER.replace(r"\s*", "")] * 4)
-_IN_BRACKETS = re.compile(rf"[\[(<]\s*\(?{_BOX.pattern}\s*\)?[\])>]|<\s*{_SPACED}\s*>")
+_DIGITS = r"(-?\d{1,6}(?:\.\d{0,12})?|-?\.\d{1,12})"
+# Few spaces: an answer may be nothing else.
+_NUMBER = rf"\s{{0,4}}{_DIGITS}\s{{0,4}}"
+_COMMA = r"\)?,\s{0,4}\(?"
+_BOX = re.compile(rf"{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER},{_NUMBER}")
+_SPACED = r"\s{1,4}".join([_DIGITS] * 4)
+_IN_BRACKETS = re.compile(
+    rf"[\[(<]\s{{0,4}}\(?{_BOX.pattern}\)?\s{{0,4}}[\])>]|<\s{{0,4}}{_SPACED}\s{{0,4}}>"
+)
 _SCALE = 1000
 
 
