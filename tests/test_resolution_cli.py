@@ -93,8 +93,8 @@ def test_more_tiles_than_the_context_holds(picture, tmp_path):
     many = ["-p", "What?", "-m", "1", "--quiet", "--image", *files]
     done = run_here("generate", *many, *flags, 256)
     message = (
-        r"text tokens \+ \d+ image tokens \(2 images in \d+ tiles of 64\) = \d+, but "
-        r"the model's context is \d+\. What fits: --max-tiles \d+ \(max_tiles=\d+\); "
+        r"text tokens \+ \d+ image tokens \(2 images in \d+ tiles of 64\) \+ \d+ that "
+        r"mark tiles = \d+, but the model's context is \d+\. What fits: --max-tiles \d+ \(max_tiles=\d+\); "
         r"or --resolution native"
     )
     assert_fails(done, message)

@@ -1,6 +1,7 @@
 """High resolution in training, what nobody can forge, and what bad input gets."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -191,6 +192,17 @@ def test_what_fits_is_told(words):
     most = int(str(caught.value).partition("--max-tiles ")[2].partition(" ")[0])
     assert f"(max_tiles={most}); or --resolution native" in str(caught.value)
     read(resolution="dynamic", max_tiles=most)
+    assert "without --max-tiles (resolution='native')" in str(caught.value)
+    read(resolution="native")
+    found = re.search(
+        r"(\d+) text tokens \+ (\d+) image tokens .* \+ (\d+) that mark",
+        str(caught.value),
+    )
+    text, tokens, marks = map(int, found.groups())
+    whole = read(resolution="native").input_ids.shape[1]
+    assert (text, tokens, marks > 0) == (whole - 4, 17 * 4, True)
+    assert f"= {text + tokens + marks}, but" in str(caught.value)
+    assert str(caught.value).endswith("Shorten the text.")
     with pytest.raises(PromptError, match="too long"):
         read(resolution="dynamic", max_tiles=most + 1)
     with pytest.raises(PromptError, match=r"What fits: 28 of the 40 images\. Shorten"):

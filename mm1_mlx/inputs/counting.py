@@ -125,7 +125,11 @@ def too_long(
     native: how a picture is read whole, or None where the model reads tiles only.
     """
     image_tokens = sum(slot.tokens for slot in slots)
+    marks = sum(len(slot.ids) for slot in slots) - image_tokens
+    text = length - image_tokens - marks
     total = length + max_tokens
+    marked = f" + {marks} that mark tiles" if marks else ""
+    wish = _wish(text, len(slots), max_tokens)
     answer = f" + {max_tokens} for the answer" if max_tokens else ""
     room = context - max(max_tokens, 1)  # an answer has a token at least
     kept = _kept(length, slots, room)
@@ -133,19 +137,32 @@ def too_long(
     if kept:
         ways.append(f"{kept} of the {len(slots)} images")
     return ContextError(
-        f"The prompt is too long: {length - image_tokens} text tokens + {image_tokens} "
-        f"image tokens ({_pictures(slots)}){answer} = {total}, but the model's context "
-        f"is {context}.",
+        f"The prompt is too long: {text} text tokens + {image_tokens} image tokens "
+        f"({_pictures(slots)}){marked}{answer} = {total}, but the model's context is "
+        f"{context}.",
         len(slots),
         kept,
         ways=ways,
-        wish="Shorten the text"
-        + (
-            ", give fewer images, or ask for a shorter answer."
-            if max_tokens > 1
-            else " or give fewer images."
-        ),
+        wish=wish or ("" if ways else "Take a model with a longer context."),
     )
+
+
+def _wish(text: int, images: int, max_tokens: int) -> str:
+    """What else to do: only what there is can become less."""
+    less = [
+        wish
+        for wish, there in (
+            ("shorten the text", text),
+            ("give fewer images", images > 1),
+            ("ask for a shorter answer", max_tokens > 1),
+        )
+        if there
+    ]
+    if not less:
+        return ""
+    *first, last = less
+    found = f"{', '.join(first)}{',' * (len(first) > 1)} or {last}" if first else last
+    return found.capitalize() + "."
 
 
 def _pictures(slots: Sequence[Slot]) -> str:
@@ -180,8 +197,16 @@ def _what_fits(
     if native is not None and any(slot.way != native for slot in slots):
         whole = _length([native] * len(slots), reread)
         if text + whole <= min(room, length - 1):
-            ways.append("--resolution native (resolution='native')")
+            ways.append(_whole(slots))
     return ways
+
+
+def _whole(slots: Sequence[Slot]) -> str:
+    """A number of tiles may have been asked for, which goes with no other way."""
+    tilings = [slot.way.tiling for slot in slots]
+    cut = any(tiling is not None and tiling.type == "dynamic" for tiling in tilings)
+    without = " without --max-tiles" if cut else ""
+    return f"--resolution native{without} (resolution='native')"
 
 
 def _kept(length: int, slots: Sequence[Slot], room: int) -> int:
