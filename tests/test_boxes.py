@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from examples.mm1_tiny.scenes import TRAINING_PAIRS, arrange
 from mm1_mlx.config import MM1Config
 from mm1_mlx.config_boxes import STYLES, BoxFormat
 from mm1_mlx.convert.sources import llava, llava_next
-from mm1_mlx.errors import ConfigError, ImageError, PromptError
+from mm1_mlx.errors import ConfigError, ImageError, MM1Warning, PromptError
 from mm1_mlx.inputs import images
 from mm1_mlx.inputs.boxes import (
     Region,
@@ -319,6 +320,22 @@ def test_a_box_that_is_none_is_refused(pixels, pattern):
 def test_a_box_in_what_is_cut_off_is_refused():
     with pytest.raises(PromptError, match=r"outside of what the model is shown"):
         from_pixels((0, 0, 40, 40), 200, 100, LLAVA, resize_mode="crop")
+    message = r"point 10,50 lies outside of what .* 200x100, from 50,0 to 150,100\."
+    with pytest.raises(PromptError, match=message):
+        from_pixels((10, 50), 200, 100, LLAVA, resize_mode="crop")
+    shown = from_pixels((50, 50), 200, 100, LLAVA, resize_mode="crop")
+    assert shown == "[0.00, 0.50]"
+
+
+def test_a_box_that_the_frame_cuts_is_warned_of():
+    reader = processor(LLAVA, "crop")
+    image = Image.new("RGB", (200, 100))
+    with pytest.warns(MM1Warning, match="40,0,100,50 is cut to 50,0,100,50: .*not sho"):
+        filled = with_boxes("<box>", reader, [image], [(40, 0, 100, 50)])
+    assert filled == "[0.00, 0.00, 0.50, 0.50]"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_boxes("<box>", reader, [image], [(60, 0, 100, 50)])
 
 
 # --- answers and prompts, with a processor ---

@@ -94,8 +94,8 @@ def test_more_tiles_than_the_context_holds(picture, tmp_path):
     done = run_here("generate", *many, *flags, 256)
     message = (
         r"text tokens \+ \d+ image tokens \(2 images in \d+ tiles of 64\) \+ \d+ that "
-        r"mark tiles = \d+, but the model's context is \d+\. What fits: --max-tiles \d+ \(max_tiles=\d+\); "
-        r"or --resolution native"
+        r"mark tiles = \d+, but the model's context is \d+\. "
+        r"What fits: --max-tiles \d+ \(max_tiles=\d+\); or --resolution native"
     )
     assert_fails(done, message)
     most = done.stderr.partition("--max-tiles ")[2].split()[0]

@@ -261,14 +261,30 @@ def from_pixels(
     resize_mode: as in parse. PromptError where nothing of it lies in the picture, or
     nothing in the part that the model is shown.
     """
+    shown = _shown(pixels, width, height, frame_of(boxes, resize_mode))
+    return _spell(_to_parts(shown, width, height, frame_of(boxes, resize_mode)), boxes)
+
+
+def _shown(pixels: Sequence[float], width: int, height: int, frame: str) -> list[float]:
+    """What of a box or point is in the picture and in the frame, in pixels."""
     inside = _inside(pixels, width, height)
-    parts = _to_parts(inside, width, height, frame_of(boxes, resize_mode))
-    if len(parts) == 4 and (parts[0] == parts[2] or parts[1] == parts[3]):
-        raise PromptError(
-            f"The box {_listed(pixels)} lies outside of what the model is shown of the "
-            f"picture of {width}x{height}. Give another box, or another --resize-mode."
+    x, y, wide, high = _frame_box(width, height, frame)
+    cut = [
+        min(max(value, start), start + side)
+        for value, start, side in zip(
+            inside, (x, y) * 2, (wide, high) * 2, strict=False
         )
-    return _spell(parts, boxes)
+    ]
+    is_box = len(cut) == 4
+    if (cut[0] == cut[2] or cut[1] == cut[3]) if is_box else cut != inside:
+        what = "box" if is_box else "point"
+        raise PromptError(
+            f"The {what} {_listed(pixels)} lies outside of what the model is shown of "
+            f"the picture of {width}x{height}, from {_listed((x, y))} to "
+            f"{_listed((x + wide, y + high))}. Give another {what}, or another "
+            f"--resize-mode."
+        )
+    return cut
 
 
 def _listed(values: Sequence[float]) -> str:
@@ -352,7 +368,7 @@ def with_boxes(
     A place belongs to the picture whose <image> stands last before it; where pictures
     have no places they come first, so to the last one. form: how the model writes
     boxes, where its folder does not say. max_pixels: of a picture, as in load_image.
-    MM1Warning for a box of which a part lies outside of the picture.
+    MM1Warning for a box of which a part lies outside of what the model is shown.
     PromptError where counts differ, for what is no box, and where nobody knows how
     this model writes them.
     """
@@ -385,20 +401,24 @@ def with_boxes(
             size = sizes[min(max(picture, 1), len(sizes)) - 1]
             pixels = left[piece].pop(0)
             piece = from_pixels(pixels, *size, form, resize_mode=mode)
-            _warn_if_cut(pixels, *size)
+            _warn_if_cut(pixels, *size, frame_of(form, mode))
         out.append(piece)
     return "".join(out)
 
 
-def _warn_if_cut(pixels: Sequence[float], width: int, height: int) -> None:
-    inside = _inside(pixels, width, height)
-    if sorted(inside) != sorted(map(float, pixels)):
-        warnings.warn(
-            f"The box {_listed(pixels)} is cut to {_listed(inside)}: the picture is "
-            f"{width}x{height}.",
-            MM1Warning,
-            stacklevel=3,
-        )
+def _warn_if_cut(pixels: Sequence[float], width: int, height: int, frame: str) -> None:
+    shown = _shown(pixels, width, height, frame)
+    if sorted(shown) == sorted(map(float, pixels)):
+        return
+    whole = shown == _inside(pixels, width, height)
+    reason = f"the picture is {width}x{height}"
+    if not whole:
+        reason += " and the model is not shown all of it (--resize-mode)"
+    warnings.warn(
+        f"The box {_listed(pixels)} is cut to {_listed(shown)}: {reason}.",
+        MM1Warning,
+        stacklevel=3,
+    )
 
 
 def size_of(image: Any, max_pixels: int | None = None) -> Size:
