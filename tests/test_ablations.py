@@ -271,7 +271,9 @@ def made_result(cell: Cell, seed: int, right: int, size: Size = FULL) -> dict:
         "seed": seed,
         "recipe": json.loads(json.dumps(run.recipe(size))),
         "vocabulary": vocabulary(),
+        "data": world.digest(),
         "size": asdict(size),
+        "measured_seconds": 30.0,
         "seconds": {"cpu": 120.0, "wall": 130.0},
         "documents": 10,
         "curve": [[10, 1.5]],
@@ -292,6 +294,19 @@ def test_the_vocabulary_is_the_studys_own():
     """mm1-tiny is trained anew, with another one; runs that are done stay good."""
     assert TOKENIZER.parent == ROOT / "examples/ablations"
     assert vocabulary() == "ce1906be30210e7c"
+
+
+def test_other_data_have_another_digest(monkeypatch):
+    """Of what is drawn, asked or answered: runs of before are not compared with."""
+    before = world.digest()
+    assert world.digest.__wrapped__() == before
+    draw, said = world.drawing.draw, world.facts.text_only
+    with monkeypatch.context() as patch:
+        patch.setattr(world.drawing, "draw", lambda *a, **k: draw(*a, **k).rotate(90))
+        assert world.digest.__wrapped__() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(world.facts, "text_only", lambda rng: (said(rng)[0], "no"))
+        assert world.digest.__wrapped__() != before
 
 
 def made_runs(folder, rights) -> None:
@@ -324,7 +339,8 @@ def test_a_report_comes_from_stored_results_alone(tmp_path):
     assert re.search(r"\| regions instead of none .* \| \+20.0 ± 12.4 \|", text)
     assert re.search(r"\+20.0 ± 12.4 .* a difference \|", text)
     assert "9 measured runs, 3 of 28 cells, seeds 0, 1, 2; 18 minutes" in text
-    assert "1.00 | 2.0 | 3 |" in text
+    assert "1.00 | 1.5 | 3 |" in text  # 120 seconds, 30 of them the questions
+    assert "before it has 72.8 (mean of all)" in text
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in written[1:])
 
 
@@ -435,7 +451,7 @@ def test_the_commands(parts, tmp_path):
     mixed = run_python("-m", "examples.ablations", "run", "parts", "--out", out)
     assert_fails(
         mixed,
-        "is of another recipe or vocabulary than today's encoder-regions-48-seed0",
+        "is of another recipe than today's encoder-regions-48-seed0",
     )
 
 
@@ -483,9 +499,9 @@ def test_results_that_are_none(tmp_path):
     file.write_text("[]")
     with pytest.raises(CheckpointError, match="is not the result of a run"):
         write_report(tmp_path)
-    for other in ({"vocabulary": "another"}, {"recipe": {}}):
-        file.write_text(json.dumps(made_result(BASE, 0, 1, QUICK) | other))
-        words = "another recipe or vocabulary than today's c_abstractor"
+    for key, value in {"vocabulary": "a", "recipe": {}, "data": "of before"}.items():
+        file.write_text(json.dumps(made_result(BASE, 0, 1, QUICK) | {key: value}))
+        words = f"is of another {key} than today's c_abstractor"
         with pytest.raises(ConfigError, match=words):
             result_of(tmp_path, run, QUICK)
         with pytest.raises(ConfigError, match=words):

@@ -1,7 +1,8 @@
 """What the paper says of each axis, as differences that runs can decide.
 
-An effect is a difference between cells, paired by seed (runs of one seed start from the
-same parts and read the same documents), its mean over seeds and its 95% t interval.
+An effect is a difference between cells, paired by seed, its mean over seeds and its
+95% t interval. Runs of one seed start from the same encoder, decoder and fresh weights,
+where these are not what differs, and read the same documents, where the mix is not.
 """
 
 from collections.abc import Sequence

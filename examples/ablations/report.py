@@ -42,6 +42,7 @@ def write_report(folder: Path, readme: Path | None = None) -> list[Path]:
     from examples.ablations.plots import plot_axis, plot_table
 
     results = read_results(folder)
+    told = note(results, minutes_of(folder))
     parts, plots = {}, {}
     for table in TABLES:
         if not (text := table_text(table, results)):
@@ -51,7 +52,7 @@ def write_report(folder: Path, readme: Path | None = None) -> list[Path]:
         if len(table.keys) > 1:
             along = (plot_axis(folder, table, key, results) for key in table.keys)
             plots[table.name] += [file for file in along if file]
-    lines = ["# Ablations", "", note(results)]
+    lines = ["# Ablations", "", told]
     for table in TABLES:
         if table.name in parts:
             lines += ["", f"## {table.title}", "", parts[table.name]]
@@ -61,14 +62,21 @@ def write_report(folder: Path, readme: Path | None = None) -> list[Path]:
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     written = [report, *(file for files in plots.values() for file in files)]
     if readme is not None:
-        _put_into(readme, parts | {"note": note(results)})
+        _put_into(readme, parts | {"note": told})
         written.append(readme)
     return written
 
 
-def note(results: Results) -> str:
+def minutes_of(folder: Path) -> float:
+    """Of one core: all runs of a folder, also of the encoders and decoders that others
+    start from, with the questions."""
+    runs = map(read_result, folder.glob(f"*/{RESULT}"))
+    return sum(run["seconds"]["cpu"] for run in runs) / 60
+
+
+def note(results: Results, minutes: float) -> str:
     """How many runs of how many there are, and what the numbers are."""
-    minutes = sum(r["seconds"]["cpu"] for r in results.values()) / 60
+    blind = _mean([share(result, "naming0") for result in results.values()])
     seeds = sorted({seed for _, seed in results})
     cells = {cell for table in TABLES for cell in table.cells}
     there = {cell for cell, _ in results}
@@ -77,10 +85,12 @@ def note(results: Results) -> str:
     return (
         f"{warning if quick else ''}{len(results)} measured runs, "
         f"{len(there & cells)} of {len(cells)} cells, seeds "
-        f"{', '.join(map(str, seeds))}; {minutes:.0f} minutes of one core. Shares of "
+        f"{', '.join(map(str, seeds))}; {minutes:.0f} minutes of one core with the "
+        f"parts that they start from and the questions. Shares of "
         f"right answers in percent, greedy, exact match, on the same questions for "
         f"all. ± is half of the 95% t interval over seeds: what another seed may "
-        f"change, not other questions."
+        f"change, not other questions. Naming "
+        f"without the three pictures before it has {100 * blind:.1f} (mean of all)."
     )
 
 
@@ -95,7 +105,7 @@ def table_text(table: Table, results: Results) -> str:
         for measure in MEASURES:
             cells.append(_percent([share(r, measure) for r in own]))
         cells.append(f"{_mean([_size(r) for r in own]) / 1e6:.2f}")
-        cells.append(f"{_mean([r['seconds']['cpu'] for r in own]) / 60:.1f}")
+        cells.append(f"{_mean([_trained(r) for r in own]) / 60:.1f}")
         rows.append(f"| {' | '.join([*cells, str(len(own))])} |")
     if len(rows) < 2:  # the base alone compares nothing
         return ""
@@ -134,6 +144,11 @@ def _mean(values: list[float]) -> float:
 
 def _size(result: dict[str, Any]) -> float:
     return sum(result["weights"].values())
+
+
+def _trained(result: dict[str, Any]) -> float:
+    """Seconds of one core without those of the questions."""
+    return result["seconds"]["cpu"] - result["measured_seconds"]
 
 
 def _percent(shares: list[float]) -> str:

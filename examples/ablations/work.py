@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.ablations.plan import Run, Size, as_dict
+from examples.ablations.world import digest
 from mm1_mlx.errors import CheckpointError, ConfigError
 
 RESULT, RECIPE, SPENT = "result.json", "recipe.json", "spent.json"
@@ -33,13 +34,15 @@ def result_of(folder: Path, run: Run, size: Size) -> dict[str, Any] | None:
 
 
 def check_recipe(file: Path, found: dict[str, Any], run: Run, size: Size) -> None:
-    """ConfigError where a result.json is of another recipe or vocabulary than today's,
-    which must not be compared."""
+    """ConfigError where a result.json is of another recipe, vocabulary or data than
+    today's, which must not be compared."""
     recipe = json.loads(json.dumps(run.recipe(size)))
-    if (found["recipe"], found["vocabulary"]) != (recipe, vocabulary()):
+    today = {"recipe": recipe, "vocabulary": vocabulary(), "data": digest()}
+    if other := [key for key, value in today.items() if found[key] != value]:
         raise ConfigError(
-            f"{file} is of another recipe or vocabulary than today's {run.name}. Give "
-            f"another --out, or remove {file.parent} to train it again."
+            f"{file} is of another {' and another '.join(other)} than today's "
+            f"{run.name}. Give another --out, or remove {file.parent} to train it "
+            f"again."
         )
 
 
@@ -54,7 +57,8 @@ def read_result(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}). Remove it.") from error
-    keys = {"name", "kind", "cell", "seed", "recipe", "vocabulary", "seconds", "size"}
+    keys = {"name", "kind", "cell", "seed", "recipe", "vocabulary", "data"}
+    keys |= {"seconds", "size"}
     if not isinstance(found, dict) or not keys <= found.keys():
         raise CheckpointError(f"{file} is not the result of a run. Remove it.")
     return found
@@ -117,6 +121,7 @@ def _do_run(
             "seed": run.seed,
             "recipe": recipe,
             "vocabulary": vocabulary(),
+            "data": digest(),
             "size": asdict(size),
         }
         if run.kind == "joint":

@@ -6,8 +6,10 @@ learned in minutes: one to three things, six colours, four shapes, six tasks. Wo
 drawing and text-only facts are mm1-tiny's own.
 """
 
+import hashlib
 import random
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from examples.mm1_tiny import asking, drawing, facts
@@ -148,6 +150,33 @@ def _text(rng: random.Random) -> Document:
     asked = dict(facts.text_only(rng) for _ in range(rng.randint(3, 8)))
     branches = [[Text(x + _ASSISTANT), Text(a, True)] for x, a in asked.items()]
     return Document("text", [], [Text(_USER)], branches)
+
+
+@cache
+def digest() -> str:
+    """What tells these data from others: of some documents of every kind, encoder
+    pictures and test questions, texts and pixels both."""
+    found = hashlib.sha256()
+
+    def add(images: list[Any], *said: Any) -> None:
+        found.update(repr(said).encode())
+        for image in images:
+            found.update(repr(image.size).encode() + image.tobytes())
+
+    rng = random.Random("ablations/digest")
+    for kind in ("caption", "interleaved", "text"):
+        for _ in range(12):
+            made = document(rng, kind)
+            add(made.images, made.context, made.branches)
+    for _ in range(6):
+        image, regions = region_picture(rng)
+        add([image], regions)
+    for asked in (
+        *questions(4), *with_shots(2, MOST_SHOTS), *naming(3, MOST_SHOTS),
+        *naming(3, 0), *facts_asked(30),
+    ):  # fmt: skip
+        add(asked.images, asked.prompt, asked.answer, asked.task)
+    return found.hexdigest()[:16]
 
 
 # --- tests ---------------------------------------------------------------------------
