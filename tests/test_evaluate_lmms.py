@@ -18,7 +18,13 @@ from PIL import Image, ImageDraw
 
 from helpers import need, need_tiny
 from mm1_mlx import generate, load
-from mm1_mlx.errors import MM1Error, PromptError, UsageError
+from mm1_mlx.errors import (
+    ContextError,
+    MM1Error,
+    MM1Warning,
+    PromptError,
+    UsageError,
+)
 from mm1_mlx.evaluation.likelihood import Likelihood
 from mm1_mlx.inputs.processor import Processor
 
@@ -419,6 +425,52 @@ def test_pictures_in_tiles(plugin):
 )
 def test_generation_settings(plugin, given, expected):
     assert plugin.generation_settings(given) == expected
+
+
+def test_videos_become_pictures(plugin, tiny, tmp_path):
+    """A path of a simple task, a part of a message; as `generate` reads a video."""
+    for i, colour in enumerate(("red", "red", "blue", "blue")):
+        circle(colour).save(tmp_path / f"{i}.png")
+    asked = "Which circle is blue, the first or the second?"
+    expected = generate(*tiny, asked, [circle("red"), circle("blue")]).text
+    lm = make(plugin.SimpleModel, frames="2")
+    one = request(asked, {}, lambda d: [str(tmp_path)], 0, "task", "val")
+    assert lm.generate_until([one]) == [expected]
+    whole = {"type": "video", "url": str(tmp_path)}
+
+    def ask(video):
+        parts = [video, {"type": "text", "text": asked}]
+        return request(
+            "", lambda d: [{"role": "user", "content": parts}], {}, 0, "task", "val"
+        )
+
+    lm = make(plugin.ChatModel, frames=2)
+    assert lm.generate_until([ask(whole)]) == [expected]
+    with pytest.raises(MM1Error, match=r"part of a video \(from 1\.5 to None s\), but"):
+        lm.generate_until([ask(whole | {"start_time": 1.5})])
+    with pytest.raises(UsageError, match="frames is '0', but must be a whole number"):
+        make(plugin.SimpleModel, frames="0")
+
+
+def test_a_sample_that_cannot_be_asked_ends_no_run(plugin, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    lm = make(plugin.SimpleModel, batch_size=4)
+    long = simple(1, "circle " * 5000, max_new_tokens=8)
+    gone = request(ASKED, {"max_new_tokens": 8}, lambda d: broken, 0, "task", "val")
+    whole = [simple(0, max_new_tokens=8), simple(2, max_new_tokens=8)]
+    with pytest.warns(MM1Warning) as told:
+        found = lm.generate_until([whole[0], long, gone, whole[1]])
+    assert found == ["red", "", "", "green"]
+    told = sorted(str(one.message) for one in told)
+    assert len(told) == 2 and "broken.png" in told[0] and "too long" in told[1]
+    with pytest.raises(ContextError, match="The prompt is too long"):
+        lm.generate_until([long])
+    choice = request(ASKED, " red", visual, 0, "task", "val")
+    beyond = request("circle " * 5000, " red", visual, 0, "task", "val")
+    with pytest.warns(MM1Warning, match="tokens, but the model's context"):
+        losses = lm.loglikelihood([beyond, choice])
+    assert losses[0] == (float("inf"), False) and losses[1][0] < 1
 
 
 def test_what_the_plug_in_refuses(plugin):

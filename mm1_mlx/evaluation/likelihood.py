@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import ContextError, PromptError
 from mm1_mlx.inference.pictures import Picture, image_tokens, pictures_of
 from mm1_mlx.inference.prefix_tree import shared_length
 from mm1_mlx.inference.steps import generation_stream, prefill_piece
@@ -54,7 +54,7 @@ class Likelihood:
         ids, pictures, start, stop = self._read(prompt, continuation, images, system)
         context = self._model.config.text_config.max_position_embeddings
         if stop > context:
-            raise PromptError(
+            raise ContextError(
                 f"Prompt and continuation have {stop} tokens, but the model's context "
                 f"has {context}. Shorten the prompt or use fewer images."
             )

@@ -5,27 +5,34 @@ that lmms-eval 0.6 and later find it by themselves:
 
     lmms-eval --model mm1_mlx --model_args pretrained=FOLDER --tasks mme --batch_size 8
 
+Videos become so many pictures, as `generate --video` reads them. A sample that cannot
+be asked (a broken picture, a prompt beyond the context) is told and has an empty answer.
 Two classes, because lmms-eval has two kinds of tasks: chat ones give messages, simple
 ones (--force_simple, and all tasks that compare likelihoods) a text and pictures.
 Importing this module imports lmms-eval, and with it torch.
 """
 
 import json
+import math
+import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 
-from mm1_mlx.errors import MM1Error, UsageError
+from mm1_mlx.errors import ContextError, ImageError, MM1Error, MM1Warning, UsageError
 from mm1_mlx.evaluation.likelihood import Likelihood
 from mm1_mlx.inference.generation import batch_generate
 from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN
+from mm1_mlx.inputs.video import FRAMES, video_frames
 from mm1_mlx.loading import load
 
 MAX_TOKENS = 1024  # where a task says nothing, as lmms-eval's own models have it
 _CHOICES = ("loss", "logprob")
+_SKIPPED = ContextError, ImageError  # of a sample, not of the run
 
 
 def manifest() -> Any:
@@ -46,7 +53,8 @@ class _Model(lmms):
     """What both kinds share.
 
     pretrained (or model): name, folder or hub id. adapter_path: of lora. system: a
-    system prompt. kv_bits: 4 or 8. resolution, max_tiles: as generate's. choices: what
+    system prompt. kv_bits: 4 or 8. resolution, max_tiles: as generate's. frames: of a
+    video, its --frames. choices: what
     `loglikelihood` gives for the choices of a multiple_choice task: "loss", the
     negative, because lmms-eval takes the least there (api/task.py of 0.7: "we just use
     the argmin"), or "logprob". Everything else is a log-probability, as its base class
@@ -65,6 +73,7 @@ class _Model(lmms):
         kv_bits: str | int | None = None,
         resolution: str | int | None = None,
         max_tiles: str | int | None = None,
+        frames: str | int = FRAMES,
         choices: str = "loss",
         device: str | None = None,
         max_batch_size: int | None = None,
@@ -75,7 +84,7 @@ class _Model(lmms):
             raise UsageError(
                 f"--model_args has {', '.join(sorted(unknown))}, which mm1_mlx does "
                 f"not know. It knows pretrained, adapter_path, system, kv_bits, "
-                f"resolution, max_tiles, choices."
+                f"resolution, max_tiles, frames, choices."
             )
         if choices not in _CHOICES:
             raise UsageError(
@@ -86,6 +95,11 @@ class _Model(lmms):
                 f"--batch_size is {batch_size!r}, but must be a whole number of 1 or "
                 f"more"
             )
+        if not str(frames).isdecimal() or int(frames) < 1:
+            raise UsageError(
+                f"frames is {frames!r}, but must be a whole number of 1 or more"
+            )
+        self._frames = int(frames)
         chosen = _chosen(kv_bits=kv_bits, resolution=resolution, max_tiles=max_tiles)
         name = pretrained or model or "mm1-tiny"
         self.model, self.processor = load(name, adapter_path=adapter_path)
@@ -110,8 +124,10 @@ class _Model(lmms):
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """An answer for each request, in their order."""
         found = [""] * len(requests)
-        for settings, places, asked in self._batches(requests):
-            answers = self._answer(asked, settings)
+        missed = _Missed(len(requests))
+        for settings, places in self._batches(requests):
+            args = [requests[place].args for place in places]
+            answers = self._answers(args, settings, missed)
             for place, text in zip(places, answers, strict=True):
                 found[place] = text
                 request = requests[place].args
@@ -120,8 +136,8 @@ class _Model(lmms):
 
     def _batches(
         self, requests: Sequence[Any]
-    ) -> Iterator[tuple[dict[str, Any], list[int], list[tuple[Any, list[Any]]]]]:
-        """Requests with the same settings together, short texts with short ones."""
+    ) -> Iterator[tuple[dict[str, Any], list[int]]]:
+        """Places of requests with the same settings, short texts with short ones."""
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             key = json.dumps(self._given(request.args), sort_keys=True, default=str)
@@ -130,12 +146,26 @@ class _Model(lmms):
             members.sort(key=lambda place: len(str(requests[place].args[0])))
             settings = self._given(requests[members[0]].args)
             for start in range(0, len(members), self.batch_size):
-                places = members[start : start + self.batch_size]
-                yield settings, places, [self._ask(requests[i].args) for i in places]
+                yield settings, members[start : start + self.batch_size]
 
     def _given(self, args: tuple[Any, ...]) -> dict[str, Any]:
         """The request's generation settings, as lmms-eval names them."""
         return next(one for one in args[1:3] if isinstance(one, dict))
+
+    def _answers(
+        self,
+        requests: Sequence[tuple[Any, ...]],
+        given: dict[str, Any],
+        missed: "_Missed",
+    ) -> list[str]:
+        """Answers to a batch; "" to one that cannot be asked."""
+        try:
+            return self._answer([self._ask(args) for args in requests], given)
+        except _SKIPPED as error:
+            if len(requests) == 1:
+                missed.note(error)
+                return [""]
+        return [self._answers([args], given, missed)[0] for args in requests]
 
     def _answer(
         self, asked: Sequence[tuple[Any, list[Any]]], given: dict[str, Any]
@@ -167,27 +197,36 @@ class _Model(lmms):
         so does one without a document (the prior of acc_mutual_info).
         """
         score = Likelihood(self.model, self.processor)
+        missed = _Missed(len(requests))
         found = []
         for request in requests:
-            context, continuation, *rest = request.args
-            images: list[Any] = []
-            is_choice = bool(rest) and isinstance(continuation, str)
-            if rest:
-                doc_to_visual, place, task, split = rest
-                document = self._document(task, split, place)
-                images = _visuals(doc_to_visual, document)
-                if not isinstance(continuation, str):
-                    continuation = continuation(document)
-            total, greedy = score(
-                _with_marks(context, len(images)),
-                continuation,
-                images,
-                system=self._settings["system"],
-            )
+            try:
+                total, greedy = self._score(score, *request.args)
+            except _SKIPPED as error:
+                missed.note(error)
+                total, greedy = -math.inf, False
+            is_choice = len(request.args) > 2 and isinstance(request.args[1], str)
             if is_choice and self._choices == "loss":
                 total = -total
             found.append(_pair(total, greedy))
         return found
+
+    def _score(
+        self, score: Likelihood, context: str, continuation: Any, *rest: Any
+    ) -> tuple[float, bool]:
+        images: list[Any] = []
+        if rest:
+            doc_to_visual, place, task, split = rest
+            document = self._document(task, split, place)
+            images = _visuals(doc_to_visual, document, self._frames)
+            if not isinstance(continuation, str):
+                continuation = continuation(document)
+        return score(
+            _with_marks(context, len(images)),
+            continuation,
+            images,
+            system=self._settings["system"],
+        )
 
 
 class SimpleModel(_Model):
@@ -197,7 +236,8 @@ class SimpleModel(_Model):
 
     def _ask(self, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         context, _, doc_to_visual, place, task, split = args
-        images = _visuals(doc_to_visual, self._document(task, split, place))
+        document = self._document(task, split, place)
+        images = _visuals(doc_to_visual, document, self._frames)
         return _with_marks(context, len(images)), images
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
@@ -208,7 +248,7 @@ class SimpleModel(_Model):
                 request.args
             )
             document = self._document(task, split, place)
-            images = _visuals(doc_to_visual, document)
+            images = _visuals(doc_to_visual, document, self._frames)
             rounds: list[str] = []
             known = None
             while True:
@@ -234,7 +274,8 @@ class ChatModel(_Model):
 
     def _ask(self, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         _, doc_to_messages, _, place, task, split = args
-        return _cleaned(doc_to_messages(self._document(task, split, place))), []
+        messages = doc_to_messages(self._document(task, split, place))
+        return _cleaned(messages, self._frames), []
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """The answers of all rounds; what is asked next the task decides."""
@@ -245,7 +286,7 @@ class ChatModel(_Model):
             rounds: list[str] = []
             messages, known = doc_to_messages(document), None
             while True:
-                rounds += self._answer([(_cleaned(messages), [])], given)
+                rounds += self._answer([(_cleaned(messages, self._frames), [])], given)
                 payload = doc_to_messages(
                     document,
                     round_idx=len(rounds),
@@ -259,6 +300,20 @@ class ChatModel(_Model):
                     break
             found.append(rounds)
         return found
+
+
+class _Missed:
+    """Requests that could not be asked. Where none could be, the run ends."""
+
+    def __init__(self, requests: int):
+        self._left = requests
+
+    def note(self, error: MM1Error) -> None:
+        """One more, for this reason."""
+        self._left -= 1
+        if self._left == 0:
+            raise error
+        warnings.warn(f"Left without an answer: {error}", MM1Warning, stacklevel=2)
 
 
 @contextmanager
@@ -327,16 +382,23 @@ def _pair(total: float, greedy: bool) -> tuple[float, bool]:
     return Pair((total, greedy))
 
 
-def _visuals(doc_to_visual: Callable[[Any], Any], document: Any) -> list[Any]:
-    """A document's pictures; MM1Error for what is none."""
-    found = doc_to_visual(document) or []
-    found = list(found) if isinstance(found, (list, tuple)) else [found]
-    for one in found:
+def _visuals(
+    doc_to_visual: Callable[[Any], Any], document: Any, frames: int
+) -> list[Any]:
+    """A document's pictures, and frames of its videos, which are given as paths;
+    MM1Error for what is neither."""
+    given = doc_to_visual(document) or []
+    found: list[Any] = []
+    for one in given if isinstance(given, (list, tuple)) else [given]:
         if isinstance(one, dict):
             raise MM1Error(
                 f"A document has a visual with {', '.join(map(str, one))}, but mm1_mlx "
-                f"takes pictures only. Leave this task out."
+                f"takes pictures and videos only. Leave this task out."
             )
+        if isinstance(one, (str, os.PathLike)):
+            found += video_frames(one, frames)
+        else:
+            found.append(one)
     return found
 
 
@@ -347,18 +409,28 @@ def _with_marks(text: str, count: int) -> str:
     return text.replace(IMAGE_TOKEN, "").strip()
 
 
-def _cleaned(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _cleaned(messages: Sequence[dict[str, Any]], frames: int) -> list[dict[str, Any]]:
     """Messages whose texts have no mark: each picture is a part of its own."""
     found = []
     for message in messages:
         parts = message["content"]
         if isinstance(parts, str):
             parts = [{"type": "text", "text": parts}]
-        clean = [
-            {**part, "text": part["text"].replace(IMAGE_TOKEN, "")}
-            if part["type"] == "text"
-            else part
-            for part in parts
-        ]
+        clean = [_part(part, frames) for part in parts]
         found.append({**message, "content": clean})
     return found
+
+
+def _part(part: dict[str, Any], frames: int) -> dict[str, Any]:
+    """A part of a message as this package has it; MM1Error where there is none."""
+    if part["type"] == "text":
+        return {**part, "text": part["text"].replace(IMAGE_TOKEN, "")}
+    if part["type"] != "video":
+        return part
+    span = part.get("start_time"), part.get("end_time")
+    if span != (None, None):
+        raise MM1Error(
+            f"A document shows a part of a video (from {span[0]} to {span[1]} s), but "
+            f"mm1_mlx reads whole ones. Leave this task out."
+        )
+    return {"type": "video", "video": part.get("url"), "frames": frames}
