@@ -177,6 +177,17 @@ def test_a_full_context_says_what_to_do_and_goes_on_when_asked(chat, tmp_path):
     )
 
 
+def test_more_pictures_than_the_context_holds_can_be_taken_back(chat):
+    pictures = " ".join([str(SHAPES)] * 80)
+    done = chat(f"/image {pictures}", STAR, "/image -", f"/image {SHAPES}", STAR)
+    assert done.stdout == "yellow\n"
+    (error,) = done.stderr.splitlines()
+    assert error.startswith("error: The prompt is too long: ")
+    assert error.endswith(
+        " or give fewer images. /image - takes the waiting pictures back."
+    )
+
+
 def test_lines_that_are_not_text():
     need_tiny()
     done = subprocess.run(

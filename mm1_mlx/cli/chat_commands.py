@@ -4,7 +4,7 @@
 COMMANDS = {
     "image": (
         "PATH ...",
-        "pictures for the next question; alone: lists them",
+        "pictures for the next question; '/image -' takes them back; alone: lists them",
     ),
     "system": ("TEXT", "set the system prompt; '/system -' takes it away"),
     "clear": ("", "forget all turns and pictures"),

@@ -28,6 +28,7 @@ from mm1_mlx.inputs.conversation import read_conversation
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN, plural
 from mm1_mlx.inputs.sources import pasted_path
 
+_WAITING = "/image - takes the waiting pictures back"
 _FULL = "/clear starts anew, /drop forgets the oldest turn, then /retry asks again"
 
 
@@ -197,6 +198,11 @@ class Session:
             raise
 
     def _do_image(self, argument: str) -> None:
+        if argument == "-":
+            count = len(self._talk.waiting)
+            self._talk.waiting.clear()
+            self._note(f"taken back: {plural(count, 'picture')}")
+            return
         if argument:
             self._show_all(paths_in(argument))
             return
@@ -329,6 +335,8 @@ class Session:
         text = explain(error)
         if isinstance(error, ContextError) and self._talk.exchanges:
             text = f"{text} {_FULL}."
+        if isinstance(error, ContextError) and len(self._talk.waiting) > 1:
+            text = f"{text} {_WAITING}."
         print(f"error: {text}", file=sys.stderr, flush=True)
         self._failed = True
 

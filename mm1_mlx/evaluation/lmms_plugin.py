@@ -6,7 +6,7 @@ that lmms-eval 0.6 and later find it by themselves:
     lmms-eval --model mm1_mlx --model_args pretrained=FOLDER --tasks mme --batch_size 8
 
 Videos become so many pictures, as `generate --video` reads them. A sample that cannot
-be asked (a broken picture, a prompt beyond the context) is told and has an empty answer.
+be asked (a broken picture, a prompt beyond the context) is told; its answer is empty.
 Two classes, because lmms-eval has two kinds of tasks: chat ones give messages, simple
 ones (--force_simple, and all tasks that compare likelihoods) a text and pictures.
 Importing this module imports lmms-eval, and with it torch.

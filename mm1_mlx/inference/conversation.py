@@ -67,7 +67,8 @@ class Conversation:
         print(talk.answer("What colour is it?"))
 
     What earlier turns have computed is used again (see Reuse), so a turn reads its own
-    question and pictures only.
+    question and pictures only. One exception: where pictures are cut into dynamic
+    tiles, the third (TilingConfig.max_images) makes all whole, which are read anew.
 
     system: a system prompt. reuse and settings: as of stream_generate. exchanges: what
     was said. waiting: pictures that go with the next question. Raises MM1Error for a

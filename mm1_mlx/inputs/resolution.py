@@ -276,8 +276,8 @@ def _dynamic(tiling: TilingConfig | None, max_tiles: int | None) -> TilingConfig
 def _warn_whole(count: int, most: int) -> None:
     warnings.warn(
         f"The prompt has {count} images, and with more than {most} none is cut into "
-        f"tiles: resolution 'dynamic' is not used. In Python a list asks for each "
-        f"image; with --shots the last are asked for by --high-resolution-shots N.",
+        f"tiles: resolution 'dynamic' is not used. Ask with fewer; or for single ones, "
+        f"in Python by a list, with --shots by --high-resolution-shots N.",
         MM1Warning,
         stacklevel=2,
     )
