@@ -1,5 +1,6 @@
 """--resolution and --max-tiles through the real commands, and info's pictures."""
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -220,6 +221,18 @@ def test_a_pictures_tiles(picture, tmp_path):
     assert np.flatnonzero(lines.mean(axis=0) > 0.95).tolist() == [
         0, 1, 165, 166, 167, 168, 331, 332, 333, 334, 498, 499,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_picture_in_the_address_itself(picture, tmp_path, monkeypatch, capsys, tiles):
+    """Its name is "picture", and no page of letters is repeated."""
+    monkeypatch.chdir(tmp_path)
+    coded = base64.b64encode(picture.read_bytes()).decode()
+    address = f"data:image/png;base64,{coded}"
+    assert info(["--image", address, *(["--tiles"] if tiles else [])]) == 0
+    told = capsys.readouterr().out
+    assert re.match(r"data:image/png;base64,.{1,300}\.\.\., as mm1-tiny reads it", told)
+    assert [path.name for path in tmp_path.iterdir()] == ["picture-tiles.png"][:tiles]
 
 
 def test_a_picture_as_json(picture, capsys):

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mm1_mlx.cli.resolution import (
     add_picture_limits,
@@ -15,6 +16,7 @@ from mm1_mlx.cli.resolution import (
 )
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import MM1Error, PromptError, UsageError
+from mm1_mlx.inputs.sources import pasted_path, shown
 
 _ANSWER = 256  # tokens, as generate's --max-tokens
 
@@ -190,8 +192,9 @@ def _draw(args: argparse.Namespace, seen: _Seen) -> Path:
     """Write the PNG: whole, or not at all."""
     from mm1_mlx.inputs.tile_drawing import draw_tiles
 
-    out = args.output or Path(f"{Path(args.image).stem}-tiles.png")
-    if out.exists() and Path(args.image).exists() and out.samefile(args.image):
+    source = _file_of(args.image)
+    out = args.output or Path(f"{source.stem}-tiles.png")
+    if out.exists() and source.exists() and out.samefile(source):
         raise MM1Error(f"{out} is the picture itself: name another --output.")
     drawing = draw_tiles(seen.image, seen.way, seen.slot.layout)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
@@ -207,10 +210,19 @@ def _draw(args: argparse.Namespace, seen: _Seen) -> Path:
     return out
 
 
+def _file_of(image: str) -> Path:
+    """The picture's file; of an address its last name, of data: "picture"."""
+    if image[:5].lower() == "data:":
+        return Path("picture")
+    if image.lower().startswith(("http://", "https://")):
+        return Path(Path(urlsplit(image).path).name or "picture")
+    return pasted_path(image)
+
+
 def _table(name: str, image: str, values: dict[str, Any]) -> str:
     from mm1_mlx.memory import bytes_text
 
-    lines = [f"{image}, as {name} reads it", ""]
+    lines = [f"{shown(image)}, as {name} reads it", ""]
 
     def line(label: str, shown: Any) -> None:
         lines.append(f"  {label:<22}{shown}")
