@@ -1,5 +1,6 @@
 """What mm1-tiny's first card called weak: outlines, overlapping things, capitals."""
 
+import importlib
 import math
 import random
 from itertools import combinations
@@ -7,9 +8,16 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from examples.mm1_tiny import closing_documents, drawing, edges, pictures
+from examples.mm1_tiny import (
+    drawing,
+    edges,
+    glance_documents,
+    pictures,
+    practice_documents,
+)
 from examples.mm1_tiny import scenes as s
-from helpers import needs
+from helpers import ROOT, needs
+from mm1_mlx.training.recipe import read_recipe
 
 
 def test_overlapping_things_touch_and_differ():
@@ -79,10 +87,34 @@ def test_pictures_of_several_ask_for_all_of_a_kind():
 
 
 @needs("sklearn", "skimage")
-@pytest.mark.parametrize("kind", ["caption", "interleaved", "text", "long", "many"])
-def test_the_last_round_makes_each_kind_of_document(kind):
-    for seed in range(6):
-        document = closing_documents.document(random.Random(seed), kind)
-        assert document.branches
+@pytest.mark.parametrize("number", range(6, 11))
+def test_the_later_rounds_make_each_kind_of_document(number):
+    """And their recipes can be read."""
+    recipe = read_recipe(ROOT / f"examples/mm1_tiny/recipe_{number}.json")
+    data = importlib.import_module(recipe.data)
+    stage = recipe.stages["joint"]
+    kinds = {kind for part in stage.alternates for kind in part["mix"]} | set(stage.mix)
+    assert kinds == {"caption", "interleaved", "text", "long", "many"}
+    for kind in sorted(kinds):
+        for seed in range(6):
+            assert data.document(random.Random(seed), kind).branches
+    mixes = getattr(data, "MIXES", practice_documents.MIXES)
     for mix in ("caption", "interleaved", "text", "long"):
-        assert sum(getattr(closing_documents.MIXES, mix).values()) == pytest.approx(1)
+        assert sum(getattr(mixes, mix).values()) == pytest.approx(1)
+
+
+@needs("sklearn", "skimage")
+def test_names_after_few_tokens_and_the_same_picture():
+    """One token of a thing is on it; a picture that comes again is read alike."""
+    few = again = 0
+    rng = random.Random(2)
+    for _ in range(60):
+        document = glance_documents.document(rng, "long")
+        if not document.kept or document.tasks != ["naming"]:
+            continue
+        seen: dict[int, list[int]] = {}
+        for image, kept in zip(document.images, document.kept, strict=True):
+            assert seen.setdefault(id(image), kept) == kept
+        few += max(map(len, document.kept)) <= 3
+        again += len(seen) < len(document.images)
+    assert few > 25 and again > 20

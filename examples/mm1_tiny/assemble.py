@@ -50,18 +50,16 @@ python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_5.json --out runs/5 \\
 python -m examples.mm1_tiny.assemble --run runs/5 --out runs/5/model \\
     --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_5.json
 before=5
-for round in 6:220 7:460 8:1089 9:547 10:400 11:1743 12:5000 \\
-    13:3000 14:3200 15:1400 16:2600; do
+for round in 6:700 7:1000 8:560 9:1500 10:4400; do
     now=${round%:*}
     python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_$now.json --out runs/$now \\
         --tokenizer runs/tokenizer.model --stage joint --init runs/$before/model \\
         --until ${round#*:}
     python -m examples.mm1_tiny.assemble --run runs/$now --out runs/$now/model \\
-        --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_$now.json \\
-        $(test $now != 15 || echo --average runs/14 runs/13)
+        --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_$now.json
     before=$now
 done
-cp runs/16/model/* mm1_mlx/assets/mm1-tiny
+cp runs/10/model/* mm1_mlx/assets/mm1-tiny
 """
 
 

@@ -1,6 +1,7 @@
 """Training documents of many pictures or tiles: new names, steps, small things."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -84,24 +85,42 @@ def _naming(rng: random.Random, progress: float, most: int) -> Document:
 
 
 def naming_document(
-    rng: random.Random, progress: float, least: int, most: int, glances: float
+    rng: random.Random,
+    progress: float,
+    least: int,
+    most: int,
+    glances: float,
+    tokens: Sequence[int] = (12,),
+    again: float = 0.0,
 ) -> Document:
-    """Pictures that new words name; glances: how often only a few tokens of each."""
-    shown, text = naming.named_pictures(pool(rng, progress), rng, least, most)
+    """Pictures that new words name; glances: how often only a few tokens of each, as
+    many of its thing as one of `tokens` says."""
+    shown, text = naming.named_pictures(pool(rng, progress), rng, least, most, again)
     images, regions = [x[1] for x in shown], [x[2] for x in shown]
     document = _document(images, regions, text, "naming")
     if rng.random() < glances:
-        pairs = zip(images, regions, strict=True)
-        document.kept = [glance(image, own, rng) for image, own in pairs]
+        number = rng.choice(tokens)
+        seen = {
+            id(image): glance(image, own, rng, number)
+            for image, own in zip(images, regions, strict=True)
+        }
+        document.kept = [seen[id(image)] for image in images]
     return document
 
 
-def glance(image: Any, regions: list[Region], rng: random.Random) -> list[int]:
-    """A quarter of a picture's tokens: mostly where its thing is, some beside it."""
+def glance(
+    image: Any, regions: list[Region], rng: random.Random, tokens: int = 12
+) -> list[int]:
+    """Some of a picture's tokens, a quarter or as many as asked.
+
+    tokens: of its thing; a third as many are from anywhere, but none of three or less:
+    a name then follows a token of its thing, as it would follow a word.
+    """
     on = box_weights(regions[0].box, *image.size, SIDE)
     inside = [i for i, weight in enumerate(on) if weight > 0]
-    found = set(rng.sample(inside, min(12, len(inside))))
-    found |= set(rng.sample(range(SIDE * SIDE), 4))
+    inside.sort(key=lambda i: on[i] * rng.random(), reverse=True)  # not its rim alone
+    found = set(inside[:tokens])
+    found |= set(rng.sample(range(SIDE * SIDE), tokens // 3 if tokens > 3 else 0))
     return sorted(found)
 
 

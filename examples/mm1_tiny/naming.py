@@ -119,16 +119,22 @@ def pieces(
 
 
 def named_pictures(
-    pool: Sequence[Shown], rng: random.Random, least: int, most: int
+    pool: Sequence[Shown],
+    rng: random.Random,
+    least: int,
+    most: int,
+    again: float = 0.0,
 ) -> tuple[list[Shown], list[Text]]:
     """`least` to `most` pictures of single things, and the text in which new words
-    name them.
+    name them. again: how often a class is one picture, shown again and again.
 
     In a third of the documents words stand in place of some pictures, or beside them:
     from "red star: dax" it is a small step to what a picture shows.
     """
     key = KEYS[rng.choices(list(KEYS), (0.45, 0.45, 0.1))[0]]
     groups = sorted_out(pool, lambda shown: key(shown[0]), rng.randint(2, 4), rng)
+    if rng.random() < again:
+        groups = [[rng.choice(group)] for group in groups]
     number = rng.randint(max(len(groups) + 1, least), most)
     chosen = draws(groups, number, rng)
     words = names(len(groups), rng)

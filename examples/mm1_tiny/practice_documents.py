@@ -1,31 +1,64 @@
-"""What a round of everything learns too slowly: boxes, steps, talk, numbered pictures.
+"""New abilities beside the old ones.
 
-recipe_9.json and recipe_10.json read this module. What is new takes so many documents;
-where a tenth of them are about it, it takes ten times as many (LAB.md).
+recipe_6.json to recipe_8.json read this module and the two that change its names,
+glance_documents.py and widening_documents.py.
+
+Half of each step is what mm1-tiny knows already: where new words were all there was, it
+had forgotten how to read pictures after 400 steps (LAB.md).
 """
 
 import random
+from dataclasses import dataclass
 
-from examples.mm1_tiny import documents
+from examples.mm1_tiny import documents, long_documents
 from mm1_mlx.training.documents import Document
 
 MIXES = documents.Mixes(
     caption={
-        "boxes": 0.5, "steps": 0.35, "scene": 0.05, "unnamed": 0.02, "digits": 0.02,
-        "word": 0.04, "unknown": 0.02,
+        "scene": 0.36, "several": 0.05, "unnamed": 0.1, "digits": 0.1, "word": 0.2,
+        "unknown": 0.05, "boxes": 0.1, "steps": 0.04,
     },
     interleaved={
-        "talk": 0.78, "comparison": 0.15, "few_shot": 0.04, "multi_turn": 0.03,
+        "comparison": 0.52, "few_shot": 0.2, "multi_turn": 0.1, "talk": 0.18,
     },
     text={
-        "told": 0.25, "naming": 0.3, "numbered": 0.35, "facts": 0.06, "sentences": 0.04,
+        "naming": 0.74, "told": 0.08, "numbered": 0.08, "facts": 0.06,
+        "sentences": 0.04,
     },
     long={
-        "numbered": 0.66, "naming": 0.22, "tiles": 0.06, "steps": 0.04, "shots": 0.02,
+        "numbered": 0.55, "naming": 0.0, "tiles": 0.27, "steps": 0.08, "shots": 0.1,
     },
 )  # fmt: skip
+LEAST, MOST = 3, 7  # pictures
+
+
+@dataclass(frozen=True)
+class Names:
+    """How pictures are named by words that mean nothing before.
+
+    share: of "long" documents. glances: of these, how many read a part of each picture;
+    tokens: how many tokens of its thing, drawn for each document. again: how often a
+    class is one picture, shown again and again.
+    """
+
+    share: float
+    glances: float
+    tokens: tuple[int, ...]
+    again: float = 0.0
+
+
+FIRST = Names(0.7, 0.9, (3, 6, 12, 12))
 
 
 def document(rng: random.Random, kind: str, progress: float = 1.0) -> Document:
     """One document, of the kinds of documents.document."""
+    return practised(rng, kind, progress, FIRST)
+
+
+def practised(rng: random.Random, kind: str, progress: float, names: Names) -> Document:
+    """The same with other names."""
+    if kind == "long" and rng.random() < names.share:
+        return long_documents.naming_document(
+            rng, progress, LEAST, MOST, names.glances, names.tokens, names.again
+        )
     return documents.document(rng, kind, progress, MIXES)
