@@ -318,9 +318,9 @@ def test_a_box_that_is_none_is_refused(pixels, pattern):
 
 
 def test_a_box_in_what_is_cut_off_is_refused():
-    with pytest.raises(PromptError, match=r"outside of what the model is shown"):
+    with pytest.raises(PromptError, match=r"The box 0,0,40,40 cannot be told"):
         from_pixels((0, 0, 40, 40), 200, 100, LLAVA, resize_mode="crop")
-    message = r"point 10,50 lies outside of what .* 200x100, from 50,0 to 150,100\."
+    message = r"point 10,50 cannot be .* 200x100 it counts boxes from 50,0 to 150,100\."
     with pytest.raises(PromptError, match=message):
         from_pixels((10, 50), 200, 100, LLAVA, resize_mode="crop")
     shown = from_pixels((50, 50), 200, 100, LLAVA, resize_mode="crop")
@@ -330,7 +330,7 @@ def test_a_box_in_what_is_cut_off_is_refused():
 def test_a_box_that_the_frame_cuts_is_warned_of():
     reader = processor(LLAVA, "crop")
     image = Image.new("RGB", (200, 100))
-    with pytest.warns(MM1Warning, match="40,0,100,50 is cut to 50,0,100,50: .*not sho"):
+    with pytest.warns(MM1Warning, match="40,0,100,50 is cut to 50,0,100,50: .* part"):
         filled = with_boxes("<box>", reader, [image], [(40, 0, 100, 50)])
     assert filled == "[0.00, 0.00, 0.50, 0.50]"
     with warnings.catch_warnings():

@@ -20,8 +20,8 @@ from helpers import need, need_tiny
 from mm1_mlx import generate, load
 from mm1_mlx.errors import (
     ContextError,
+    ImageError,
     MM1Error,
-    MM1Warning,
     PromptError,
     UsageError,
 )
@@ -374,7 +374,8 @@ def test_choices_give_what_lmms_eval_takes_the_least_of(plugin, tiny):
     # Its evaluator takes the text of a GenerationResult, and makes strings of the rest.
     result = sys.modules["lmms_eval.api.instance"].GenerationResult
     assert all(isinstance(pair, result) for pair in losses)
-    assert [pair.text for pair in losses] == losses and type(losses[0].text) is tuple
+    assert [pair.text for pair in losses] == losses
+    assert isinstance(losses[0].text, tuple) and losses[0].text.strip() == losses[0]
     assert losses[0].token_counts is None
     logprobs = make(plugin.SimpleModel, choices="logprob").loglikelihood(asked)
     assert logprobs == expected
@@ -436,6 +437,11 @@ def test_videos_become_pictures(plugin, tiny, tmp_path):
     lm = make(plugin.SimpleModel, frames="2")
     one = request(asked, {}, lambda d: [str(tmp_path)], 0, "task", "val")
     assert lm.generate_until([one]) == [expected]
+    assert len(lm._ask(one.args)[1]) == 2
+    still = request(asked, {}, lambda d: str(tmp_path / "0.png"), 0, "task", "val")
+    assert lm._ask(still.args)[1] == [str(tmp_path / "0.png")]  # its tiles, too
+    named = request(asked, {}, lambda d: {"path": str(tmp_path)}, 0, "task", "val")
+    assert len(lm._ask(named.args)[1]) == 2
     whole = {"type": "video", "url": str(tmp_path)}
 
     def ask(video):
@@ -446,31 +452,52 @@ def test_videos_become_pictures(plugin, tiny, tmp_path):
 
     lm = make(plugin.ChatModel, frames=2)
     assert lm.generate_until([ask(whole)]) == [expected]
-    with pytest.raises(MM1Error, match=r"part of a video \(from 1\.5 to None s\), but"):
-        lm.generate_until([ask(whole | {"start_time": 1.5})])
-    with pytest.raises(UsageError, match="frames is '0', but must be a whole number"):
-        make(plugin.SimpleModel, frames="0")
+    assert lm.generate_until([ask(whole | {"url": {"path": tmp_path}})]) == [expected]
+    span = {"path": str(tmp_path), "video_start": 0, "video_end": 4}
+    for part in (whole | {"start_time": 1.5}, whole | {"url": span}):
+        with pytest.raises(MM1Error, match="shows a part of a video, but mm1_mlx"):
+            lm.generate_until([ask(part)])
+    for wrong in ("0", 5000):
+        with pytest.raises(UsageError, match=f"frames is '?{wrong}'?, but must be a"):
+            make(plugin.SimpleModel, frames=wrong)
 
 
-def test_a_sample_that_cannot_be_asked_ends_no_run(plugin, tmp_path):
+def test_a_sample_that_cannot_be_asked_ends_no_run(plugin, tmp_path, capsys):
+    """It is told, though lmms-eval turns all warnings off."""
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     lm = make(plugin.SimpleModel, batch_size=4)
     long = simple(1, "circle " * 5000, max_new_tokens=8)
     gone = request(ASKED, {"max_new_tokens": 8}, lambda d: broken, 0, "task", "val")
     whole = [simple(0, max_new_tokens=8), simple(2, max_new_tokens=8)]
-    with pytest.warns(MM1Warning) as told:
-        found = lm.generate_until([whole[0], long, gone, whole[1]])
+    found = lm.generate_until([whole[0], long, gone, whole[1]])
     assert found == ["red", "", "", "green"]
-    told = sorted(str(one.message) for one in told)
-    assert len(told) == 2 and "broken.png" in told[0] and "too long" in told[1]
-    with pytest.raises(ContextError, match="The prompt is too long"):
-        lm.generate_until([long])
-    choice = request(ASKED, " red", visual, 0, "task", "val")
+    told = sorted(capsys.readouterr().err.splitlines())
+    assert len(told) == 2
+    start = "mm1_mlx: document {} of task (val) has an empty answer, because it cannot"
+    assert told[0].startswith(start.format(0)) and "broken.png" in told[0]
+    assert told[1].startswith(start.format(1)) and "too long" in told[1]
+    assert lm.generate_until([long]) == [""]  # as --use_cache asks for what is left
+    # No loss is that of no answer: the least of them would be the first choice.
     beyond = request("circle " * 5000, " red", visual, 0, "task", "val")
-    with pytest.warns(MM1Warning, match="tokens, but the model's context"):
-        losses = lm.loglikelihood([beyond, choice])
-    assert losses[0] == (float("inf"), False) and losses[1][0] < 1
+    with pytest.raises(ContextError, match="tokens, but the model's context"):
+        lm.loglikelihood([beyond])
+
+    def text(document, previous_output, round_idx, previous_round_info):
+        return broken, ASKED, round_idx == 2, list(previous_output), None
+
+    several = request(ASKED, {"max_new_tokens": 4}, visual, text, 0, "task", "val")
+    assert lm.generate_until_multi_round([several]) == [["red", ""]]
+
+
+def test_a_missing_package_ends_the_run(plugin, tmp_path, monkeypatch):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"\0\0\0\x20ftypisom" + bytes(64))
+    monkeypatch.setitem(sys.modules, "av", None)
+    lm = make(plugin.SimpleModel)
+    asked = request(ASKED, {}, lambda d: [film], 0, "task", "val")
+    with pytest.raises(ImageError, match=r"pip install 'mm1_mlx\[video\]'"):
+        lm.generate_until([asked, simple(0, max_new_tokens=4)])
 
 
 def test_what_the_plug_in_refuses(plugin):

@@ -14,7 +14,8 @@ REPORT = "report.md"
 
 def read_results(folder: Path) -> Results:
     """The measured runs of a folder by cell and seed. CheckpointError if there is none,
-    or they are of several sizes; ConfigError for one of another recipe than today's."""
+    or they are of several sizes or data; ConfigError for one of another recipe or
+    vocabulary than today's."""
     found = {}
     for file in sorted(folder.glob(f"*/{RESULT}")):
         result = read_result(file)
@@ -30,6 +31,11 @@ def read_results(folder: Path) -> Results:
         raise CheckpointError(
             f"{folder} has runs of several sizes, which cannot be compared: keep those "
             f"of --quick in a folder of their own."
+        )
+    if len({result.get("data") for result in found.values()}) > 1:
+        raise CheckpointError(
+            f"{folder} has runs of several data (`data` in RUN/{RESULT}), which cannot "
+            f"be compared: `run` says which are of others than today's."
         )
     return found
 

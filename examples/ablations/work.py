@@ -24,21 +24,28 @@ CURVE = 10  # steps that a point of the loss curve is a mean of
 
 
 def result_of(folder: Path, run: Run, size: Size) -> dict[str, Any] | None:
-    """What a finished run found, or None; ConfigError as check_recipe's."""
+    """What a finished run found, or None; ConfigError where it is of another recipe,
+    vocabulary or data than today's."""
     file = folder / run.name / RESULT
     if not file.is_file():
         return None
     found = read_result(file)
     check_recipe(file, found, run, size)
+    _check_same(file, found, run, {"data": digest()})
     return found
 
 
 def check_recipe(file: Path, found: dict[str, Any], run: Run, size: Size) -> None:
-    """ConfigError where a result.json is of another recipe, vocabulary or data than
-    today's, which must not be compared."""
+    """ConfigError where a result.json is of another recipe or vocabulary than today's,
+    which must not be compared."""
     recipe = json.loads(json.dumps(run.recipe(size)))
-    today = {"recipe": recipe, "vocabulary": vocabulary(), "data": digest()}
-    if other := [key for key, value in today.items() if found[key] != value]:
+    _check_same(file, found, run, {"recipe": recipe, "vocabulary": vocabulary()})
+
+
+def _check_same(
+    file: Path, found: dict[str, Any], run: Run, today: dict[str, Any]
+) -> None:
+    if other := [key for key, value in today.items() if found.get(key) != value]:
         raise ConfigError(
             f"{file} is of another {' and another '.join(other)} than today's "
             f"{run.name}. Give another --out, or remove {file.parent} to train it "
@@ -57,8 +64,7 @@ def read_result(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}). Remove it.") from error
-    keys = {"name", "kind", "cell", "seed", "recipe", "vocabulary", "data"}
-    keys |= {"seconds", "size"}
+    keys = {"name", "kind", "cell", "seed", "recipe", "vocabulary", "seconds", "size"}
     if not isinstance(found, dict) or not keys <= found.keys():
         raise CheckpointError(f"{file} is not the result of a run. Remove it.")
     return found

@@ -3,8 +3,8 @@
 recipe_6.json to recipe_8.json read this module and the two that change its names,
 glance_documents.py and widening_documents.py.
 
-Half of each step is what mm1-tiny knows already: where new words were all there was, it
-had forgotten how to read pictures after 400 steps (LAB.md).
+Two of five steps are mostly what mm1-tiny knows already: where new words were all there
+was, it had forgotten how to read pictures after 400 steps (LAB.md).
 """
 
 import random

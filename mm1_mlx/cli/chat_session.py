@@ -335,7 +335,8 @@ class Session:
         text = explain(error)
         if isinstance(error, ContextError) and self._talk.exchanges:
             text = f"{text} {_FULL}."
-        if isinstance(error, ContextError) and len(self._talk.waiting) > 1:
+        waiting = len(self._talk.waiting)
+        if isinstance(error, ContextError) and waiting > bool(self._talk.exchanges):
             text = f"{text} {_WAITING}."
         print(f"error: {text}", file=sys.stderr, flush=True)
         self._failed = True

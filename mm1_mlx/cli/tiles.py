@@ -194,7 +194,8 @@ def _draw(args: argparse.Namespace, seen: _Seen) -> Path:
 
     source = _file_of(args.image)
     out = args.output or Path(f"{source.stem}-tiles.png")
-    if out.exists() and source.exists() and out.samefile(source):
+    local = not _is_address(args.image)
+    if local and out.exists() and source.exists() and out.samefile(source):
         raise MM1Error(f"{out} is the picture itself: name another --output.")
     drawing = draw_tiles(seen.image, seen.way, seen.slot.layout)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
@@ -212,11 +213,14 @@ def _draw(args: argparse.Namespace, seen: _Seen) -> Path:
 
 def _file_of(image: str) -> Path:
     """The picture's file; of an address its last name, of data: "picture"."""
-    if image[:5].lower() == "data:":
-        return Path("picture")
-    if image.lower().startswith(("http://", "https://")):
-        return Path(Path(urlsplit(image).path).name or "picture")
-    return pasted_path(image)
+    if not _is_address(image):
+        return pasted_path(image)
+    name = "" if image[:5].lower() == "data:" else Path(urlsplit(image).path).name
+    return Path(name or "picture")
+
+
+def _is_address(image: str) -> bool:
+    return image.lower().startswith(("data:", "http://", "https://"))
 
 
 def _table(name: str, image: str, values: dict[str, Any]) -> str:

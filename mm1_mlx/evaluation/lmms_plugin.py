@@ -6,33 +6,34 @@ that lmms-eval 0.6 and later find it by themselves:
     lmms-eval --model mm1_mlx --model_args pretrained=FOLDER --tasks mme --batch_size 8
 
 Videos become so many pictures, as `generate --video` reads them. A sample that cannot
-be asked (a broken picture, a prompt beyond the context) is told; its answer is empty.
+be asked (a broken picture, a prompt beyond the context) is told and has an empty
+answer; where likelihoods are compared there is none that is empty, so it ends the run.
 Two classes, because lmms-eval has two kinds of tasks: chat ones give messages, simple
 ones (--force_simple, and all tasks that compare likelihoods) a text and pictures.
 Importing this module imports lmms-eval, and with it torch.
 """
 
 import json
-import math
-import os
-import warnings
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 
-from mm1_mlx.errors import ContextError, ImageError, MM1Error, MM1Warning, UsageError
+from mm1_mlx.errors import ContextError, ImageError, MM1Error, UsageError
 from mm1_mlx.evaluation.likelihood import Likelihood
+from mm1_mlx.evaluation.lmms_media import cleaned, pictures_of, visuals_of, with_marks
 from mm1_mlx.inference.generation import batch_generate
 from mm1_mlx.inference.settings import Settings
-from mm1_mlx.inputs.prompts import IMAGE_TOKEN
-from mm1_mlx.inputs.video import FRAMES, video_frames
+from mm1_mlx.inputs.video import FRAMES, MOST_FRAMES
 from mm1_mlx.loading import load
 
 MAX_TOKENS = 1024  # where a task says nothing, as lmms-eval's own models have it
 _CHOICES = ("loss", "logprob")
 _SKIPPED = ContextError, ImageError  # of a sample, not of the run
+Asked = tuple[Any, list[Any]]  # a prompt and its pictures
 
 
 def manifest() -> Any:
@@ -95,9 +96,10 @@ class _Model(lmms):
                 f"--batch_size is {batch_size!r}, but must be a whole number of 1 or "
                 f"more"
             )
-        if not str(frames).isdecimal() or int(frames) < 1:
+        if not str(frames).isdecimal() or not 0 < int(frames) <= MOST_FRAMES:
             raise UsageError(
-                f"frames is {frames!r}, but must be a whole number of 1 or more"
+                f"frames is {frames!r}, but must be a whole number from 1 to "
+                f"{MOST_FRAMES}"
             )
         self._frames = int(frames)
         chosen = _chosen(kv_bits=kv_bits, resolution=resolution, max_tiles=max_tiles)
@@ -124,10 +126,9 @@ class _Model(lmms):
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """An answer for each request, in their order."""
         found = [""] * len(requests)
-        missed = _Missed(len(requests))
         for settings, places in self._batches(requests):
             args = [requests[place].args for place in places]
-            answers = self._answers(args, settings, missed)
+            answers = self._answers(args, settings)
             for place, text in zip(places, answers, strict=True):
                 found[place] = text
                 request = requests[place].args
@@ -153,23 +154,37 @@ class _Model(lmms):
         return next(one for one in args[1:3] if isinstance(one, dict))
 
     def _answers(
-        self,
-        requests: Sequence[tuple[Any, ...]],
-        given: dict[str, Any],
-        missed: "_Missed",
+        self, requests: Sequence[tuple[Any, ...]], given: dict[str, Any]
     ) -> list[str]:
         """Answers to a batch; "" to one that cannot be asked."""
         try:
             return self._answer([self._ask(args) for args in requests], given)
-        except _SKIPPED as error:
-            if len(requests) == 1:
-                missed.note(error)
-                return [""]
-        return [self._answers([args], given, missed)[0] for args in requests]
+        except _SKIPPED:
+            asks = [partial(self._ask, args) for args in requests]
+            each = zip(asks, requests, strict=True)
+            return [self._one(ask, given, args[-3:]) for ask, args in each]
 
-    def _answer(
-        self, asked: Sequence[tuple[Any, list[Any]]], given: dict[str, Any]
-    ) -> list[str]:
+    def _one(
+        self, ask: Callable[[], Asked], given: dict[str, Any], where: Sequence[Any]
+    ) -> str:
+        """An answer; "" and a line that says why to what cannot be asked. where:
+        document, task and split. A package that is missing ends the run."""
+        try:
+            return self._answer([ask()], given)[0]
+        except _SKIPPED as error:
+            if isinstance(error.__cause__, ImportError):
+                raise
+            place, task, split = where
+            # lmms-eval turns all warnings off.
+            print(
+                f"mm1_mlx: document {place} of {task} ({split}) has an empty answer, "
+                f"because it cannot be asked: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+            return ""
+
+    def _answer(self, asked: Sequence[Asked], given: dict[str, Any]) -> list[str]:
         responses = batch_generate(
             self.model,
             self.processor,
@@ -197,14 +212,9 @@ class _Model(lmms):
         so does one without a document (the prior of acc_mutual_info).
         """
         score = Likelihood(self.model, self.processor)
-        missed = _Missed(len(requests))
         found = []
         for request in requests:
-            try:
-                total, greedy = self._score(score, *request.args)
-            except _SKIPPED as error:
-                missed.note(error)
-                total, greedy = -math.inf, False
+            total, greedy = self._score(score, *request.args)
             is_choice = len(request.args) > 2 and isinstance(request.args[1], str)
             if is_choice and self._choices == "loss":
                 total = -total
@@ -218,11 +228,11 @@ class _Model(lmms):
         if rest:
             doc_to_visual, place, task, split = rest
             document = self._document(task, split, place)
-            images = _visuals(doc_to_visual, document, self._frames)
+            images = visuals_of(doc_to_visual, document, self._frames)
             if not isinstance(continuation, str):
                 continuation = continuation(document)
         return score(
-            _with_marks(context, len(images)),
+            with_marks(context, len(images)),
             continuation,
             images,
             system=self._settings["system"],
@@ -237,8 +247,8 @@ class SimpleModel(_Model):
     def _ask(self, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         context, _, doc_to_visual, place, task, split = args
         document = self._document(task, split, place)
-        images = _visuals(doc_to_visual, document, self._frames)
-        return _with_marks(context, len(images)), images
+        images = visuals_of(doc_to_visual, document, self._frames)
+        return with_marks(context, len(images)), images
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """The answers of all rounds; what is asked next the task decides."""
@@ -248,13 +258,13 @@ class SimpleModel(_Model):
                 request.args
             )
             document = self._document(task, split, place)
-            images = _visuals(doc_to_visual, document, self._frames)
+            visuals = doc_to_visual(document)
             rounds: list[str] = []
             known = None
             while True:
-                asked = [(_with_marks(context, len(images)), images)]
-                rounds += self._answer(asked, given)
-                images, context, ended, outputs, known = doc_to_text(
+                ask = partial(self._round, context, visuals)
+                rounds.append(self._one(ask, given, (place, task, split)))
+                visuals, context, ended, outputs, known = doc_to_text(
                     document,
                     previous_output=list(rounds),
                     round_idx=len(rounds),
@@ -263,8 +273,11 @@ class SimpleModel(_Model):
                 if ended:
                     found.append(list(outputs))
                     break
-                images = list(images or [])
         return found
+
+    def _round(self, context: str, visuals: Any) -> Asked:
+        images = pictures_of(visuals, self._frames)
+        return with_marks(context, len(images)), images
 
 
 class ChatModel(_Model):
@@ -275,7 +288,7 @@ class ChatModel(_Model):
     def _ask(self, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         _, doc_to_messages, _, place, task, split = args
         messages = doc_to_messages(self._document(task, split, place))
-        return _cleaned(messages, self._frames), []
+        return cleaned(messages, self._frames), []
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """The answers of all rounds; what is asked next the task decides."""
@@ -286,7 +299,8 @@ class ChatModel(_Model):
             rounds: list[str] = []
             messages, known = doc_to_messages(document), None
             while True:
-                rounds += self._answer([(_cleaned(messages, self._frames), [])], given)
+                ask = partial(self._round, messages)
+                rounds.append(self._one(ask, given, (place, task, split)))
                 payload = doc_to_messages(
                     document,
                     round_idx=len(rounds),
@@ -301,19 +315,8 @@ class ChatModel(_Model):
             found.append(rounds)
         return found
 
-
-class _Missed:
-    """Requests that could not be asked. Where none could be, the run ends."""
-
-    def __init__(self, requests: int):
-        self._left = requests
-
-    def note(self, error: MM1Error) -> None:
-        """One more, for this reason."""
-        self._left -= 1
-        if self._left == 0:
-            raise error
-        warnings.warn(f"Left without an answer: {error}", MM1Warning, stacklevel=2)
+    def _round(self, messages: Any) -> Asked:
+        return cleaned(messages, self._frames), []
 
 
 @contextmanager
@@ -375,62 +378,12 @@ def _pair(total: float, greedy: bool) -> tuple[float, bool]:
     except ImportError:  # before 0.7
         return total, greedy
 
+    class Text(tuple):
+        def strip(self) -> tuple:  # what --use_cache asks of a text
+            return self
+
     class Pair(tuple, GenerationResult):
         def __init__(self, pair: Any):  # not a text, as GenerationResult says
-            GenerationResult.__init__(self, text=pair)
+            GenerationResult.__init__(self, text=Text(pair))
 
     return Pair((total, greedy))
-
-
-def _visuals(
-    doc_to_visual: Callable[[Any], Any], document: Any, frames: int
-) -> list[Any]:
-    """A document's pictures, and frames of its videos, which are given as paths;
-    MM1Error for what is neither."""
-    given = doc_to_visual(document) or []
-    found: list[Any] = []
-    for one in given if isinstance(given, (list, tuple)) else [given]:
-        if isinstance(one, dict):
-            raise MM1Error(
-                f"A document has a visual with {', '.join(map(str, one))}, but mm1_mlx "
-                f"takes pictures and videos only. Leave this task out."
-            )
-        if isinstance(one, (str, os.PathLike)):
-            found += video_frames(one, frames)
-        else:
-            found.append(one)
-    return found
-
-
-def _with_marks(text: str, count: int) -> str:
-    """The text with a mark for each picture, or none: then they come first."""
-    if text.count(IMAGE_TOKEN) in (0, count):
-        return text
-    return text.replace(IMAGE_TOKEN, "").strip()
-
-
-def _cleaned(messages: Sequence[dict[str, Any]], frames: int) -> list[dict[str, Any]]:
-    """Messages whose texts have no mark: each picture is a part of its own."""
-    found = []
-    for message in messages:
-        parts = message["content"]
-        if isinstance(parts, str):
-            parts = [{"type": "text", "text": parts}]
-        clean = [_part(part, frames) for part in parts]
-        found.append({**message, "content": clean})
-    return found
-
-
-def _part(part: dict[str, Any], frames: int) -> dict[str, Any]:
-    """A part of a message as this package has it; MM1Error where there is none."""
-    if part["type"] == "text":
-        return {**part, "text": part["text"].replace(IMAGE_TOKEN, "")}
-    if part["type"] != "video":
-        return part
-    span = part.get("start_time"), part.get("end_time")
-    if span != (None, None):
-        raise MM1Error(
-            f"A document shows a part of a video (from {span[0]} to {span[1]} s), but "
-            f"mm1_mlx reads whole ones. Leave this task out."
-        )
-    return {"type": "video", "video": part.get("url"), "frames": frames}

@@ -259,14 +259,17 @@ def from_pixels(
 
     Corners may come in any order; what lies outside of the picture is cut off.
     resize_mode: as in parse. PromptError where nothing of it lies in the picture, or
-    nothing in the part that the model is shown.
+    nothing in the frame that the model counts in.
     """
     shown = _shown(pixels, width, height, frame_of(boxes, resize_mode))
     return _spell(_to_parts(shown, width, height, frame_of(boxes, resize_mode)), boxes)
 
 
 def _shown(pixels: Sequence[float], width: int, height: int, frame: str) -> list[float]:
-    """What of a box or point is in the picture and in the frame, in pixels."""
+    """What of a box or point is in the picture and in the frame, in pixels.
+
+    Tiles may show more than the frame; the model's numbers cannot say it.
+    """
     inside = _inside(pixels, width, height)
     x, y, wide, high = _frame_box(width, height, frame)
     cut = [
@@ -279,8 +282,8 @@ def _shown(pixels: Sequence[float], width: int, height: int, frame: str) -> list
     if (cut[0] == cut[2] or cut[1] == cut[3]) if is_box else cut != inside:
         what = "box" if is_box else "point"
         raise PromptError(
-            f"The {what} {_listed(pixels)} lies outside of what the model is shown of "
-            f"the picture of {width}x{height}, from {_listed((x, y))} to "
+            f"The {what} {_listed(pixels)} cannot be told to this model: of the "
+            f"picture of {width}x{height} it counts boxes from {_listed((x, y))} to "
             f"{_listed((x + wide, y + high))}. Give another {what}, or another "
             f"--resize-mode."
         )
@@ -368,7 +371,8 @@ def with_boxes(
     A place belongs to the picture whose <image> stands last before it; where pictures
     have no places they come first, so to the last one. form: how the model writes
     boxes, where its folder does not say. max_pixels: of a picture, as in load_image.
-    MM1Warning for a box of which a part lies outside of what the model is shown.
+    MM1Warning for a box of which a part lies outside of the picture, or of the frame
+    that the model counts in.
     PromptError where counts differ, for what is no box, and where nobody knows how
     this model writes them.
     """
@@ -413,7 +417,7 @@ def _warn_if_cut(pixels: Sequence[float], width: int, height: int, frame: str) -
     whole = shown == _inside(pixels, width, height)
     reason = f"the picture is {width}x{height}"
     if not whole:
-        reason += " and the model is not shown all of it (--resize-mode)"
+        reason += " and the model counts boxes in a part of it (--resize-mode)"
     warnings.warn(
         f"The box {_listed(pixels)} is cut to {_listed(shown)}: {reason}.",
         MM1Warning,
