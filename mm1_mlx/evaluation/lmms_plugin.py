@@ -14,7 +14,7 @@ Importing this module imports lmms-eval, and with it torch.
 """
 
 import json
-import sys
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +32,7 @@ from mm1_mlx.loading import load
 
 MAX_TOKENS = 1024  # where a task says nothing, as lmms-eval's own models have it
 _CHOICES = ("loss", "logprob")
+_log = logging.getLogger(__name__)
 _SKIPPED = ContextError, ImageError  # of a sample, not of the run
 Asked = tuple[Any, list[Any]]  # a prompt and its pictures
 
@@ -175,12 +176,10 @@ class _Model(lmms):
             if isinstance(error.__cause__, ImportError):
                 raise
             place, task, split = where
-            # lmms-eval turns all warnings off.
-            print(
+            # Not warnings.warn: lmms-eval turns all warnings off.
+            _log.warning(
                 f"mm1_mlx: document {place} of {task} ({split}) has an empty answer, "
-                f"because it cannot be asked: {error}",
-                file=sys.stderr,
-                flush=True,
+                f"because it cannot be asked: {error}"
             )
             return ""
 
