@@ -383,6 +383,7 @@ def _pair(total: float, greedy: bool) -> tuple[float, bool]:
 
     class Pair(tuple, GenerationResult):
         def __init__(self, pair: Any):  # not a text, as GenerationResult says
-            GenerationResult.__init__(self, text=Text(pair))
+            text: Any = Text(pair)
+            GenerationResult.__init__(self, text=text)
 
     return Pair((total, greedy))
