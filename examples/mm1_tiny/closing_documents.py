@@ -20,7 +20,7 @@ MIXES = documents.Mixes(
         "comparison": 0.64, "few_shot": 0.09, "multi_turn": 0.1, "talk": 0.17,
     },
     long={
-        "naming": 0.3, "tiles": 0.44, "numbered": 0.1, "steps": 0.11, "shots": 0.05,
+        "naming": 0.4, "tiles": 0.36, "numbered": 0.07, "steps": 0.12, "shots": 0.05,
     },
 )  # fmt: skip
 
