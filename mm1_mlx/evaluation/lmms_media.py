@@ -1,19 +1,12 @@
 """What lmms-eval's tasks show, as `generate` takes it: pictures, frames of videos."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mm1_mlx.errors import MM1Error
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN
 from mm1_mlx.inputs.video import ENDINGS, video_frames
-
-
-def visuals_of(
-    doc_to_visual: Callable[[Any], Any], document: Any, frames: int
-) -> list[Any]:
-    """A document's pictures and the frames of its videos; see pictures_of."""
-    return pictures_of(doc_to_visual(document), frames)
 
 
 def pictures_of(given: Any, frames: int) -> list[Any]:

@@ -24,7 +24,7 @@ from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 
 from mm1_mlx.errors import ContextError, ImageError, MM1Error, UsageError
 from mm1_mlx.evaluation.likelihood import Likelihood
-from mm1_mlx.evaluation.lmms_media import cleaned, pictures_of, visuals_of, with_marks
+from mm1_mlx.evaluation.lmms_media import cleaned, pictures_of, with_marks
 from mm1_mlx.inference.generation import batch_generate
 from mm1_mlx.inference.settings import Settings
 from mm1_mlx.inputs.video import FRAMES, MOST_FRAMES
@@ -227,7 +227,7 @@ class _Model(lmms):
         if rest:
             doc_to_visual, place, task, split = rest
             document = self._document(task, split, place)
-            images = visuals_of(doc_to_visual, document, self._frames)
+            images = pictures_of(doc_to_visual(document), self._frames)
             if not isinstance(continuation, str):
                 continuation = continuation(document)
         return score(
@@ -246,7 +246,7 @@ class SimpleModel(_Model):
     def _ask(self, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         context, _, doc_to_visual, place, task, split = args
         document = self._document(task, split, place)
-        images = visuals_of(doc_to_visual, document, self._frames)
+        images = pictures_of(doc_to_visual(document), self._frames)
         return with_marks(context, len(images)), images
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
