@@ -27,21 +27,21 @@ class ContextError(PromptError):
     """A prompt has more tokens than the model's context.
 
     found: what was found. ways: single changes that would make it fit. wish: what else
-    to do. images: how many were given; images_that_fit: beside the text.
+    to do. image_ids: how many ids each picture has. too_many: ids beyond the context.
     """
 
     def __init__(
         self,
         found: str,
-        images: int = 0,
-        images_that_fit: int = 0,
+        image_ids: Sequence[int] = (),
+        too_many: int = 0,
         *,
         ways: Sequence[str] = (),
         wish: str = "",
     ):
         fits = f"What fits: {'; or '.join(ways)}." if ways else ""
         super().__init__(" ".join(part for part in (found, fits, wish) if part))
-        self.images, self.images_that_fit = images, images_that_fit
+        self.image_ids, self.too_many = tuple(image_ids), too_many
         self.found, self.ways, self.wish = found, tuple(ways), wish
 
 

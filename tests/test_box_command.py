@@ -224,6 +224,10 @@ def test_a_place_that_nothing_fills_is_said(ask, says, capsys):
     assert "note: <box> in the prompt is read as text: --box fills it\n" in told
     assert "note: <point> in the prompt is read as text: --point fills it\n" in told
     assert asked["prompt"] == "Is <box> at <point>?"
+    form = ("--box-format", "qwen")
+    assert ask(*question, *form, "--box", "1,1,50,50") == 0
+    told = capsys.readouterr().err
+    assert "<point> in the prompt is read as text" in told and "<box> in" not in told
     assert ask(*question, "--quiet") == 0
     assert capsys.readouterr().err == ""
 

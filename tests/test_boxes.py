@@ -349,7 +349,7 @@ def test_boxes_of_reads_in_the_format_of_the_model():
     assert region.to_pixels(200, 100) == pytest.approx((101, 50.5, 199, 99.5))
     (region,) = boxes_of("a star [0.5, 0.5, 1, 1]", processor(None, "crop"))
     assert region.guessed and region.frame == "cropped"
-    (region,) = boxes_of("[500, 500, 600, 600]", processor(), boxes=FERRET, pictures=3)
+    (region,) = boxes_of("[500, 500, 600, 600]", processor(), form=FERRET, pictures=3)
     assert not region.guessed and region.picture == 2
 
 

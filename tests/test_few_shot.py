@@ -363,6 +363,20 @@ def test_reasoning_stands_before_the_answer():
     assert found.mark == "=>"
 
 
+def test_lines_of_reasoning_become_one_where_a_line_break_ends_an_answer():
+    """Else the model would show its first line and be stopped."""
+    long = [{**REASONED[0], "reasoning": "r1.\nr2.", "answer": "a\nb"}]
+    found = FewShot(long).ask("Why?", "q.png", processor=PLAIN)
+    assert found.stops == ("\n",)
+    assert found.prompt == (
+        "<image> Question: q1? r1. r2. Answer: a b\n<image> Question: Why?"
+    )
+    other = FewShot(long, template="{prompt} {reasoning} So {answer}", separator="##")
+    assert "r1.\nr2. So a\nb##" in other.ask("<image> Why?", "q.png").prompt
+    as_turns = FewShot(long).ask("Why?", "q.png", processor=CHAT)
+    assert as_turns.prompt[1]["content"] == "r1.\nr2. Answer: a\nb"
+
+
 def test_reasoning_and_answer_are_told_apart():
     assert split_answer("Two. Three. Answer: 3 ", "Answer:") == ("Two. Three.", "3")
     assert split_answer("Answer: no. Answer: 3", "Answer:") == ("Answer: no.", "3")
@@ -409,6 +423,21 @@ def test_templates_that_are_none(template, message):
         ),
         (BARE, {}, "<image> <image>?", "q", r"has 2 <image> but only 1 image was"),
         (BARE, {}, 3, "q", r"of the type int, but text or a list of messages"),
+        (BARE, {}, "", None, r"question is empty: give its picture \(--image\), or"),
+        (
+            REASONED,
+            {"template": "{image}{prompt} {reasoning}\nSo {answer}"},
+            "Why?",
+            "q",
+            r"has '\\n' between \{reasoning\} and \{answer\}, but that ends",
+        ),
+        (
+            REASONED,
+            {"template": "{prompt}{image} {answer}", "separator": "a1"},
+            "Why?",
+            "q",
+            r"shot 1: the answer has 'a1' in it, which ends an answer here",
+        ),
     ],
 )
 def test_questions_that_do_not_go_with_them(shots, settings, prompt, images, message):

@@ -119,6 +119,8 @@ def test_what_a_processor_takes_is_warned_of_only_where_a_call_asks(words):
         (way,) = processor.ways(1)
         assert way.tiling.type == "dynamic"
         assert [w.tiling for w in processor.ways(3)] == [None] * 3
+        low, high = processor.ways(2, ["native", None])  # as mixed shots are read
+        assert low.tiling is None and high.tiling.type == "dynamic"
     with pytest.warns(MM1Warning, match="none is cut into tiles"):
         processor.ways(3, "dynamic")
     with pytest.warns(MM1Warning, match="not say that it was trained for sub-images"):

@@ -333,6 +333,14 @@ def test_padding_is_seen_and_what_is_cropped_is_dark():
     assert (cropped[60:150, 110:290] == (0, 200, 0)).all()
 
 
+@pytest.mark.parametrize("mode", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("size", [(5000, 1), (2, 3200)])
+def test_a_picture_like_a_thread_is_drawn(mode, size):
+    image = Image.new("RGB", size)
+    for tiling, layout in ((None, Layout(0, 0, *size)), (DYNAMIC, Layout(2, 2, *size))):
+        assert draw_tiles(image, way(mode, tiling), layout).size > (1, 1)
+
+
 def test_the_overview_of_llava_next_is_the_first():
     """Its grid is numbered from 2 on; MM1.5's from 1 on."""
     image = Image.new("RGB", (40, 20))

@@ -231,6 +231,11 @@ def test_more_frames_than_the_context_holds(gif, tmp_path):
     assert_fails(done, r"24 images of 64\)", r"context is 600", r"--frames 9\.$")
     assert generate(*ask, "--frames", "9").returncode == 0
     assert_fails(generate(*ask, "--frames", "10"), r"--frames 9\.$")
+    frame(3).save(tmp_path / "a.png")  # in five parts: as many tokens as five frames
+    more = ("--image", tmp_path / "a.png", "--resolution", "1344")
+    assert_fails(generate(*ask, *more), r"context is 600", r"--frames 4\.$")
+    assert generate(*ask, *more, "--frames", "4").returncode == 0
+    assert_fails(generate(*ask, *more, "--frames", "5"), r"--frames 4\.$")
 
 
 def test_wrong_flags_of_video(gif, tmp_path):

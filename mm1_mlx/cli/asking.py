@@ -158,14 +158,17 @@ def _expanded(names: list[str]) -> list[str]:
 @contextmanager
 def naming_frames(args: argparse.Namespace, images: list) -> Iterator[None]:
     """A prompt that is too long for its videos: say how many frames would fit."""
+    from mm1_mlx.inputs.video import is_frame
+
     try:
         yield
     except ContextError as error:
-        frames = len(images) - len(_expanded(args.image))
-        if not args.video or not error.images or args.messages:
+        frames = [place for place, image in enumerate(images) if is_frame(image)]
+        own = error.image_ids[len(error.image_ids) - len(images) :]  # not of shots
+        if not args.video or args.messages or not frames or len(own) < len(images):
             raise
-        left = frames - (error.images - error.images_that_fit)
-        count = left // len(args.video)
+        fewer = -(-error.too_many // min(own[place] for place in frames))
+        count = (len(frames) - fewer) // len(args.video)
         if count < 1:
             raise
         raise ContextError(

@@ -129,8 +129,8 @@ def fill_prompt(
     prompt: str, args: argparse.Namespace, processor: Any, images: Sequence[Any]
 ) -> str:
     """The prompt with --box and --point in their places. PromptError, ImageError."""
+    _note_unfilled(prompt, args)
     if not args.box and not args.point:
-        _note_unfilled(prompt, args)
         return prompt
     from mm1_mlx.inputs.boxes import with_boxes
 
@@ -149,9 +149,10 @@ def _note_unfilled(prompt: str, args: argparse.Namespace) -> None:
     """A model may read <box> as text: that is asked for, or a flag was forgotten."""
     if not isinstance(prompt, str):
         return
-    for slot, flag in (("<box>", "--box"), ("<point>", "--point")):
+    for slot, given in (("<box>", args.box), ("<point>", args.point)):
+        flag = slot.replace("<", "--").rstrip(">")
         # Qwen-VL's form of a box stands between such marks.
-        if slot in prompt and slot.replace("<", "</") not in prompt:
+        if slot in prompt and not given and slot.replace("<", "</") not in prompt:
             _say(f"note: {slot} in the prompt is read as text: {flag} fills it", args)
 
 
@@ -182,7 +183,7 @@ def regions_of(
     from mm1_mlx.inputs.boxes import boxes_of
 
     form = format_of(args, processor)
-    return boxes_of(answer, processor, pictures=pictures, boxes=form)
+    return boxes_of(answer, processor, pictures=pictures, form=form)
 
 
 def as_objects(

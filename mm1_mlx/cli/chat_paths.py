@@ -92,6 +92,12 @@ def no_picture(line: str) -> str | None:
     return next((name for name in names if name), None)
 
 
+def addresses_in(line: str) -> list[str]:
+    """The words of a line that has nothing but addresses; none of another."""
+    words = line.split()
+    return words if all(re.match("(?i)https?://.", word) for word in words) else []
+
+
 def _missing_name(text: str) -> str | None:
     """The name with a picture's ending that a text begins with; it may have spaces
     behind a folder's name."""

@@ -15,7 +15,13 @@ from mm1_mlx.cli.boxes import check_place, draw, places_of, regions_of
 from mm1_mlx.cli.chat_commands import ALIASES, COMMANDS, table
 from mm1_mlx.cli.chat_files import as_markdown, write_text
 from mm1_mlx.cli.chat_lines import Lines
-from mm1_mlx.cli.chat_paths import is_path, no_picture, paths_in, split_paths
+from mm1_mlx.cli.chat_paths import (
+    addresses_in,
+    is_path,
+    no_picture,
+    paths_in,
+    split_paths,
+)
 from mm1_mlx.cli.parser import did_you_mean
 from mm1_mlx.cli.progress import SlowBar
 from mm1_mlx.cli.resolution import picture_limits
@@ -47,7 +53,8 @@ class Session:
         self._lines, self._args = lines, args
         self._bar = bar  # of the encoder
         self._stats = args.stats
-        self._unanswered: str | None = None  # the last question, where it failed
+        # The last question, where it failed, and the pictures of its line.
+        self._unanswered: tuple[str, list] | None = None
         self._written: set[Path] = set()  # files that may be written over
         self._failed = False
 
@@ -102,8 +109,12 @@ class Session:
         if _is_command(text):
             return self._command(text)
         paths, rest = split_paths(line)
-        if (path := no_picture(rest if paths else text)) is not None:
-            self._talk.show(path)  # says what it is
+        left = rest if paths else text
+        if not (named := addresses_in(left)) and (path := no_picture(left)) is not None:
+            named = [path]  # reading it says what it is
+        if named:
+            self._show_all([*paths, *named])
+            return True
         if not paths and text.startswith("/"):  # neither a command nor a file
             return self._command(text)
         waiting = len(self._talk.waiting)
@@ -113,7 +124,7 @@ class Session:
         if IMAGE_TOKEN in rest and IMAGE_TOKEN not in line:  # in place of the paths
             rest = IMAGE_TOKEN * waiting + rest
         if rest:
-            self._ask(rest)
+            self._ask(rest, self._talk.waiting[waiting:])
         return True
 
     def _command(self, text: str) -> bool:
@@ -129,10 +140,13 @@ class Session:
         do(argument)
         return True
 
-    def _ask(self, text: str) -> None:
-        """Print the answer as it comes. Ctrl-C ends it, what came of it is kept."""
-        self._unanswered = text
-        stopped = False
+    def _ask(self, text: str, own: list) -> None:
+        """Print the answer as it comes. Ctrl-C ends it, what came of it is kept.
+
+        own: the last of the waiting pictures, which came with the question; where
+        nothing is answered they wait for /retry alone, not for another question.
+        """
+        count, stopped = len(self._talk.exchanges), False
         with wired_limit(), _stoppable(self._lines.interactive) as stop:
             pieces = self._talk.ask(text)
             try:
@@ -152,11 +166,13 @@ class Session:
                     self._bar.close()
                 if stop.may_wait:
                     print(flush=True)
+                self._unanswered = None
+                if len(self._talk.exchanges) == count:
+                    self._unanswered = text, own
+                    del self._talk.waiting[len(self._talk.waiting) - len(own) :]
         if stopped:
             self._note("(stopped)")
-        if stop.may_wait:
-            self._unanswered = None
-        if not stopped:
+        else:
             self._after()
 
     def _after(self) -> None:
@@ -183,19 +199,17 @@ class Session:
     def _do_help(self, argument: str) -> None:
         print(table(), file=sys.stderr, flush=True)
 
-    def _show(self, path: str) -> None:
-        shown = self._talk.show(path)
-        name = Path(shown.name).name if "://" not in shown.name else shown.name
-        self._note(f"picture: {name}, {shown.size[0]}x{shown.size[1]}")
-
     def _show_all(self, paths: list[str]) -> None:
         waiting = len(self._talk.waiting)
         try:
             for path in paths:
-                self._show(path)
-        except Exception:  # the others wait for no other question
+                self._talk.show(path)
+        except BaseException:  # the others wait for no other question
             del self._talk.waiting[waiting:]
             raise
+        for shown in self._talk.waiting[waiting:]:
+            name = Path(shown.name).name if "://" not in shown.name else shown.name
+            self._note(f"picture: {name}, {shown.size[0]}x{shown.size[1]}")
 
     def _do_image(self, argument: str) -> None:
         if argument == "-":
@@ -242,13 +256,23 @@ class Session:
         self._note(f"taken back: {taken.asked}")
 
     def _do_retry(self, argument: str) -> None:
-        text = self._unanswered
-        if text is None:
-            taken = self._talk.undo()
-            if taken is None:
-                raise PromptError("There is no question to ask again.")
-            text = taken.asked
-        self._ask(text)
+        if self._unanswered is not None:
+            text, own = self._unanswered
+            self._talk.waiting += own
+            self._ask(text, own)
+            return
+        waiting, taken = self._talk.waiting, self._talk.undo()
+        if taken is None:
+            raise PromptError("There is no question to ask again.")
+        count = len(self._talk.exchanges)
+        self._talk.waiting = own = [*taken.pictures]
+        try:
+            self._ask(taken.asked, own)
+        finally:
+            self._talk.waiting = waiting
+            if len(self._talk.exchanges) == count:  # the answer that was there stays
+                self._talk.exchanges.append(taken)
+                self._unanswered = None
 
     def _do_stats(self, argument: str) -> None:
         if argument not in ("", "on", "off"):
@@ -294,6 +318,10 @@ class Session:
         if not self._talk.exchanges:
             raise PromptError("There is no turn yet to save.")
         place = pasted_path(argument)
+        if place.name in ("", ".."):
+            raise UsageError(
+                f"/save needs the name of a file, such as chat.json, not '{argument}'"
+            )
         place = place if place.suffix else place.with_suffix(".json")
         self._check_free(place)
         model = self._args.model or DEFAULT_MODEL

@@ -82,8 +82,8 @@ def read(
             found += f" None of the {plural(len(asked.shots), 'shot')} fits."
         raise ContextError(
             found,
-            error.images,
-            error.images_that_fit,
+            error.image_ids,
+            error.too_many,
             ways=ways,
             wish="Or shorten texts." if ways else error.wish,
         ) from error

@@ -19,8 +19,10 @@ from mm1_mlx.inference.features import Features
 from mm1_mlx.inference.shot_template import (
     BARE,
     QUESTIONS,
+    check_mark,
     parse_template,
     prompt_of,
+    unbroken,
     with_reasoning,
     written,
 )
@@ -382,20 +384,21 @@ class FewShot:
         end = fields.index("reasoning" if shown else "answer")
         # A token that an answer begins with brings its own space.
         open_ = [*pieces[:end], (pieces[end][0].rstrip(" "), None)]
-        lines = [written(pieces, shot, question) for shot in chosen]
+        after = "".join(text for text, _ in pieces[fields.index("answer") + 1 :])
+        ends = dict.fromkeys(s for s in (after, self.separator) if s.strip(" "))
+        stops, mark = tuple(ends), None
+        if shown:
+            mark = pieces[fields.index("answer")][0]
+            check_mark(mark, stops)
+        whole = [unbroken(shot, stops, shown) for shot in chosen]
+        lines = [written(pieces, shot, question) for shot in whole]
         query = Example(tuple(images), "", question)
         lines.append(written(open_, query, question).rstrip(" "))
-        after = "".join(text for text, _ in pieces[fields.index("answer") + 1 :])
-        mark = None
-        if shown:
-            mark = pieces[fields.index("answer")][0].strip()
         return Asked(
             self.separator.join(lines),
             [image for shot in chosen for image in shot.images] + images,
-            stops=tuple(
-                dict.fromkeys(s for s in (after, self.separator) if s.strip(" "))
-            ),
-            mark=mark,
+            stops=stops,
+            mark=mark and mark.strip(),
             shots=tuple(chosen),
         )
 
@@ -417,6 +420,11 @@ class FewShot:
             raise PromptError(
                 "The template of shots has {prompt}, but the question is empty: say "
                 "what is asked."
+            )
+        if not said and not images:
+            raise PromptError(
+                "The question is empty: give its picture (--image), or say what is "
+                "asked."
             )
         inside = IMAGE_TOKEN in question  # it says where its pictures belong
         if "image" not in fields and not inside and (images or chosen[0].images):

@@ -2,8 +2,9 @@
 
 import string
 from collections.abc import Sequence
+from dataclasses import replace
 
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import DatasetError, PromptError
 from mm1_mlx.inputs.examples import Example
 from mm1_mlx.inputs.prompts import IMAGE_TOKEN
 
@@ -84,6 +85,33 @@ def written(pieces: Sequence[Piece], shot: Example, question: str) -> str:
         text + (str(values[field]) if field else "") for text, field in pieces
     )
     return made.lstrip(" ")
+
+
+def check_mark(mark: str, stops: Sequence[str]) -> None:
+    """PromptError where what stands before an answer would end one."""
+    for stop in (stop for stop in stops if stop in mark):
+        raise PromptError(
+            f"The template of shots has {stop!r} between {{reasoning}} and {{answer}}, "
+            f"but that ends an answer. Write another text there, or give another "
+            f"separator (--shot-separator)."
+        )
+
+
+def unbroken(shot: Example, stops: Sequence[str], reasoned: bool) -> Example:
+    """The example with nothing in its answer, nor in reasoning that is shown, that
+    would end an answer: line breaks become spaces; DatasetError for another text."""
+    for field in ("reasoning", "answer") if reasoned else ("answer",):
+        text = str(getattr(shot, field))
+        for stop in (stop for stop in stops if stop in text):
+            if not stop.isspace():
+                raise DatasetError(
+                    f"{shot.where}: the {field} has {stop!r} in it, which ends an "
+                    f"answer here. Take it out, or write examples in another way "
+                    f"(--shot-separator, --shot-template)."
+                )
+            text = " ".join(text.split())
+            shot = replace(shot, **{field: text})
+    return shot
 
 
 def split_answer(text: str, mark: str | None) -> tuple[str | None, str]:

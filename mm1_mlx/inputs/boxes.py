@@ -223,7 +223,7 @@ def boxes_of(
     processor: Any,
     *,
     pictures: int | None = None,
-    boxes: BoxFormat | None = None,
+    form: BoxFormat | None = None,
 ) -> list[Region]:
     """The boxes and points of an answer.
 
@@ -232,13 +232,13 @@ def boxes_of(
 
     answer: text, or what `generate` gave. pictures: how many the prompt had, those of
     examples before it not counted; None is as many as `generate` was given, of text 1.
-    boxes: how the model writes them, where its folder does not say.
+    form: how the model writes them, where its folder does not say.
     """
     settings = processor.image_settings
     shown = getattr(answer, "num_images", 1) - getattr(answer, "shot_images", 0)
     return parse(
         str(answer),
-        boxes or processor.config.box_config,
+        form or processor.config.box_config,
         resize_mode=settings.resize_mode if settings else "pad",
         pictures=max(shown, 1) if pictures is None else pictures,
     )

@@ -140,8 +140,8 @@ def too_long(
         f"The prompt is too long: {text} text tokens + {image_tokens} image tokens "
         f"({_pictures(slots)}){marked}{answer} = {total}, but the model's context is "
         f"{context}.",
-        len(slots),
-        kept,
+        [len(slot.ids) for slot in slots],
+        length - room,
         ways=ways,
         wish=wish or ("" if ways else "Take a model with a longer context."),
     )

@@ -126,7 +126,9 @@ def _grid(
     thick = max(2, (right - left) // 400)
     for i in range(rows):
         for j in range(columns):
-            box = xs[j], ys[i], xs[j + 1] - 1, ys[i + 1] - 1
+            # Of a picture like a thread a row may be less than a pixel.
+            end, low = max(xs[j + 1] - 1, xs[j]), max(ys[i + 1] - 1, ys[i])
+            box = xs[j], ys[i], end, low
             draw.rectangle(box, outline=_LINE, width=thick)
             size = max(10, min(48, (xs[1] - xs[0]) // 4, (ys[1] - ys[0]) // 4))
             number = i * columns + j + 1 + _first(way, layout)
