@@ -30,6 +30,7 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif"),
 )
+_NAMES = "surrogateescape"  # names of files may have bytes that are no UTF-8
 
 
 def find_pictures(folder: Path, *, inside: bool = False) -> list[str]:
@@ -54,7 +55,7 @@ def read_earlier(place: Path) -> str:
     if not place.parent.is_dir():
         raise MM1Error(f"{place} cannot be written: there is no {place.parent}.")
     try:
-        return place.read_text(encoding="utf-8")
+        return place.read_text(encoding="utf-8", errors=_NAMES)
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
@@ -64,7 +65,7 @@ def read_earlier(place: Path) -> str:
 def write_whole(place: Path, text: str) -> None:
     """Put a text in place of what a file has: all of it, or nothing."""
     draft = place.with_name(f".{place.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8", newline="")
+    draft.write_text(text, encoding="utf-8", errors=_NAMES, newline="")
     os.replace(draft, place)
 
 
@@ -115,7 +116,7 @@ def pictures_left(
     the next ones are taken.
     """
     bar = progress_bar(len(left), what)
-    with open(out, "a", encoding="utf-8", newline="") as file:
+    with open(out, "a", encoding="utf-8", errors=_NAMES, newline="") as file:
         for start in range(0, len(left), size):
             some = left[start : start + size]
             good, pictures = load_those_that_can_be(folder, some)

@@ -35,6 +35,7 @@ from mm1_mlx.inputs.prompts import with_image_slots
 
 TINY = "mm1-tiny"
 FIELDS = ("merchant", "date", "currency", "total", "items")
+_OF_NO_ITEM = {"merchant", "date", "currency", "items"}
 PROMPT = (
     "This is a photo of a receipt. Answer with one JSON object and nothing else, with "
     'the keys "merchant" (text), "date" (YYYY-MM-DD), "currency" (three letters), '
@@ -44,14 +45,20 @@ PROMPT = (
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The first whole JSON object of an answer, whatever is around it, or None."""
-    decoder = json.JSONDecoder()
+    """The first whole JSON object of an answer with a field of a receipt, whatever is
+    around it, or None.
+
+    In an answer that was cut off, an item may be whole: it is no receipt.
+    """
+    decoder, wanted = json.JSONDecoder(), set(FIELDS)
     for match in re.finditer(r"\{", text):
         try:
             found, _ = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
+            wanted = _OF_NO_ITEM
             continue
-        return found
+        if not wanted.isdisjoint(found):
+            return found
     return None
 
 
@@ -61,13 +68,14 @@ def amount(value: Any) -> float | None:
         return float(value) if abs(value) < 1e12 else None
     if not isinstance(value, str):
         return None
-    match = re.search(r"-?\d[\d.,' ]*", value[:60])
+    match = re.search(r"(-\D{0,4})?(\.?\d[\d.,' ]*)", value[:60])
     if match is None:
         return None
-    digits = re.sub(r"[' ]", "", match[0]).rstrip(".,")
+    digits = re.sub(r"[' ]", "", match[2]).rstrip(".,")
     cents = re.search(r"[.,](\d{1,2})$", digits)
     whole = re.sub(r"[.,]", "", digits[: cents.start()] if cents else digits)
-    return float(f"{whole or 0}.{cents[1] if cents else 0}")
+    found = float(f"{whole or 0}.{cents[1] if cents else 0}")
+    return -found if match[1] else found
 
 
 def fields_of(answer: str) -> dict[str, Any] | None:

@@ -316,7 +316,8 @@ def _evaluate(
                 line = json.dumps(result.to_dict()) if args.json else str(result)
                 print(line, flush=True)
         except KeyboardInterrupt:
-            view.line(f"stopped; the same command goes on from {output}")
+            anew = " without --force" if args.force else ""
+            view.line(f"stopped; the same command{anew} goes on from {output}")
             raise
         finally:
             view.close()

@@ -10,7 +10,8 @@ from dataclasses import asdict
 import mlx.core as mx
 import pytest
 
-from examples.ablations import findings, measure, plan, world
+from examples.ablations import __main__ as command
+from examples.ablations import findings, measure, plan, report, world
 from examples.ablations.__main__ import main
 from examples.ablations.findings import EFFECTS, Effect, mean_interval
 from examples.ablations.plan import BASE, BY_NAME, FULL, QUICK, Cell, Run, Size
@@ -342,6 +343,17 @@ def test_a_report_comes_from_stored_results_alone(tmp_path):
     assert "1.00 | 1.5 | 3 |" in text  # 120 seconds, 30 of them the questions
     assert "before it has 72.8 (mean of all)" in text
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in written[1:])
+
+
+def test_without_matplotlib_there_are_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    made_runs(tmp_path, {BASE: (4, 6, 8), Cell(encoder="none"): (1, 2, 3)})
+    assert command.main(["report", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'report.md'}\n"
+    assert "no plots: they need matplotlib" in printed.err
+    assert "| none | 60.0" in (tmp_path / "report.md").read_text()
 
 
 @needs("matplotlib")

@@ -100,7 +100,7 @@ def test_vqav2(tmp_path):
 
 
 def test_okvqa_has_the_answers_as_people_gave_them(tmp_path):
-    """A row of lmms-lab/OK-VQA: its original files have stems beside them."""
+    """A row of lmms-lab-encoder/OK-VQA: its original files have stems beside them."""
     people = ("racing",) * 6 + ("motocross",) * 2 + ("riding",) * 2
     rows = [
         {

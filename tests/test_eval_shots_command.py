@@ -150,12 +150,12 @@ def test_okvqa_on_the_hub_has_no_training_split(monkeypatch):
     names = [f"data/val2014-0000{i}-of-00002.parquet" for i in range(2)]
 
     def download(repo, revision, choose):
-        assert repo == "lmms-lab/OK-VQA" and choose(names) == names
+        assert repo == "lmms-lab-encoder/OK-VQA" and choose(names) == names
         return Path("unused")
 
     monkeypatch.setattr(places, "download_dataset", download)
     with pytest.raises(DatasetError, match=r"It has: data/val2014.*--shots-from FILE"):
-        pool_of(find_task("okvqa"), "lmms-lab/OK-VQA", How(shots=4))
+        pool_of(find_task("okvqa"), "lmms-lab-encoder/OK-VQA", How(shots=4))
 
 
 def test_wrong_files_through_the_command(data, file, tmp_path):

@@ -144,13 +144,15 @@ def test_the_hub_gives_the_split_alone(tmp_path, monkeypatch):
     shard(tmp_path, "test", [row])
     names = ["README.md", "data/test-00000-of-00001.parquet", "data/train-0.parquet"]
     asked = hub(monkeypatch, tmp_path, names)
-    (sample,) = science.read_ai2d("lmms-lab/ai2d@main", "test")
-    assert asked == [("lmms-lab/ai2d", "main", ["data/test-00000-of-00001.parquet"])]
+    (sample,) = science.read_ai2d("lmms-lab-encoder/ai2d@main", "test")
+    assert asked == [
+        ("lmms-lab-encoder/ai2d", "main", ["data/test-00000-of-00001.parquet"])
+    ]
     assert colour(sample) == "blue"
-    message = r"'lmms-lab/ai2d' on the hub has no parquet files of the split 'dev'. It "
-    message += r"has: data/test, data/train"
+    message = r"'lmms-lab-encoder/ai2d' on the hub has no parquet files of the split "
+    message += r"'dev'. It has: data/test, data/train"
     with pytest.raises(DatasetError, match=message):
-        science.read_ai2d("lmms-lab/ai2d", "dev")
+        science.read_ai2d("lmms-lab-encoder/ai2d", "dev")
 
 
 def test_what_is_here_wins_over_the_hub(tmp_path, monkeypatch):

@@ -152,7 +152,8 @@ def test_a_killed_run_goes_on_and_gives_the_same_file(data, tmp_path):
     assert both[0] == both[1]
 
 
-def test_ctrl_c_says_how_to_go_on(data, tmp_path):
+@pytest.mark.parametrize("flags, anew", [((), ""), (("--force",), " without --force")])
+def test_ctrl_c_says_how_to_go_on(data, tmp_path, flags, anew):
     from helpers import heed_ctrl_c
 
     file = tmp_path / "colour-0shot.jsonl"
@@ -160,7 +161,7 @@ def test_ctrl_c_says_how_to_go_on(data, tmp_path):
         [
             *(sys.executable, "-m", "mm1_mlx.evaluate", *map(str, TINY)),
             *("--task", "colour", "--data", str(data), "--batch-size", "2"),
-            *("--output", str(tmp_path)),
+            *("--output", str(tmp_path), *flags),
         ],
         env=clean_environment(EVALUATION_KIT_SLOW="0.1"),
         stdout=subprocess.PIPE,
@@ -175,7 +176,7 @@ def test_ctrl_c_says_how_to_go_on(data, tmp_path):
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130 and not out
     assert error.splitlines()[-1] == (
-        f"stopped; the same command goes on from {tmp_path}"
+        f"stopped; the same command{anew} goes on from {tmp_path}"
     )
 
 

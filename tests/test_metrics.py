@@ -90,7 +90,9 @@ def test_cider_score_is_on_the_scale_of_the_papers():
     texts = ["A red cat sits.", "two blue dogs run", "an old man waits there"]
     score = cider_score([said(t, t, id=t) for t in texts])
     assert math.isclose(score.total, 1000) and score.each == pytest.approx([1, 1, 1])
-    assert score.low == pytest.approx(1000) and score.high == pytest.approx(1000)
+    assert score.low is None and score.high is None  # all the same
+    other = cider_score([said(t, t, id=t) for t in texts] + [said("x", "y", id="4")])
+    assert other.low < other.total < other.high
 
 
 # --- short answers ---
@@ -324,6 +326,25 @@ def test_the_bootstrap_finds_the_interval_of_a_mean():
     assert_close(
         np.array([low, high]), values.mean() + reach * np.array([-1, 1]), atol=0.03
     )
+
+
+def test_few_answers_that_are_all_right_are_not_certain():
+    """No draw of the bootstrap changes them, so it is Wilson's interval."""
+    assert intervals.spread([1.0] * 5) == intervals.wilson(5, 5)
+    assert intervals.spread([0.0] * 5) == intervals.wilson(0, 5)
+    values = [0.0, 0.3, 1.0]
+    assert intervals.spread(values) == intervals.bootstrap([values])
+    right = said("a", *["a"] * 10)
+    for score in (vqa_score([right] * 5), anls_score([right] * 5)):
+        low, high = intervals.wilson(5, 5)
+        assert (score.low, score.high) == (100 * low, 100 * high)
+
+
+def test_the_interval_of_a_sum():
+    """By hand: 3 and 4 make 5."""
+    found = intervals.of_sum([(10.0, 7.0, 14.0), (20.0, 16.0, 23.0)])
+    assert found == pytest.approx((25.0, 35.0))
+    assert intervals.of_sum([(1.0, 0.5, 2.0)]) == pytest.approx((0.5, 2.0))
 
 
 def test_the_bootstrap_repeats_itself_and_keeps_groups_apart():

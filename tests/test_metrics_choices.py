@@ -5,7 +5,7 @@ from test_metrics import said
 
 from mm1_mlx.errors import DatasetError
 from mm1_mlx.evaluation import cleaning
-from mm1_mlx.evaluation.metrics import mathvista, mme, pope
+from mm1_mlx.evaluation.metrics import intervals, mathvista, mme, pope
 from mm1_mlx.evaluation.metrics.choices import (
     choice_accuracy,
     circular_accuracy,
@@ -284,8 +284,24 @@ def test_mme_counts_pairs():
     assert score.groups["perception"] == 125 and score.groups["cognition"] == 50
     assert score.total == 175 and score.groups["MM1.5 (/ 28)"] == 175 / 28
     assert score.each == [1, 1, 1, 0, 0, 1, 1] and "OCR" not in score.groups
-    assert 50 + 50 <= score.low <= score.high <= 200 + 50
+    assert score.low is None and score.high is None  # of 2 categories of 14
     assert mme.mme_score([]).total == 0
+
+
+def test_the_interval_of_mme():
+    """Pairs that are all right in each category are not certain."""
+    names = (*mme.PERCEPTION, *mme.COGNITION)
+    right = [
+        said(word, word, category=name, pair=pair)
+        for name in names
+        for pair in (1, 2, 3)
+        for word in ("yes", "no")
+    ]
+    score = mme.mme_score(right)
+    reach = 200 * (1 - intervals.wilson(3, 3)[0])
+    assert (score.total, score.high) == (2800, 2800)
+    assert score.low == pytest.approx(2800 - reach * 14**0.5)
+    assert mme.mme_score(right[6:]).low is None
 
 
 def test_mme_needs_its_fields_and_pairs_of_two():
@@ -320,6 +336,9 @@ def test_pope_is_the_mean_of_its_splits():
     assert score.groups["adversarial precision"] == 50
     assert score.groups["yes"] == 75 and score.each == [1, 1, 1, 0]
     assert score.low < score.total <= score.high
+    certain = pope.pope_score(rows[:2] * 10)
+    assert (certain.total, certain.high) == (100, 100)
+    assert certain.low == pytest.approx(100 * intervals.wilson(20, 20)[0])
     assert pope.pope_accuracy(rows).total == 75
     assert set(pope.pope_score(rows[:2]).groups) == set(pope._FIGURES)
     assert pope.pope_score([]).total == 0

@@ -12,6 +12,7 @@ what came out.
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from examples.ablations import plan
@@ -178,6 +179,8 @@ def _report(args: argparse.Namespace) -> int:
         raise CheckpointError(f"There is no folder {args.out}. `run` makes it.")
     for file in write_report(args.out, args.readme):
         print(file)
+    if find_spec("matplotlib") is None:
+        _tell("no plots: they need matplotlib, pip install 'mm1_mlx[train]'")
     return 0
 
 

@@ -1,5 +1,6 @@
 """A picture for each table, and one for each axis of a table that has several."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def plot_axis(
                 of = [r for (c, _), r in results.items() if c == cell]
                 mean, reach = mean_interval([100 * share(r, measure) for r in of])
                 means.append(mean)
-                reaches.append(reach or 0.0)
+                reaches.append(math.nan if reach is None else reach)  # no bar
             places = [values.index(getattr(c, key)) + 0.05 * number for c in own]
             style = {"marker": "o", "ms": 4, "capsize": 3, "lw": 1.2}
             panel.errorbar(places, means, reaches, label=", ".join(fixed), **style)

@@ -1,5 +1,6 @@
 """Tables and plots from the results of runs, and from nothing else."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,11 @@ def read_results(folder: Path) -> Results:
 
 
 def write_report(folder: Path, readme: Path | None = None) -> list[Path]:
-    """report.md, and PNGs for each table that has results and its axes; all files.
+    """report.md, and PNGs for each table that has results and its axes (with
+    matplotlib); all files.
 
     readme: its tables, too, between `<!-- NAME -->` and `<!-- end NAME -->`.
     """
-    from examples.ablations.plots import plot_axis, plot_table
-
     results = read_results(folder)
     told = note(results, minutes_of(folder))
     parts, plots = {}, {}
@@ -54,10 +54,7 @@ def write_report(folder: Path, readme: Path | None = None) -> list[Path]:
         if not (text := table_text(table, results)):
             continue
         parts[table.name] = text
-        plots[table.name] = [plot_table(folder, table, results)]
-        if len(table.keys) > 1:
-            along = (plot_axis(folder, table, key, results) for key in table.keys)
-            plots[table.name] += [file for file in along if file]
+        plots[table.name] = _plotted(folder, table, results)
     lines = ["# Ablations", "", told]
     for table in TABLES:
         if table.name in parts:
@@ -71,6 +68,19 @@ def write_report(folder: Path, readme: Path | None = None) -> list[Path]:
         _put_into(readme, parts | {"note": told})
         written.append(readme)
     return written
+
+
+def _plotted(folder: Path, table: Table, results: Results) -> list[Path]:
+    """The files of a table's plots; none where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        return []
+    from examples.ablations.plots import plot_axis, plot_table
+
+    found = [plot_table(folder, table, results)]
+    if len(table.keys) > 1:
+        along = (plot_axis(folder, table, key, results) for key in table.keys)
+        found += [file for file in along if file]
+    return found
 
 
 def minutes_of(folder: Path) -> float:

@@ -46,8 +46,9 @@ def choose_samples(
     """The samples to ask, in the dataset's order.
 
     limit: so many, drawn with the seed, for a dataset is often sorted; fewer are among
-    more. Samples with the same fields["pair"] stay together. Of a task without an
-    order (task.shuffled) they are the first.
+    more. Samples with the same fields["pair"] stay together, and of these each
+    category comes once before one comes twice: MME adds its categories up. Of a task
+    without an order (task.shuffled) they are the first.
 
     Raises DatasetError for a split without samples, or two with one id.
     """
@@ -95,6 +96,11 @@ def _drawn(samples: list[Sample], limit: int, seed: int) -> list[Sample]:
         groups.setdefault(sample.fields.get("pair", (place,)), []).append(place)
     order = list(groups.values())
     random.Random(f"samples/{seed}").shuffle(order)
+    if len(order) < len(samples):
+        first: dict[object, list[int]] = {}
+        for group in order:
+            first.setdefault(samples[group[0]].fields.get("category"), group)
+        order.sort(key=lambda group: group not in first.values())
     taken: list[int] = []
     for group in order:
         if len(taken) >= limit:

@@ -151,7 +151,13 @@ def as_kept(value: Any) -> Any:
 
 
 def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """JSON as people read it; half a character of a name is escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, default=str)
+    return text
 
 
 def _short(value: Any) -> str:

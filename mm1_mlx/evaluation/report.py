@@ -185,7 +185,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     with replacing_file(path) as new:
-        new.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        text = text.rstrip("\n") + "\n"
+        new.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 # --- markdown ------------------------------------------------------------------------

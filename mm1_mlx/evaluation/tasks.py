@@ -27,10 +27,10 @@ from mm1_mlx.evaluation.samples import Task
 # Datasets on the hub with the split that shots come from; of others it is in the
 # original files alone.
 _HUB_SHOTS = (
-    "lmms-lab/TextCaps",
-    "lmms-lab/textvqa",
-    "lmms-lab/ScienceQA",
-    "lmms-lab/MMMU",
+    "lmms-lab-encoder/TextCaps",
+    "lmms-lab-encoder/textvqa",
+    "lmms-lab-encoder/ScienceQA",
+    "lmms-lab-encoder/MMMU",
 )
 
 
@@ -116,7 +116,7 @@ _ROWS = [
         "coco",
         captions.read_coco2014,
         "val",
-        hub="lmms-lab/COCO-Caption",
+        hub="lmms-lab-encoder/COCO-Caption",
     ),
     _captions(
         "coco2017_cap_val",
@@ -124,7 +124,7 @@ _ROWS = [
         "coco",
         captions.read_coco2017,
         "val",
-        hub="lmms-lab/COCO-Caption2017",
+        hub="lmms-lab-encoder/COCO-Caption2017",
     ),
     _captions(
         "nocaps_val",
@@ -132,7 +132,7 @@ _ROWS = [
         "nocaps",
         captions.read_nocaps,
         "val",
-        hub="lmms-lab/NoCaps",
+        hub="lmms-lab-encoder/NoCaps",
         note="it has no train split: shots are COCO's, of files in the same folder",
     ),
     _captions(
@@ -141,7 +141,7 @@ _ROWS = [
         "textcaps",
         captions.read_textcaps,
         "val",
-        hub="lmms-lab/TextCaps",
+        hub="lmms-lab-encoder/TextCaps",
     ),
     # questions with ten answers
     _vqa(
@@ -149,7 +149,7 @@ _ROWS = [
         f"VQAv2 val: {_ACCURACY}",
         "vqav2",
         vqa.read_vqav2,
-        "lmms-lab/VQAv2",
+        "lmms-lab-encoder/VQAv2",
         note="MM1 states test-dev",
     ),
     _vqa(
@@ -157,21 +157,21 @@ _ROWS = [
         f"OK-VQA val, questions that need knowledge: {_ACCURACY}",
         "okvqa",
         vqa.read_okvqa,
-        "lmms-lab/OK-VQA",
+        "lmms-lab-encoder/OK-VQA",
     ),
     _vqa(
         "textvqa_val",
         f"TextVQA val, text in pictures: {_ACCURACY}",
         "textvqa",
         vqa.read_textvqa,
-        "lmms-lab/textvqa",
+        "lmms-lab-encoder/textvqa",
     ),
     _vqa(
         "vizwiz_vqa_val",
         f"VizWiz val, questions of blind people: {_ACCURACY}",
         "vizwiz",
         vqa.read_vizwiz,
-        "lmms-lab/VizWiz-VQA",
+        "lmms-lab-encoder/VizWiz-VQA",
         note="MM1 states test-dev",
     ),
     # school, college, diagrams
@@ -181,7 +181,7 @@ _ROWS = [
         "scienceqa",
         science.read_scienceqa,
         "test",
-        hub="lmms-lab/ScienceQA",
+        hub="lmms-lab-encoder/ScienceQA",
         shots="train",
     ),
     _task(
@@ -190,7 +190,7 @@ _ROWS = [
         "scienceqa",
         science.read_scienceqa_img,
         "test",
-        hub="lmms-lab/ScienceQA",
+        hub="lmms-lab-encoder/ScienceQA",
         shots="train",
         note="SQA-I of the papers",
     ),
@@ -200,7 +200,7 @@ _ROWS = [
         "mmmu",
         science.read_mmmu,
         "val",
-        hub="lmms-lab/MMMU",
+        hub="lmms-lab-encoder/MMMU",
         shots="dev",
     ),
     _task(
@@ -218,7 +218,7 @@ _ROWS = [
         "ai2d",
         science.read_ai2d,
         "test",
-        hub="lmms-lab/ai2d",
+        hub="lmms-lab-encoder/ai2d",
         shots="train",
     ),
     # charts and documents
@@ -228,7 +228,7 @@ _ROWS = [
         "chartqa",
         documents.read_chartqa,
         "test",
-        hub="lmms-lab/ChartQA",
+        hub="lmms-lab-encoder/ChartQA",
         shots="train",
     ),
     _task(
@@ -237,7 +237,7 @@ _ROWS = [
         "docvqa",
         documents.read_docvqa,
         "val",
-        hub="lmms-lab/DocVQA",
+        hub="lmms-lab-encoder/DocVQA",
         shots="train",
         note="the papers state test, whose answers a server keeps",
     ),
@@ -247,7 +247,7 @@ _ROWS = [
         "infovqa",
         documents.read_infovqa,
         "val",
-        hub="lmms-lab/DocVQA",
+        hub="lmms-lab-encoder/DocVQA",
         shots="train",
         note="the papers state test, whose answers a server keeps",
     ),
@@ -258,7 +258,7 @@ _ROWS = [
         "pope",
         yes_no.read_pope,
         "test",
-        hub="lmms-lab/POPE",
+        hub="lmms-lab-encoder/POPE",
     ),
     *(
         _task(
@@ -267,7 +267,7 @@ _ROWS = [
             "pope",
             yes_no.read_pope_part(part),
             "test",
-            hub="lmms-lab/POPE",
+            hub="lmms-lab-encoder/POPE",
         )
         for short, part in (
             ("random", "random"),
@@ -281,7 +281,7 @@ _ROWS = [
         "mme",
         yes_no.read_mme,
         "test",
-        hub="lmms-lab/MME",
+        hub="lmms-lab-encoder/MME",
     ),
     # choices
     _task(
@@ -290,7 +290,7 @@ _ROWS = [
         "seedbench",
         options.read_seed,
         "test",
-        hub="lmms-lab/SEED-Bench",
+        hub="lmms-lab-encoder/SEED-Bench",
     ),
     _task(
         "seedbench_image",
@@ -298,7 +298,7 @@ _ROWS = [
         "seedbench",
         options.read_seed_image,
         "test",
-        hub="lmms-lab/SEED-Bench",
+        hub="lmms-lab-encoder/SEED-Bench",
     ),
     _task(
         "mmbench_en_dev",
@@ -306,7 +306,7 @@ _ROWS = [
         "mmbench",
         options.read_mmbench,
         "dev",
-        hub="lmms-lab/MMBench",
+        hub="lmms-lab-encoder/MMBench",
         note="no ChatGPT, as MM1.5; CircularEval of arXiv 2307.06281",
     ),
     _task(
@@ -316,28 +316,28 @@ _ROWS = [
         options.read_mmbench_once,
         "dev",
         reading="mmbench_once",
-        hub="lmms-lab/MMBench",
+        hub="lmms-lab-encoder/MMBench",
     ),
     # boxes
     *_boxes(
         "refcoco",
         "RefCOCO",
         refcoco.read_refcoco,
-        "lmms-lab/RefCOCO",
+        "lmms-lab-encoder/RefCOCO",
         ("val", "testA", "testB"),
     ),
     *_boxes(
         "refcoco+",
         "RefCOCO+",
         refcoco.read_refcoco_plus,
-        "lmms-lab/RefCOCOplus",
+        "lmms-lab-encoder/RefCOCOplus",
         ("val", "testA", "testB"),
     ),
     *_boxes(
         "refcocog",
         "RefCOCOg (UMD)",
         refcoco.read_refcocog,
-        "lmms-lab/RefCOCOg",
+        "lmms-lab-encoder/RefCOCOg",
         ("val", "test"),
     ),
 ]

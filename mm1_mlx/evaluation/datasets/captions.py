@@ -42,7 +42,7 @@ def _sample(
 
 
 def _coco_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/COCO-Caption; yerevann/coco-karpathy, which has addresses alone."""
+    """lmms-lab-encoder/COCO-Caption; yerevann/coco-karpathy, which has addresses."""
     (image,) = picture(values, "image", "url")
     found = name(values, "cocoid", "question_id", "id")
     captions = texts(values, "answer", "sentences_raw", "sentences", "captions")
@@ -147,7 +147,7 @@ def _domain(domain: object) -> dict[str, str]:
 
 
 def _nocaps_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/NoCaps."""
+    """lmms-lab-encoder/NoCaps."""
     captions = texts(values, "annotations_captions")
     domain = _domain(values.get("image_domain"))
     (image,) = picture(values, "image")
@@ -172,7 +172,7 @@ read_nocaps = reader(_nocaps_row, _nocaps)
 
 
 def _textcaps_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/TextCaps: a row for each picture."""
+    """lmms-lab-encoder/TextCaps: a row for each picture."""
     (image,) = picture(values, "image")
     captions = texts(values, "caption_str", "reference_strs")
     yield _sample(name(values, "image_id"), image, captions)

@@ -42,7 +42,7 @@ def _chart(values: dict[str, Any], key: str, kind: str, image: Any) -> Sample:
 
 
 def _chart_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/ChartQA; HuggingFaceM4/ChartQA. No ids, so the row's number."""
+    """lmms-lab-encoder/ChartQA; HuggingFaceM4/ChartQA. No ids, so the row's number."""
     kind = values.get("type")
     if kind is None:
         number = values.get("human_or_machine")
@@ -93,7 +93,7 @@ def _page(values: dict[str, Any], image: Any, answered: bool) -> Sample:
 
 
 def _page_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/DocVQA, both configurations."""
+    """lmms-lab-encoder/DocVQA, both configurations."""
     (image,) = picture(values, "image")
     yield _page(values, image, not is_secret(values[SPLIT]))
 

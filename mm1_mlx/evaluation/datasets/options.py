@@ -59,7 +59,7 @@ def _seed_sample(
 
 
 def _seed_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/SEED-Bench: a list of pictures, several for a video."""
+    """lmms-lab-encoder/SEED-Bench: a list of pictures, several for a video."""
     images = values.get("image")
     images = images if isinstance(images, list) else [images]
     if not images or images[0] is None:
@@ -140,7 +140,7 @@ def _mmbench_sample(values: dict[str, Any], image: Any) -> Sample:
 
 
 def _mmbench_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/MMBench, of which the English part is meant."""
+    """lmms-lab-encoder/MMBench, of which the English part is meant."""
     (image,) = picture(values, "image")
     yield _mmbench_sample(values, image)
 

@@ -8,7 +8,8 @@
 
 As .jsonl (one a line), .json (a list) or .parquet; pictures are paths from the file's
 folder, or in a table the pictures themselves. "id" names a question, else its number.
-What else there is goes to the sample's fields: "category" groups the figures.
+What else there is goes to the sample's fields: "category" groups the figures. Names
+that mean something to other benchmarks (_TAKEN) are left out.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -49,6 +50,8 @@ _KNOWN = (
     "box",
     "#",
 )
+# Fields that drawing samples and reading answers go by.
+_TAKEN = ("pair", "where", "wrong_images", "size", "stems", "kind", "circle")
 _MARK = "<image>"
 # With fewer not even what all say counts as right: one is left out, three must agree.
 _VQA_ANSWERS = 4
@@ -56,19 +59,25 @@ _VQA_ANSWERS = 4
 
 def read_own(source: Source, split: str, needs: str = "") -> Iterator[Sample]:
     """Questions of a file, or of the test.jsonl, test.json or test.parquet of a folder
-    or of a dataset on the hub. The paths of pictures start from the folder.
+    or of a dataset on the hub. The paths of pictures start from the file's folder, of a
+    table from the dataset's. A file of its own has one split, which is asked: shots
+    from there would be the questions themselves.
 
     needs: "answers", "choices" or "box", what each question must have; "vqa": answers
     enough for VQA accuracy.
     """
     path = Path(source).expanduser()
     if path.is_file():
+        if split != "test":
+            raise DatasetError(
+                f"{path} is one file, which is asked, and has no '{split}' beside it."
+            )
         return _file_samples([path], path.parent, needs)
     place = open_place(source, split, others=lambda names: _wanted(names, split))
-    files = place.parquet(split)
-    if not files:
-        files = [place.need(f"{split}.jsonl", f"{split}.json")]
-    return _file_samples(files, place.folder, needs)
+    if files := place.parquet(split):
+        return _file_samples(files, place.folder, needs)
+    file = place.need(f"{split}.jsonl", f"{split}.json")
+    return _file_samples([file], file.parent, needs)
 
 
 def _wanted(names: list[str], split: str) -> list[str]:
@@ -124,7 +133,8 @@ def _sample(values: dict[str, Any], pictures: Pictures) -> Sample:
     question = "" if question is None else text(values, "question")
     if (marks := question.count(_MARK)) and marks != len(images):
         raise Fault(f"the question has {marks} {_MARK} for {len(images)} images")
-    fields = {k: v for k, v in values.items() if k not in _KNOWN and v is not None}
+    hidden = (*_KNOWN, *_TAKEN)
+    fields = {k: v for k, v in values.items() if k not in hidden and v is not None}
     if values.get("box") is not None:
         fields["box"] = _box(values["box"])
     options: tuple[str, ...] = ()

@@ -48,7 +48,7 @@ def _pixels(values: dict[str, Any]) -> tuple[float, float, float, float]:
 
 
 def _row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/RefCOCO, RefCOCOplus and RefCOCOg: several phrases in a row."""
+    """lmms-lab-encoder/RefCOCO, RefCOCOplus and RefCOCOg: several phrases in a row."""
     key, box = name(values, "question_id"), _pixels(values)
     (image,) = picture(values, "image")
     for number, phrase in enumerate(texts(values, "answer")):

@@ -2,7 +2,7 @@
 
 Sources: lupantech/ScienceQA (problems.json, pid_splits.json), MMMU/MMMU and
 AI4Math/MathVista on the hub, AI2D's folder as AllenAI gives it, lmms-eval for
-lmms-lab's columns.
+lmms-lab-encoder's columns.
 """
 
 import ast
@@ -54,7 +54,7 @@ def _sqa_sample(values: dict[str, Any], key: str, image: Any) -> Sample:
 
 
 def _sqa_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/ScienceQA, derek-thomas/ScienceQA: no ids, so the row's number."""
+    """lmms-lab-encoder and derek-thomas/ScienceQA: no ids, so the row's number."""
     yield _sqa_sample(values, values["#"], values.get("image"))
 
 
@@ -98,7 +98,7 @@ _IMAGE = re.compile(r"<image (\d+)>")
 
 
 def _mmmu_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """MMMU/MMMU and lmms-lab/MMMU: up to seven pictures, named in the text.
+    """MMMU/MMMU and lmms-lab-encoder/MMMU: up to seven pictures, named in the text.
 
     A picture stands where the text names it (as `<image>`), each time that it does;
     one that is not named comes first.
@@ -230,7 +230,7 @@ read_mathvista = reader(_math_row, _math)
 
 
 def _ai2d_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/ai2d: no ids, so the row's number."""
+    """lmms-lab-encoder/ai2d: no ids, so the row's number."""
     (image,) = picture(values, "image")
     yield _ai2d_sample(values, values["#"], text(values, "question"), image, "options")
 

@@ -65,7 +65,7 @@ def _raw(answers: Any) -> tuple[str, ...]:
 
 
 def _vqa_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/VQAv2, OK-VQA, textvqa and VizWiz-VQA."""
+    """lmms-lab-encoder/VQAv2, OK-VQA, textvqa and VizWiz-VQA."""
     (image,) = picture(values, "image")
     yield _sample(values, image, not is_secret(values[SPLIT]))
 

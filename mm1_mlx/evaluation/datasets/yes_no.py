@@ -49,7 +49,7 @@ def _pope_sample(values: dict[str, Any], part: str, image: Any) -> Sample:
 
 
 def _pope_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/POPE, where the three parts are a column."""
+    """lmms-lab-encoder/POPE, where the three parts are a column."""
     part = text(values, "category")
     if part not in POPE_PARTS:
         raise Fault(f"the category {part!r} is not one of {', '.join(POPE_PARTS)}")
@@ -106,7 +106,7 @@ def _mme_sample(values: dict[str, Any], category: str, pair: str, image: Any) ->
 
 
 def _mme_row(values: dict[str, Any]) -> Iterable[Sample]:
-    """lmms-lab/MME: both questions of a picture have the same question_id."""
+    """lmms-lab-encoder/MME: both questions of a picture have the same question_id."""
     (image,) = picture(values, "image")
     category = text(values, "category")
     pair = text(values, "question_id").rpartition("/")[2]

@@ -5,7 +5,7 @@ how rare they are (arXiv 1411.5726; the form CIDEr-D that all published figures 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mm1_mlx.evaluation.metrics.ptb import tokenize
 from mm1_mlx.evaluation.metrics.scores import average, said
@@ -85,8 +85,9 @@ def _similarity(said: _Vector, other: _Vector) -> float:
 def cider_score(answered: Sequence[Answered]) -> Score:
     """CIDEr x 100 of captions, tokenized as the reference does (`ptb`).
 
-    The interval is a bootstrap of the captions' figures; rarities stay those of the
-    whole set, for the groups, too. each is CIDEr / 10.
+    The interval is a bootstrap of the captions' figures (None where they are all the
+    same); rarities stay those of the whole set, for the groups, too: of fewer captions
+    (a limit) words are rarer, or not there at all. each is CIDEr / 10.
     """
     captions = tokenize([said(one) for one in answered])
     flat = tokenize([text for one in answered for text in one.sample.answers])
@@ -96,4 +97,5 @@ def cider_score(answered: Sequence[Answered]) -> Score:
         references.append(flat[start:end])
         start = end
     each = [score / 10 for score in cider(captions, references)]
-    return average(answered, each, scale=1000.0)
+    score = average(answered, each, scale=1000.0)
+    return score if len(set(each)) > 1 else replace(score, low=None, high=None)

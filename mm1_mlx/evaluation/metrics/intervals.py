@@ -1,4 +1,5 @@
-"""Intervals of 95%: Wilson's for shares, the bootstrap for everything else."""
+"""Intervals of 95%: Wilson's for shares, the bootstrap for everything else, and both
+for sums of figures of several groups."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -55,3 +56,28 @@ def bootstrap(
         figures = np.average(np.stack(means), axis=0, weights=sizes)
     low, high = np.percentile(figures, [2.5, 97.5])
     return float(low), float(high)
+
+
+def spread(
+    values: Sequence[float] | np.ndarray,
+    figure: Callable[[list[np.ndarray]], np.ndarray] | None = None,
+) -> tuple[float, float]:
+    """The 95% interval of one group's mean, or figure of means, in 0..1.
+
+    The bootstrap's; where no draw changes it, as of answers that are all right,
+    Wilson's, for the bootstrap takes that for certain.
+    """
+    low, high = bootstrap([values], figure)
+    return (low, high) if low < high else wilson(low * len(values), len(values))
+
+
+def of_sum(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """The 95% interval of a sum of independent figures.
+
+    parts: each figure with its own interval. The distances to their ends are added as
+    squares (Zou and Donner 2008, "method of variance estimates recovery").
+    """
+    total = sum(figure for figure, _, _ in parts)
+    down = math.hypot(*(figure - low for figure, low, _ in parts))
+    up = math.hypot(*(high - figure for figure, _, high in parts))
+    return total - down, total + up

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from mm1_mlx.errors import DatasetError
-from mm1_mlx.evaluation.metrics.intervals import bootstrap
+from mm1_mlx.evaluation.metrics.intervals import of_sum, spread
 from mm1_mlx.evaluation.metrics.scores import mean
 from mm1_mlx.evaluation.samples import Answered, Score
 
@@ -27,6 +25,7 @@ COGNITION = (
     "text_translation",
     "code_reasoning",
 )
+_MOST = 200  # points of a picture, and of a category
 
 
 def pair_points(right: Sequence[bool]) -> float:
@@ -77,7 +76,8 @@ def mme_score(answered: Sequence[Answered]) -> Score:
 
     groups: `perception` (up to 2000), `cognition` (up to 800), `MM1.5 (/ 28)` (their
     sum over 28, 0..100, which MM1.5 averages with its other benchmarks), and each
-    category (up to 200). A category without a whole pair adds nothing.
+    category (up to 200). A category without a whole pair adds nothing; then the sum is
+    of fewer than MME has, and has no interval.
     """
     points = mme_points(answered)
     each: list[float | None] = [
@@ -88,8 +88,10 @@ def mme_score(answered: Sequence[Answered]) -> Score:
     cognition = sum(means[name] for name in means if name in COGNITION)
     total = sum(means.values())
     low = high = None
-    if points:  # pictures are drawn, not questions: two of a pair belong together
-        low, high = bootstrap(list(points.values()), lambda found: np.sum(found, 0))
+    if {*PERCEPTION, *COGNITION} <= set(points):
+        shares = {name: [p / _MOST for p in found] for name, found in points.items()}
+        parts = [(means[name] / _MOST, *spread(shares[name])) for name in means]
+        low, high = (_MOST * end for end in of_sum(parts))
     groups = {
         "perception": total - cognition,
         "cognition": cognition,

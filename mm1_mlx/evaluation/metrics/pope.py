@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mm1_mlx.evaluation.metrics.intervals import bootstrap
+from mm1_mlx.evaluation.metrics.intervals import of_sum, spread
 from mm1_mlx.evaluation.metrics.scores import mean
 from mm1_mlx.evaluation.samples import Answered, Score
 
@@ -95,12 +95,12 @@ def _score(answered: Sequence[Answered], main: str) -> Score:
 
 
 def _interval(splits: list[list[tuple[str, str]]], main: str) -> tuple[float, float]:
-    """The bootstrap of the mean over the splits, in percent; (0, 0) of nothing."""
+    """The interval of the mean over the splits, in percent; (0, 0) of nothing."""
     if not splits:
         return 0.0, 0.0
     # Both figures are a mean over a mean: right answers over 1, and for F1 twice
     # the hits over those who said yes and those that are yes.
-    strata = [
+    values = [
         np.array([(said == right, 1) for said, right in split], np.float64)
         if main == "accuracy"
         else np.array(
@@ -114,8 +114,9 @@ def _interval(splits: list[list[tuple[str, str]]], main: str) -> tuple[float, fl
     ]
 
     def figure(means: list[np.ndarray]) -> np.ndarray:
-        shares = [part[:, 0] / np.maximum(part[:, 1], 1e-12) for part in means]
-        return np.mean(shares, axis=0)
+        (part,) = means
+        return part[:, 0] / np.maximum(part[:, 1], 1e-12)
 
-    low, high = bootstrap(strata, figure)
-    return 100 * low, 100 * high
+    parts = [(figure([v.mean(0)[None]]).item(), *spread(v, figure)) for v in values]
+    low, high = of_sum(parts)
+    return 100 * low / len(parts), 100 * high / len(parts)

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from mm1_mlx.evaluation.metrics.intervals import bootstrap
+from mm1_mlx.evaluation.metrics.intervals import of_sum, wilson
 from mm1_mlx.evaluation.metrics.scores import by_category, mean, share
 from mm1_mlx.evaluation.samples import Answered, Score
 
@@ -47,11 +45,13 @@ def relaxed_accuracy(answered: Sequence[Answered]) -> Score:
     parts = by_category(answered, [float(value) for value in right])
     if set(parts) != PARTS or sum(map(len, parts.values())) < len(right):
         return score
-    low, high = bootstrap(list(parts.values()), lambda means: np.mean(means, axis=0))
+    low, high = of_sum(
+        [(mean(part), *wilson(sum(part), len(part))) for part in parts.values()]
+    )
     return Score(
         total=100 * mean([mean(part) for part in parts.values()]),
         each=score.each,
-        low=100 * low,
-        high=100 * high,
+        low=50 * low,  # half of the sum of both
+        high=50 * high,
         groups=score.groups,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mm1_mlx.evaluation.metrics.intervals import bootstrap, wilson
+from mm1_mlx.evaluation.metrics.intervals import spread, wilson
 from mm1_mlx.evaluation.samples import Answered, Score
 
 
@@ -52,10 +52,10 @@ def share(answered: Sequence[Answered], right: Sequence[bool]) -> Score:
 def average(
     answered: Sequence[Answered], each: Sequence[float], scale: float = 100.0
 ) -> Score:
-    """The mean of partly right answers times scale, with the bootstrap's interval."""
+    """The mean of partly right answers (0..1) times scale, with its interval."""
     if not each:
         return Score(total=0.0, each=[])
-    low, high = bootstrap([each])
+    low, high = spread(each)
     return Score(
         total=scale * mean(each),
         each=list(each),
