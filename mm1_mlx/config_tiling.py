@@ -100,7 +100,7 @@ class TilingConfig(Strict):
         if self.type != "anyres" and len(self.grids) != 1:
             self._refuse("grids", f"one [rows, columns] for {self.type!r}")
         rows, columns = self.grids[0]
-        if self.type == "sub_images" and (rows != columns or rows < 2):
+        if self.type != "anyres" and (rows != columns or rows < 2):
             self._refuse("grids", "as many rows as columns, at least 2")
 
     def _set(self, key: str, value: object) -> None:

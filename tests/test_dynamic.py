@@ -196,6 +196,7 @@ def test_an_older_config_reads_as_ever():
         ({"max_images": 0}, r"max_images is 0"),
         ({"type": "sub_images", "max_tiles": 4}, r"max_tiles is 4, but must be null"),
         ({"type": "sub_images", "grids": [[2, 3]]}, r"as many rows as columns"),
+        ({"type": "crops", "grids": [[2, 3]]}, r"as many rows as columns"),
         (
             {"type": "sub_images", "grids": [[2, 2], [3, 3]]},
             r"one \[rows, columns\] for 'sub_images'",
