@@ -322,12 +322,6 @@ def test_what_is_left_to_the_host():
         )
         assert isinstance(found[1], np.ndarray)
         assert_equal(found[1], pixels(image, settings)[None])
-    config = TilingConfig(type="crops", grids=[[1, 2]])
-    found = by_kernel(
-        lambda: (mx.array(0), *tiled_shots(picture(9, 9), squash, config)),
-        declines=True,
-    )
-    assert isinstance(found[1], np.ndarray)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -59,10 +59,8 @@ def tiled_shots(
     if layout.tiles == 1:
         return shot(image, settings), layout
     rows, columns = layout.rows, layout.columns
-    placed = config.type in ("anyres", "dynamic")
     mode = settings.resize_mode if config.type != "anyres" else "squash"
-    square = placed or rows == columns
-    if not square or not _applies(image, size * max(rows, columns), mode):
+    if not _applies(image, size * max(rows, columns), mode):
         return tiles(image, settings, config)
     if config.type == "anyres":
         return _anyres(image, settings, config, layout), layout
