@@ -121,13 +121,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, how: Any) -> None:
         try:
-            self._check_names()
-            how(urlsplit(self.path))
-        except Refused as error:
-            self._drain()
-            self._send(error.status, f"{error}\n".encode())
+            try:
+                self._check_names()
+                how(self._url())
+            except Refused as error:
+                self._drain()
+                self._send(error.status, f"{error}\n".encode())
         except (ConnectionError, TimeoutError):
             self.close_connection = True  # the browser has gone
+
+    def _url(self) -> Any:
+        try:
+            return urlsplit(self.path)
+        except ValueError as error:
+            raise Refused(HTTPStatus.BAD_REQUEST, "The address is none.") from error
+
+    def _length(self) -> int | None:
+        """The bytes that are sent; None where they are not told, or in no number."""
+        length = self.headers.get("Content-Length", "")
+        return int(length) if length.isdecimal() and len(length) < 20 else None
 
     def _check_names(self) -> None:
         """Another site that a browser shows must not reach this machine's server: not
@@ -179,25 +191,22 @@ class Handler(BaseHTTPRequestHandler):
     def _drain(self) -> None:
         """Read what was sent and is not wanted: a browser that is still sending when
         the connection ends never sees the answer."""
-        length = self.headers.get("Content-Length", "")
-        left = min(int(length), MOST_DRAINED) if length.isdecimal() else 0
+        left = min(self._length() or 0, MOST_DRAINED)
         while not self._has_read and left > 0:
             data = self.rfile.read(min(left, 65536))
             left = left - len(data) if data else 0
 
     def _body(self) -> bytes:
         """What was sent. Without a length nothing is kept, nor over the limit."""
-        length, most = self.headers.get("Content-Length", ""), self.server.most_bytes
-        if not length.isdecimal():
+        length, most = self._length(), self.server.most_bytes
+        if length is None:
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "The request has no length.")
-        if int(length) > most:
-            why = (
-                f"The picture has {int(length):,} bytes, but at most {most:,} are read."
-            )
+        if length > most:
+            why = f"The picture has {length:,} bytes, but at most {most:,} are read."
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
         self._has_read = True
-        data = self.rfile.read(int(length))
-        if len(data) < int(length):
+        data = self.rfile.read(length)
+        if len(data) < length:
             raise Refused(HTTPStatus.BAD_REQUEST, "The picture was cut off.")
         return data
 

@@ -20,10 +20,11 @@ import json
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.describe_folder import as_csv, write_whole
 from examples.labels import find_pictures
 from examples.mm1_tiny.drawing import draw
 from examples.mm1_tiny.scenes import COLOURS, arrange
@@ -138,8 +139,9 @@ def write_shots(
 
 def classify(
     args: argparse.Namespace, asked: Sequence[tuple[Path, str]], shots: int
-) -> list:
-    """Ask about every picture, some at a time, after so many examples."""
+) -> Iterator[list]:
+    """Ask about every picture, some at a time, after so many examples: all outcomes so
+    far, whenever there are more."""
     from mm1_mlx import FewShot, batch_generate, load
     from mm1_mlx.inference.features import Features
 
@@ -164,17 +166,17 @@ def classify(
             (near,) = nearest.choose(model, processor, [picture])
             outcomes.append(Outcome(picture, label, answer.answer, near.answer))
         bar.update(len(part))
+        yield outcomes
     bar.close()
-    return outcomes
 
 
 def write_answers(file: Path, outcomes: Sequence[Outcome]) -> None:
     """One line for each picture that was asked about."""
-    with file.open("w", encoding="utf-8", newline="") as out:
-        rows = csv.writer(out)
-        rows.writerow(COLUMNS)
-        for o in outcomes:
-            rows.writerow([o.picture, o.label, o.answer, int(o.right), o.nearest])
+    rows = [
+        [str(o.picture), o.label, o.answer, str(int(o.right)), o.nearest]
+        for o in outcomes
+    ]
+    write_whole(file, as_csv([COLUMNS, *rows]))
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -250,12 +252,15 @@ def run(args: argparse.Namespace) -> int:
     pictures, bad = readable(find_pictures(args.pictures))
     shown, asked = divide(pictures, args.examples, rng)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_answers(args.out / "answers.csv", [])  # says whose folder it is
+    answers = args.out / "answers.csv"
+    if not answers.exists():
+        write_answers(answers, [])  # says whose folder it is
     write_shots(args.out / "shots.jsonl", shown, args.question)
-    outcomes = classify(args, asked, min(args.shots, len(shown)))
-    write_answers(args.out / "answers.csv", outcomes)
+    outcomes: list[Outcome] = []
+    for outcomes in classify(args, asked, min(args.shots, len(shown))):
+        write_answers(answers, outcomes)
     print(table(outcomes))
-    print(f"{args.out / 'answers.csv'}: every answer", file=sys.stderr)
+    print(f"{answers}: every answer", file=sys.stderr)
     return int(bad > 0)
 
 

@@ -20,6 +20,7 @@ draws a folder to try it with: shapes that mm1-tiny has seen but has no names fo
 
 import copy
 import os
+import re
 import sys
 from pathlib import Path
 from random import Random
@@ -39,22 +40,26 @@ from examples.teach import (
 from mm1_mlx.cli.parser import Parser, some_text, whole_number
 from mm1_mlx.cli.run import run_door
 from mm1_mlx.errors import DatasetError, UsageError
+from mm1_mlx.inputs.video import ENDINGS
 
 SPLITS = ("train", "valid", "test")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic")
 NAMES = ("arrow", "bar", "cross", "half", "hexagon", "tee")
 
 
 def find_pictures(folder: Path) -> dict[str, list[Path]]:
-    """The pictures of each label, in the order of their names."""
+    """The pictures of each label, in the order of their names; hidden ones are none."""
     if not folder.is_dir():
         raise DatasetError(
             f"There is no folder {folder}: expected PICTURES/LABEL/*.jpg."
         )
     found = {}
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = [path for path in place.iterdir() if path.suffix.lower() in ENDINGS]
-        if files:
+        files = [
+            path
+            for path in place.iterdir()
+            if path.suffix.lower().lstrip(".") in ENDINGS and path.name[0] != "."
+        ]
+        if files and place.name[0] != ".":
             found[place.name.replace("_", " ")] = sorted(files)
     if len(found) < 2:
         raise DatasetError(
@@ -86,7 +91,9 @@ def moved(line: dict, source: Path, target: Path) -> dict:
     """A line of one data folder for another: its pictures stay where they are."""
 
     def path(image: Any) -> Any:
-        if not isinstance(image, str) or image.startswith("data:"):
+        if isinstance(image, dict):
+            return {k: path(v) if k in ("path", "url") else v for k, v in image.items()}
+        if not isinstance(image, str) or re.match(r"data:|[a-zA-Z]+://", image):
             return image
         return os.path.relpath(source / image, target)
 
@@ -98,8 +105,9 @@ def moved(line: dict, source: Path, target: Path) -> dict:
             line[key] = [path(i) for i in images] if several else path(images)
     for message in line.get("messages", ()):
         for part in message["content"] if isinstance(message["content"], list) else ():
-            if "image" in part:
-                part["image"] = path(part["image"])
+            for key in ("image", "image_url"):
+                if key in part:
+                    part[key] = path(part[key])
     return line
 
 
@@ -133,6 +141,10 @@ def own_answers(lines: list[dict], data: Path, args: Any, rng: Random) -> list[d
 def write_data(args: Any) -> None:
     """Write the splits of DATA: questions about the labels, and old ones among them."""
     rng, data = Random(args.seed), args.data
+    if there := [split for split in SPLITS if (data / f"{split}.jsonl").exists()]:
+        raise DatasetError(
+            f"{data / there[0]}.jsonl is there already: name a new folder."
+        )
     splits = divide(find_pictures(args.pictures), rng)
     data.mkdir(parents=True, exist_ok=True)
     for split, pairs in splits.items():
@@ -158,9 +170,12 @@ def write_data(args: Any) -> None:
 
 def draw_pictures(folder: Path, count: int, seed: int) -> None:
     """Draw `count` pictures of each of NAMES into a folder of its own."""
+    for name in NAMES:
+        if (folder / name).exists():
+            raise DatasetError(f"{folder / name} is there already: name a new folder.")
     rng = Random(f"labels/{seed}")
     for name in NAMES:
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).mkdir(parents=True)
         for i in range(count):
             scene = arrange([(rng.choice(COLOURS), name)], rng, smallest=0.15)
             draw(scene, rng).save(folder / name / f"{i:03}.png")

@@ -169,7 +169,7 @@ def read_lines(file: Path) -> list[dict]:
     """The lines of a .jsonl file."""
     if not file.is_file():
         raise DatasetError(f"There is no {file}: expected questions, one a line.")
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8").split("\n")  # texts have other ends, too
     try:
         return [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:

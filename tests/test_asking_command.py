@@ -173,6 +173,7 @@ def test_forms_of_a_conversation(tmp_path):
         write(tmp_path, "b.jsonl", "\n".join(map(json.dumps, TALK)) + "\n\n"),
         write(tmp_path, "c.json", json.dumps({"messages": TALK}, indent=1)),
         write(tmp_path, "d.json", {"messages": flat, "images": ["p1.png"]}),
+        write(tmp_path, "h.json", {"messages": flat, "image": "p1.png"}),
     ):
         assert read_conversation(form) == (flat, [picture]), form
     odd = [flat[2] | {"content": "And\u2028now\u0085?"}, flat[1]]
@@ -214,6 +215,18 @@ def test_forms_of_a_conversation(tmp_path):
             {"messages": TALK[1:], "images": ["no.png"]},
             r'talk\.json, "images": No image file .*no\.png',
         ),
+        (
+            {"messages": TALK[1:], "image": "a", "images": ["b"]},
+            r'has "image" and "images": write one',
+        ),
+        (
+            [TALK[0] | {"content": "What?", "images": ["p1.png"]}],
+            r'message 1: A message has "images" beside its content, which nothing',
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image", "image": ""}]}],
+            r"message 1: The image path is empty",
+        ),
         ('[{"role": 3}]', r"A message is \"\{'role': 3\}\", but must be"),
         ('[{"role": "user", "content": [{"type": "sound"}]}]', r"has the part"),
         (
@@ -235,6 +248,12 @@ def test_files_of_conversations_that_cannot_be_read(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xff\xfe")
     with pytest.raises(PromptError, match=r"a\.json is not UTF-8 text \(byte 0\)"):
         read_conversation(tmp_path / "a.json")
+
+
+def test_a_video_has_no_mark_in_a_conversation(folder, generate):
+    talk = write(folder, "talk.json", [{"role": "user", "content": "<video> What?"}])
+    done = generate("--messages", talk, "--video", folder)
+    assert_fails(done, r"has <video> in its text, which --video does not fill: write a")
 
 
 def test_a_conversation_goes_on(folder, answer, generate):

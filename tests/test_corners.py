@@ -11,7 +11,16 @@ from examples.corners import CORNERS, sample
 from examples.mm1_tiny.drawing import draw
 from examples.mm1_tiny.replay import KINDS, old_question
 from examples.mm1_tiny.scenes import HELD_OUT_PAIRS, sample_scene
-from examples.teach import TESTED, NewTask, read_questions, shares, table, write_data
+from examples.teach import (
+    TESTED,
+    NewTask,
+    read_lines,
+    read_questions,
+    shares,
+    table,
+    write_data,
+    write_lines,
+)
 from helpers import assert_fails, need_tiny, run_here, run_python
 from mm1_mlx.errors import DatasetError
 from mm1_mlx.training.conversations import open_split
@@ -129,6 +138,24 @@ def test_pictures_in_messages_move_too(tmp_path):
     found = labels.moved(line, tmp_path / "old", tmp_path / "new")
     assert found["messages"][0]["content"][0]["image"] == "../old/a.png"
     assert found["images"] == ["../old/b.png"] and part["image"] == "a.png"
+    kinds = [{"image_url": {"url": "a.png"}}, {"image_url": "a.png"}]
+    kinds += [{"image": {"path": "a.png"}}, {"image_url": "https://a.b/c.png"}]
+    line = {"messages": [{"role": "user", "content": kinds}], "image": "data:x"}
+    found = labels.moved(line, tmp_path / "old", tmp_path / "new")
+    there = "../old/a.png"
+    assert found["messages"][0]["content"] == [
+        {"image_url": {"url": there}},
+        {"image_url": there},
+        {"image": {"path": there}},
+        {"image_url": "https://a.b/c.png"},
+    ]
+    assert found["image"] == "data:x"
+
+
+def test_a_text_with_other_line_ends_is_read_as_it_was_written(tmp_path):
+    lines = [{"question": "a\u2028b\x85c", "answer": "d"}]
+    write_lines(tmp_path / "a.jsonl", lines)
+    assert read_lines(tmp_path / "a.jsonl") == lines
 
 
 def test_what_is_no_folder_of_pictures(pictures, tmp_path):
@@ -139,7 +166,17 @@ def test_what_is_no_folder_of_pictures(pictures, tmp_path):
     assert_fails(command("data", tmp_path / "x", data), "There is no folder .*LABEL")
     assert_fails(command("data", pictures / "bar", data), "has 0 folders with pictures")
     assert_fails(command("data", pictures), "needs two folders", code=2)
+    assert_fails(command("draw", pictures), r"arrow is there already: name a new")
+    data.mkdir()
+    (data / "valid.jsonl").write_text("mine")
+    assert_fails(command("data", pictures, data), r"valid\.jsonl is there already")
+    assert (data / "valid.jsonl").read_text() == "mine"
     shutil.copytree(pictures, tmp_path / "few")
+    for hidden in (".hidden", "tee/._000.png"):
+        (tmp_path / "few" / hidden).mkdir()
+        shutil.copy(pictures / "tee" / "000.png", tmp_path / "few" / hidden)
+    found = labels.find_pictures(tmp_path / "few")
+    assert len(found) == len(labels.NAMES) and len(found["tee"]) == 5
     for number in (0, 1, 2):
         (tmp_path / "few" / "tee" / f"{number:03}.png").unlink()
     with pytest.raises(DatasetError, match="'tee' has 2 pictures, but must have 3"):

@@ -132,6 +132,8 @@ def test_a_sheet_shows_pictures_and_what_cannot_be_read(tmp_path):
         Failure("b", (), "q", "x", ""),
         Failure("c", ("/absent.png", red, red), "q", "x", "y"),
         Failure("d", (red,), "q", "x", "y"),
+        # Of many the last one, which is asked about, is shown.
+        Failure("e", (*[Image.new("RGB", (40, 40), "blue")] * 8, red), "q", "x", "y"),
     ]
     path = tmp_path / "sheet.png"
     draw_sheet(found, path, "title")
@@ -142,3 +144,4 @@ def test_a_sheet_shows_pictures_and_what_cannot_be_read(tmp_path):
     assert not reds[:300, 380:720].any()  # text only
     assert reds[:300, 740:].sum() > 10_000  # beside the one that is missing
     assert reds[300:, :380].sum() > 30_000
+    assert reds[300:, 540:720].sum() > 10_000

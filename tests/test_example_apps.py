@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -285,6 +287,25 @@ def test_a_browser_leaves_the_usual_port_out(monkeypatch):
     monkeypatch.setattr(app.App, "server_port", 80, raising=False)
     names = app.App.names.fget(app.App)
     assert names == ("127.0.0.1", "localhost")
+
+
+def test_the_app_prints_nothing_whatever_comes(server, capfd):
+    """A browser that leaves while it is refused, and lines that are no request's."""
+    many = f"POST {ASK} HTTP/1.0\r\nHost: 127.0.0.1:{server.server_port}\r\n"
+    many += f"Content-Length: {'9' * 5000}\r\n\r\n"
+    wrong = f"GET http://[ HTTP/1.0\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n"
+    for text, status in ((many, b"411"), (wrong, b"400")):
+        with socket.create_connection(server.server_address) as connection:
+            connection.sendall(text.encode())
+            assert status in connection.makefile("rb").readline()
+    connection = socket.create_connection(server.server_address)
+    reset = struct.pack("ii", 1, 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    head = many.replace("9" * 5000, "100000000").encode()
+    connection.sendall(head + b"x" * 100_000)
+    connection.close()
+    assert request(server, "POST", ASK, SHAPES.read_bytes()) == (200, "yellow")
+    assert capfd.readouterr().err == ""
 
 
 def test_the_app_goes_on_when_a_browser_leaves(server):

@@ -224,6 +224,17 @@ def test_only_what_a_sorting_wrote_is_written_over(classes, tmp_path, capsys):
     assert [path.name for path in mine.iterdir()] == ["shots.jsonl"]
 
 
+def test_a_sorting_that_fails_keeps_the_answers_of_before(classes, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    classify.write_answers(out / "answers.csv", [])
+    with (out / "answers.csv").open("a") as file:
+        file.write("a.png,b,c,0,d\n")
+    before = (out / "answers.csv").read_bytes()
+    assert classify.main([str(classes), str(out), "--model", "mm1-tyny"]) == 1
+    assert (out / "answers.csv").read_bytes() == before
+
+
 def find(folder):
     """Its pictures that can be read."""
     return [path for path in folder.rglob("[!.]*.png") if path.name != "broken.png"]

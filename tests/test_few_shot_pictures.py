@@ -15,7 +15,7 @@ from small import DENSE, VISION, small_config
 from small_tokenizers import write_tiny
 from test_few_shot import BARE, CHAT, near, numbers, write
 
-from helpers import assert_close, assert_equal, need_tiny
+from helpers import ROOT, assert_close, assert_equal, need_tiny
 from mm1_mlx import FewShot, Reuse, batch_generate, generate, image_features, load
 from mm1_mlx.config import ConnectorConfig
 from mm1_mlx.errors import (
@@ -27,6 +27,7 @@ from mm1_mlx.errors import (
     MM1Warning,
     PromptError,
 )
+from mm1_mlx.inference import features
 from mm1_mlx.inference.asking import read
 from mm1_mlx.inference.features import Features
 from mm1_mlx.inference.settings import Settings
@@ -35,7 +36,31 @@ from mm1_mlx.inputs.processor import Processor
 from mm1_mlx.inputs.tokenizer import load_tokenizer
 from mm1_mlx.inputs.video import video_frames
 
+STAR = "What colour is the star?"
 LARGE = "high_resolution_shots"
+
+# --- open files ----------------------------------------------------------------------
+
+
+def test_open_files_may_be_needed_more_than_once():
+    """By the nearest shots, by a draft model, by the next question."""
+    need_tiny()
+    model, processor = load("mm1-tiny")
+    shapes = ROOT / "examples" / "shapes.png"
+    expected = generate(model, processor, STAR, [shapes]).text
+    with shapes.open("rb") as file, shapes.open("rb") as other:
+        shots = [{"image": other, "answer": name} for name in ("a", "b")]
+        near = FewShot(shots, 1, choice="nearest")
+        for _ in "12":
+            assert generate(model, processor, "", [file], shots=near).text
+        guessed = generate(
+            model, processor, STAR, [file], draft_model=(model, processor)
+        )
+        assert guessed.text == expected and file.tell() == 0
+        file.seek(7)
+        with pytest.raises(ImageError, match="is not an image"):
+            load_image(file)
+
 
 # --- in which resolution -------------------------------------------------------------
 
@@ -144,7 +169,7 @@ def test_sixteen_pictures_fit_and_24_frames_do(paper):
     assert ids.count(4) == 24 * 144 == 3456
     with pytest.raises(ContextError) as met:
         paper("What happens?", [one] * 40)
-    assert (met.value.images, met.value.images_that_fit) == (40, 28)
+    assert met.value.image_ids == (144,) * 40
     assert "28 of the 40 images" in str(met.value)
 
 
@@ -296,6 +321,25 @@ def test_features_that_are_held_are_those_of_looking_again(
         assert opened == [query]
         assert numbers(near) == numbers(shots.choose(model, processor, [query]))
         opened.clear()
+
+
+def test_features_are_of_the_eyes_settings_too(tiny, coloured, tmp_path, monkeypatch):
+    """An adapter's scale is no array: in memory, and in a file of features."""
+    paths, read = [tmp_path / "red20.png"], []
+    plain = Features._encode
+
+    def encode(self, model, waiting):
+        read.extend(waiting)
+        plain(self, model, waiting)
+
+    monkeypatch.setattr(Features, "_encode", encode)
+    kept = Features(tmp_path / "features.safetensors")
+    for scale, count in (("2", 1), ("20", 2), ("20", 2)):
+        said = "all", f"scale {scale}"
+        monkeypatch.setattr(features, "settings_of", lambda model, said=said: said)
+        for one in (kept, Features(tmp_path / "features.safetensors")):
+            one.of(*tiny, paths)
+            assert len(read) == count
 
 
 def test_pictures_without_features_can_be_passed_over(tiny, coloured, tmp_path):

@@ -13,6 +13,7 @@ from test_images import array, encoded
 from helpers import assert_close, assert_equal, need
 from mm1_mlx.errors import ImageError
 from mm1_mlx.inputs.images import load_image
+from mm1_mlx.inputs.video import video_frames
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -38,6 +39,17 @@ def test_exif_orientation(kind, orientation):
         settings = {"lossless": True}
     actual = load_image(encoded(stored, kind, exif=exif, **settings))
     assert_close(actual, upright, atol=2)  # JPEG loses a little
+    # What was turned may come again, as a picture or as a frame, and stays as it is.
+    assert_equal(load_image(actual), actual)
+    (frame,) = video_frames(encoded(stored, kind, exif=exif, **settings))
+    assert_equal(load_image(frame), frame)
+
+
+def test_orientation_in_xmp_turns_once():
+    name = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    data = encoded(Image.new("RGB", (6, 4)), "JPEG", xmp=name)
+    found = load_image(data)
+    assert found.size == (4, 6) and load_image(found).size == (4, 6)
 
 
 @pytest.mark.filterwarnings("ignore")

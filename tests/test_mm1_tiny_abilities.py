@@ -10,6 +10,7 @@ import pytest
 from scene_reader import answer_to
 
 from examples.mm1_tiny import boxes, naming, reasoning, turns
+from examples.mm1_tiny.abilities import another_name
 from examples.mm1_tiny.examples import iou, is_right
 from examples.mm1_tiny.scenes import SHAPES, Scene, Thing, sample_scene
 from helpers import need
@@ -119,6 +120,15 @@ def test_test_words_are_never_trained():
         words = naming.names(4, rng, "test")
         assert len(set(words)) == 4
         assert all(zlib.crc32(word.encode()) % 4 == 0 for word in words)
+
+
+def test_a_naming_question_has_one_answer():
+    """By hand, and of the questions themselves, drawn without pictures."""
+    told = ["red", "blue", "red", "blue"], ["a", "b", "a", "b"]
+    assert another_name([*told[0], "red"], [*told[1], "b"])
+    assert not another_name([*told[0], "red"], [*told[1], "a"])
+    assert not another_name([*told[0], "green"], [*told[1], "b"])
+    assert not another_name(["red", "red", "blue"], ["a", "b", "b"])
 
 
 def test_a_name_is_learned_only_where_it_was_shown_before():

@@ -205,6 +205,25 @@ def test_a_frozen_encoder_works_ahead_and_stays_as_it_is():
     assert frozen.host_batch(random.Random(0), 3, 0.0)[0][4].ndim == 3
 
 
+def test_a_frozen_encoder_is_that_of_the_checkpoint(tmp_path):
+    """A run that goes on elsewhere began with other random weights."""
+    values = recipe_with()
+    values["stages"]["joint"] |= {"vision_rate": 0, "contrast": 0}
+    source = type("Source", (), {"document": staticmethod(stub_document)})
+    recipe, made = Recipe.from_dict(values), []
+    for there in (False, True):
+        trainer = make_joint(recipe, source, tmp_path)
+        assert trainer.resume() == there
+        if not there:
+            made.append(trainer.stage.host_batch(random.Random(0), 3, 0.0)[0][4])
+            initialize(trainer.module, 99)
+            trainer.stage.resumed()
+        made.append(trainer.stage.host_batch(random.Random(0), 3, 0.0)[0][4])
+        trainer.save()
+    assert_equal(made[1], made[2])
+    assert np.abs(made[0] - made[1]).max() > 0.1
+
+
 def test_padding_takes_no_experts_place(monkeypatch):
     """A row is rarely full; what fills it must not push tokens out of an expert."""
     values = recipe_with()

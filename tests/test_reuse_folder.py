@@ -306,6 +306,11 @@ def test_what_is_larger_than_the_folder_may_be(tmp_path):
     generate(small_model(), SmallProcessor(), SHOTS, [1, 2], reuse=store, **SHORT)
     assert files(tmp_path) == []
     assert store.problem == "it is larger than all that the folder may hold"
+    other = Reuse(folder=tmp_path, folder_limit=30_000)
+    folder = other._folder
+    folder.problem = "of before"
+    generate(small_model(), SmallProcessor(), SHOTS, [1, 2], reuse=other, **SHORT)
+    assert files(tmp_path) and other.problem is None
 
 
 def test_what_a_killed_process_left_is_deleted_later(tmp_path):

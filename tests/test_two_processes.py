@@ -159,4 +159,8 @@ def test_a_batch_that_is_too_small_for_the_processes(monkeypatch, stub):
     monkeypatch.setattr("mm1_mlx.training.trainer.world", Three)
     with pytest.raises(ConfigError, match=r"batch is 2, but there are 3 processes"):
         make_trainer(recipe, "joint", MM1(recipe.model), encode, Path("/x"))
+    alternates = [{"share": 0.1, "batch": 2}]
+    recipe = Recipe.from_dict(recipe_with(joint={"batch": 3, "alternates": alternates}))
+    with pytest.raises(ConfigError, match=r"batch is 2, but there are 3 processes"):
+        make_trainer(recipe, "joint", MM1(recipe.model), encode, Path("/x"))
     assert os.environ.get("MLX_RANK") is None

@@ -194,6 +194,13 @@ def test_a_film_without_pictures(tmp_path):
         video_frames(path)
 
 
+def test_a_phones_photo_is_one_frame(tmp_path):
+    """An MPO has smaller pictures of itself behind the photo."""
+    photo, small = Image.new("RGB", (60, 40)), Image.new("RGB", (30, 20))
+    photo.save(tmp_path / "a.mpo", save_all=True, append_images=[small])
+    assert [frame.size for frame in video_frames(tmp_path / "a.mpo")] == [(60, 40)]
+
+
 @pytest.mark.parametrize("frames", [0, -1, 2.5, "3", True])
 def test_a_number_of_frames_that_is_none(frames):
     with pytest.raises(ImageError, match="must be a whole number above 0"):
@@ -207,6 +214,8 @@ def test_other_sources_that_are_none(tmp_path):
         video_frames(tmp_path / "absent.gif")
     with pytest.raises(ImageError, match="the list of them is empty"):
         video_frames([])
+    with pytest.raises(ImageError, match="The image path is empty"):
+        video_frames("")  # and not the folder that one is in
     with Image.open(animation(tmp_path / "b.gif")) as opened:
         for given, kind in ((opened, "GifImageFile"), (np.zeros((2, 9, 9, 3)), "nda")):
             with pytest.raises(

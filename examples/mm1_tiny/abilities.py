@@ -34,22 +34,24 @@ def _single(rng: random.Random, pair: s.Pair | None = None) -> tuple[s.Thing, An
 def naming_shots(labels: str, rng: random.Random) -> Example:
     """Eight pictures named by words that mean nothing, and a ninth to be named.
 
-    What the words stand for is a colour or a shape. The words are of the test split:
-    none was ever trained. labels: "right", "shuffled" among the shots, or "none": the
-    ninth picture alone.
+    What the words stand for is a colour or a shape, and never could it be the other as
+    well, by which the ninth picture had another name. The words are of the test split:
+    they named nothing in training. labels: "right", "shuffled" among the shots (where
+    as many stand right as chance has it), or "none": the ninth picture alone.
     """
-    by_colour = rng.random() < 0.5
-    values = rng.sample(s.COLOURS if by_colour else s.SHAPES, rng.randint(2, 4))
-    words = naming.names(len(values), rng, "test")
-    order = [i % len(values) for i in range(SHOTS)]
-    rng.shuffle(order)
-    order.append(rng.randrange(len(values)))
-    shown = []
-    for which in order:
-        place = 0 if by_colour else 1
-        pool = [p for p in s.TRAINING_PAIRS if p[place] == values[which]]
-        shown.append(_single(rng, rng.choice(pool))[1])
-    names = [words[which] for which in order]
+    while True:
+        place = 0 if rng.random() < 0.5 else 1  # of colour or shape in a pair
+        values = rng.sample(s.SHAPES if place else s.COLOURS, rng.randint(2, 4))
+        words = naming.names(len(values), rng, "test")
+        order = [i % len(values) for i in range(SHOTS)]
+        rng.shuffle(order)
+        order.append(rng.randrange(len(values)))
+        pools = [[p for p in s.TRAINING_PAIRS if p[place] == value] for value in values]
+        pairs = [rng.choice(pools[which]) for which in order]
+        names = [words[which] for which in order]
+        if not another_name([pair[1 - place] for pair in pairs], names):
+            break
+    shown = [_single(rng, pair)[1] for pair in pairs]
     given = names[:-1]
     if labels == "shuffled":
         rng.shuffle(given)
@@ -57,6 +59,15 @@ def naming_shots(labels: str, rng: random.Random) -> Example:
         given, shown = [], shown[-1:]
     lines = "".join(f"<image> {name}\n" for name in given)
     return Example(shown, lines + "<image>", names[-1], f"naming_{labels}")
+
+
+def another_name(values: list[str], names: list[str]) -> bool:
+    """Whether the last name would be another one, were all names of these values."""
+    meant: dict[str, set[str]] = {}
+    for value, name in zip(values[:-1], names[:-1], strict=True):
+        meant.setdefault(value, set()).add(name)
+    one_each = all(len(found) == 1 for found in meant.values())
+    return one_each and meant.get(values[-1], {names[-1]}) != {names[-1]}
 
 
 def _worth(shown: str, rng: random.Random) -> Example:

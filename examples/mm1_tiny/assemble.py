@@ -159,13 +159,23 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_abilities(path: Path) -> list[dict[str, Any]]:
-    """The results in a result.json of `python -m mm1_mlx.evaluate`."""
+    """The results in a result.json of `python -m mm1_mlx.evaluate`. CheckpointError
+    where it is none, or has no task of an ability."""
+    from examples.mm1_tiny.evaluation import ABILITIES
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["results"]
+        found = json.loads(path.read_text(encoding="utf-8"))["results"]
+        there = {result["task"] for result in found}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is not a result.json of python -m mm1_mlx.evaluate: {error!r}."
         ) from error
+    if there.isdisjoint(f"tiny_{name}" for name in ABILITIES):
+        raise CheckpointError(
+            f"{path} has no result of mm1-tiny's abilities. Ask them with "
+            f"python -m mm1_mlx.evaluate --task mm1-tiny."
+        )
+    return found
 
 
 def parser() -> Parser:
@@ -216,8 +226,8 @@ def run(args) -> None:
     else:
         if args.abilities is None:
             raise UsageError("--card goes with --abilities RESULT")
-        abilities = read_abilities(args.abilities)
-        write_card(args.out, read_result(args.card), abilities, args.trained)
+        result = read_result(args.card)
+        write_card(args.out, result, read_abilities(args.abilities), args.trained)
     print(args.out)
 
 

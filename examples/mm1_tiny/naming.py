@@ -12,6 +12,7 @@ from typing import Any
 from examples.mm1_tiny import scenes as s
 from examples.mm1_tiny.facts import WORDS
 from examples.mm1_tiny.wordings import with_article
+from examples.mm1_tiny.words import TRAIN_WORDS
 from mm1_mlx.training.documents import Region, Text
 
 MARKS = ("", "", "", ":", " ->", " =")
@@ -33,7 +34,7 @@ def invented(rng: random.Random, split: str = "train") -> str:
             + (rng.choice("bdgklmnprstx") if rng.random() < 0.6 else "")
             for _ in range(1 if rng.random() < 0.6 else 2)
         )
-        if len(word) < 3:
+        if len(word) < 3 or (split == "test" and word in (*TRAIN_WORDS, *WORDS)):
             continue
         if (zlib.crc32(word.encode()) % 4 == 0) == (split == "test"):
             return word

@@ -194,7 +194,11 @@ def abilities_markdown(results: list[dict[str, Any]], meanings: dict[str, str]) 
 
     meanings: what each task asks, without "tiny_". Tasks of `markdown` are left out.
     """
-    found = {r["task"].removeprefix("tiny_"): r for r in results}
+    found = {
+        r["task"].removeprefix("tiny_"): r
+        for r in results
+        if not r.get("wrong_images") and not r.get("shots")
+    }
     beside = {name for others in COMPARED.values() for name in others}
     lines = [
         "| task | what is asked | accuracy | 95% interval | without | accuracy | "

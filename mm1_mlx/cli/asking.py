@@ -99,7 +99,12 @@ def check_asking(args: argparse.Namespace, processes: int) -> None:
 def read_asked(args: argparse.Namespace) -> tuple[Any, list]:
     """The prompt as text or messages, and all pictures in the order of their places."""
     from mm1_mlx.inputs.conversation import read_conversation
-    from mm1_mlx.inputs.prompts import IMAGE_TOKEN, place_images, with_image_slots
+    from mm1_mlx.inputs.prompts import (
+        IMAGE_TOKEN,
+        VIDEO_TOKEN,
+        place_images,
+        with_image_slots,
+    )
     from mm1_mlx.inputs.video import FRAMES, place_videos, video_frames
 
     text = None if args.prompt is None else read_prompt(args.prompt)
@@ -110,6 +115,12 @@ def read_asked(args: argparse.Namespace) -> tuple[Any, list]:
         videos = [video_frames(video, count, **limits) for video in args.video]
         return place_videos(text or "", images, videos)
     messages, held = read_conversation(args.messages, **limits)
+    said = [m["content"] for m in messages if m["role"] == "user"]
+    if args.video and any(VIDEO_TOKEN in content for content in said):
+        raise PromptError(
+            f"The conversation in {args.messages} has {VIDEO_TOKEN} in its text, which "
+            f'--video does not fill: write a part {{"type": "video", "video": FILE}}.'
+        )
     if text is None and messages and messages[-1].get("role") == "assistant":
         raise PromptError(
             f"The conversation in {args.messages} ends with an answer: ask something "

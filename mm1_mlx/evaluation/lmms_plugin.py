@@ -111,6 +111,11 @@ class _Model(lmms):
         self._settings = {"system": system, "kv_bits": chosen.kv_bits}
         self._choices = choices
 
+    @property
+    def device(self) -> str:
+        """Where lmms-eval, with torch, gathers what several processes found."""
+        return "cpu"
+
     def _read_pictures(self, resolution: Any, max_tiles: int | None) -> None:
         """So, where it is given; else as the model's, or its adapter's, own."""
         if resolution is None and max_tiles is None:
@@ -378,8 +383,10 @@ def _pair(total: float, greedy: bool) -> tuple[float, bool]:
         return total, greedy
 
     class Text(tuple):
-        def strip(self) -> tuple:  # what --use_cache asks of a text
-            return self
+        def strip(self) -> str:
+            """Nothing, so that --use_cache keeps none: it would give a list back, and
+            a list becomes a string there."""
+            return ""
 
     class Pair(tuple, GenerationResult):
         def __init__(self, pair: Any):  # not a text, as GenerationResult says

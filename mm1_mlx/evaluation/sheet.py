@@ -124,12 +124,13 @@ def _paste(
     top: int,
     font: Any,
 ) -> tuple[int, int] | None:
-    """The first pictures side by side, or a field that says why there is none.
+    """The first picture and the last, which is mostly asked about, side by side, or a
+    field that says why there is none.
 
     The size of the first one on the sheet, None where it is not there.
     """
     first = None
-    shown = images[:_SHOWN]
+    shown = [*images[: _SHOWN - 1], *images[_SHOWN - 1 :][-1:]]
     if not shown:
         _field(draw, "text only", left, top, _WIDTH, font)
         return None

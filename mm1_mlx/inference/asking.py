@@ -168,7 +168,7 @@ def check_batch(prompts: Any, images: Any) -> None:
 
 def check_system(prompt: Any, system: str | None) -> None:
     """Refuse two system messages."""
-    if system is None or isinstance(prompt, str) or not prompt:
+    if system is None or not is_conversation(prompt):
         return
     if prompt[0].get("role") == "system":
         raise PromptError(

@@ -12,7 +12,13 @@ import mlx.core as mx
 import numpy as np
 
 from mm1_mlx.errors import CheckpointError, ImageError, PromptError
-from mm1_mlx.inference.identity import Numbered, fingerprint_of, weights_of
+from mm1_mlx.inference.identity import (
+    COMPUTATION,
+    Numbered,
+    fingerprint_of,
+    settings_of,
+    weights_of,
+)
 from mm1_mlx.inference.steps import generation_stream
 from mm1_mlx.inputs.images import MAX_PIXELS, decoded, is_decoded, load_image, pixels
 from mm1_mlx.inputs.processor import Processor
@@ -128,7 +134,7 @@ class Features:
     def _use(self, model: MM1, processor: Processor) -> None:
         """Know which encoder the vectors are of; read the file once."""
         eyes = [pair for pair in weights_of(model) if pair[0].startswith("vision.")]
-        settings = f"{model.config.vision_config} {processor.image_settings}"
+        settings = f"{COMPUTATION} {settings_of(model)[1]} {processor.image_settings}"
         number = self._encoders.number(eyes, settings)
         if number == self._encoder:
             return

@@ -99,6 +99,7 @@ class PrefixFolder:
 
     def add(self, kind: Kind, keys: Sequence[int], arrays: Columns) -> None:
         """Write the columns of these keys that no file has. arrays: of all of them."""
+        self.problem = None
         wanted = list(keys)
         known = self._covered(kind, wanted)
         if known == len(wanted):

@@ -3,8 +3,8 @@
     [{"role": "user", "content": [{"type": "image", "image": "a.png"},
                                   {"type": "text", "text": "What is this?"}]}]
 
-One JSON list as above, an object {"messages": [...], "images": [...]}, or one message
-in every line. Paths start from the file's folder.
+One JSON list as above, an object {"messages": [...], "images": [...]} (or one "image"),
+or one message in every line. Paths start from the file's folder.
 """
 
 import json
@@ -87,7 +87,7 @@ def _check_there(images: list) -> None:
         if not isinstance(image, str) or re.match(_ADDRESS, image):
             continue
         try:
-            there = pasted_path(image).exists()
+            there = bool(image.strip()) and pasted_path(image).exists()
         except (OSError, ValueError):
             there = False
         if not there:
@@ -102,7 +102,10 @@ def _messages(text: str, name: str) -> tuple[list[tuple[int, Any]], list, str]:
         return [(i, _line(line, f"{name}, line {i}")) for i, line in lines], [], "line"
     whole = _line(text, name)
     if isinstance(whole, dict) and "messages" in whole:
-        images = whole.get("images") or []
+        if whole.get("image") and whole.get("images"):
+            raise PromptError(f'{name} has "image" and "images": write one of them.')
+        images = whole.get("images") or whole.get("image") or []
+        images = [images] if isinstance(images, str) else images
         whole = whole["messages"]
     else:
         images = []
@@ -154,6 +157,6 @@ def _located(value: Any, folder: Path) -> Any:
         return {key: _located(held, folder) for key, held in value.items()}
     if isinstance(value, list):  # the frames of a video
         return [_located(held, folder) for held in value]
-    if not isinstance(value, str) or re.match(_ADDRESS, value):
+    if not isinstance(value, str) or not value or re.match(_ADDRESS, value):
         return value
     return str(folder / Path(value).expanduser())

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mm1_mlx.errors import ImageError
+from mm1_mlx.inputs.orientation import upright
 from mm1_mlx.inputs.settings import CLIP_MEAN, CLIP_STD, RESIZE_MODES, ImageSettings
 from mm1_mlx.inputs.sources import MAX_BYTES, read_source
 
@@ -70,17 +71,6 @@ _OTHERS = (
 
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 _HEIF_BRANDS = _HEIC_BRANDS | {b"mif1", b"msf1", b"mif2"}
-
-# EXIF orientation -> how to turn the stored picture upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def file_format(data: bytes) -> str | None:
@@ -233,17 +223,7 @@ def _decode(
             f"{name} is a damaged or cut off {kind} file ({reason[:120]}). Save or "
             f"download it again."
         ) from error
-    return [_upright(frame) for frame in frames]
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says; broken EXIF data is no reason to fail."""
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:
-        return image
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    return [upright(frame) for frame in frames]
 
 
 def _deep_grey(image: Image.Image, name: str) -> Image.Image:
@@ -337,7 +317,7 @@ def load_image(
             source.load()
         except Exception as error:
             raise ImageError(f"{name} cannot be loaded: {error}") from error
-        image = _to_rgb(_upright(source), name)
+        image = _to_rgb(upright(source), name)
         return image.copy() if image is source else image
     is_mlx = type(source).__module__.partition(".")[0] == "mlx"
     if isinstance(source, np.ndarray) or is_mlx:

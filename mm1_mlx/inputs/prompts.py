@@ -131,6 +131,11 @@ def flatten_messages(messages: Any, **limits: Any) -> tuple[list[dict[str, Any]]
                 '{"role": "user", "content": "..."}.'
             )
         content = message.get("content")
+        if beside := [key for key in ("images", "image") if message.get(key)]:
+            raise PromptError(
+                f'A message has "{beside[0]}" beside its content, which nothing reads: '
+                f'write a part {{"type": "image", "image": FILE}} for each picture.'
+            )
         if isinstance(content, (list, tuple)):
             parts = [_part(part, limits) for part in content]
             text = "".join(text for text, _ in parts)

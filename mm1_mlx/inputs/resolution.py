@@ -89,9 +89,8 @@ def ways_of(
             )
         ways = list(map(way_of, resolution))
         _check_cut(ways, max_tiles, "no entry of the list of resolutions is 'dynamic'")
-        known = known and (
-            own is None or all(one in (None, own, "native") for one in resolution)
-        )
+        trained = {None, own, "native"}
+        known = known and (own is None or trained.issuperset(resolution))
     else:
         way = way_of(resolution)
         plain = Way(settings)

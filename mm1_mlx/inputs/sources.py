@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mm1_mlx.errors import ImageError
@@ -167,7 +168,7 @@ def read_source(
             raise ImageError(f"{shown(text)} is not a path: {error}.") from error
         data, name = _read_file(path, max_bytes), shown(str(path))
     elif callable(getattr(source, "read", None)):
-        data = source.read(max_bytes + 1)  # type: ignore
+        data = _read_open(source, max_bytes)
         name = getattr(source, "name", None)  # that of a descriptor is a number
         name = shown(name) if isinstance(name, str) else "The open file"
         if not isinstance(data, bytes):
@@ -207,3 +208,13 @@ def _read_url(url: str, allow_url: bool, max_bytes: int) -> tuple[bytes, str]:
     if not data:
         raise ImageError(f"{shown(url)} gave 0 bytes: it holds no picture.")
     return data, shown(url)
+
+
+def _read_open(file: Any, max_bytes: int) -> Any:
+    """What an open file has from where it stands; it stands there again."""
+    seekable = getattr(file, "seekable", None)
+    place = file.tell() if callable(seekable) and seekable() else None
+    data = file.read(max_bytes + 1)
+    if place is not None:
+        file.seek(place)
+    return data

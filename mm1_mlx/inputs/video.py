@@ -147,11 +147,12 @@ def _found(
 
 
 def _path(source: Any) -> Path | None:
-    """The file or folder that a source names, or None: bytes, an address, a list."""
+    """The file or folder that a source names, or None: bytes, an address, a list, and
+    nothing, of which read_source says so."""
     if not isinstance(source, (str, os.PathLike)):
         return None
     text = os.fsdecode(os.fspath(source))
-    if re.match(r"\s*(data:|(?!file:)[a-zA-Z]+://)", text):
+    if not text.strip() or re.match(r"\s*(data:|(?!file:)[a-zA-Z]+://)", text):
         return None
     try:
         return pasted_path(text)
@@ -171,8 +172,10 @@ def _taken(image: Image.Image, choose: Callable[[int], list[int]]) -> list:
     """The chosen frames of an animation that Pillow opened."""
     # The still of an APNG, for programs that show no animation, is no frame of it.
     first = int(bool(image.info.get("default_image")))
+    count = getattr(image, "n_frames", 1) - first
     frames = []
-    for place in choose(getattr(image, "n_frames", 1) - first):
+    # A phone's MPO is a photo with smaller ones of it behind.
+    for place in choose(1 if image.format == "MPO" else count):
         image.seek(first + place)
         frames.append(image.copy())
     return frames

@@ -133,6 +133,11 @@ class JointStage:
             if rate != 1.0
         ]
 
+    def resumed(self) -> None:
+        """The trainer has put a checkpoint's weights into the module."""
+        if self._features_ahead is not None:
+            self._features_ahead.take(self._model)
+
     def host_batch(
         self,
         rng: random.Random,
@@ -237,9 +242,13 @@ class _FeaturesAhead:
         self._shape = config.num_patches, config.hidden_size
         # The model's own arrays come and go while a step is compiled.
         self._vision = VisionEncoder(config)
+        self.take(model)
+        self._own = threading.local()
+
+    def take(self, model: MM1) -> None:
+        """Use the encoder that the model has now."""
         self._vision.update(model.vision.parameters())
         mx.eval(self._vision.parameters())  # another thread cannot
-        self._own = threading.local()
 
     def __call__(self, shots: np.ndarray, used: int) -> np.ndarray:
         """(N, H, W, 3) -> (N, P, Dv); zeros after the first `used` pictures."""

@@ -87,9 +87,12 @@ class Trainer:
         self._facts = {**facts, "seed": seed, "processes": self._world.size()}
         self.processes_before = self._world.size()  # of the run that is gone on with
         self.module: nn.Module = stage.module
-        if stage.settings.batch < self._world.size():
+        others = getattr(stage.settings, "alternates", [])
+        batches = [a["batch"] for a in others if "batch" in a]
+        batch = min(stage.settings.batch, *batches, math.inf)
+        if batch < self._world.size():
             raise ConfigError(
-                f"stages.{stage.name}.batch is {stage.settings.batch}, but there are "
+                f"stages.{stage.name}: a batch is {batch}, but there are "
                 f"{self._world.size()} processes: each needs at least one."
             )
         self._divergence = Divergence(getattr(stage, "words", None))
@@ -178,6 +181,8 @@ class Trainer:
             parameters = self.module.trainable_parameters()
             self.module.update(tree_from_first(parameters, self._world))
             self._optimizer.state = tree_from_first(self._optimizer.state, self._world)
+        if (resumed := getattr(self.stage, "resumed", None)) is not None:
+            resumed()
         return True
 
     @property
