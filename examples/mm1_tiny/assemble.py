@@ -51,7 +51,7 @@ python -m examples.mm1_tiny.assemble --run runs/5 --out runs/5/model \\
     --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_5.json
 mkdir -p runs/10 && cp runs/3/encoder.safetensors runs/10
 before=5
-for round in 6:700 7:1000 8:560 9:1100 10:3300; do
+for round in 6:700 7:1000 8:560 9:1100 10:3300 11:2900; do
     now=${round%:*}
     python -m mm1_mlx.pretrain examples/mm1_tiny/recipe_$now.json --out runs/$now \\
         --tokenizer runs/tokenizer.model --stage joint --init runs/$before/model \\
@@ -60,7 +60,7 @@ for round in 6:700 7:1000 8:560 9:1100 10:3300; do
         --tokenizer runs/tokenizer.model --recipe examples/mm1_tiny/recipe_$now.json
     before=$now
 done
-cp runs/10/model/* mm1_mlx/assets/mm1-tiny
+cp runs/11/model/* mm1_mlx/assets/mm1-tiny
 """
 
 

@@ -1,4 +1,4 @@
-"""The mixes of the last round, in which the encoder learns again, too.
+"""The mixes of a round of everything, in which the encoder learns again, too.
 
 recipe_10.json reads this module. Equal things, and what the first card called weak:
 questions in capitals, outlines, things that overlap; and, for what is forgotten first,

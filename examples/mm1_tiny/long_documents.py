@@ -52,9 +52,16 @@ def pool(rng: random.Random, progress: float) -> list[naming.Shown]:
 
 
 def document(
-    rng: random.Random, kind: str, progress: float, mix: dict[str, float] = LONG_MIX
+    rng: random.Random,
+    kind: str,
+    progress: float,
+    mix: dict[str, float] = LONG_MIX,
+    numbered: float = NUMBERED,
 ) -> Document:
-    """kind: "long", of two to five pictures or tiles, or "many", of up to sixteen."""
+    """kind: "long", of two to five pictures or tiles, or "many", of up to sixteen.
+
+    numbered: how many of "many" are numbered pictures.
+    """
     makers = {
         "naming": _naming,
         "tiles": _tiles,
@@ -62,7 +69,7 @@ def document(
         "steps": _steps,
         "shots": _shots,
     }
-    if kind == "many" and rng.random() < NUMBERED:
+    if kind == "many" and rng.random() < numbered:
         return _numbered(rng, progress, MOST_PICTURES)
     most = FEW if kind == "long" else MOST_PICTURES
     return makers[choose(mix, rng)](rng, progress, most)
