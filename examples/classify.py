@@ -113,7 +113,9 @@ def check_out(folder: Path) -> None:
         raise DatasetError(f"{folder} is a file, but OUT is a folder: name another.")
     answers = folder / "answers.csv"
     try:
-        with answers.open(encoding="utf-8", newline="") as file:
+        with answers.open(
+            encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
             made_here = next(csv.reader(file), None) == COLUMNS
     except (OSError, ValueError, csv.Error):
         made_here = False
@@ -134,7 +136,7 @@ def write_shots(
             values = {"image": os.path.relpath(picture, file.parent), "answer": label}
             if question:
                 values["prompt"] = question
-            out.write(json.dumps(values, ensure_ascii=False) + "\n")
+            out.write(json.dumps(values) + "\n")  # any name, as ASCII
 
 
 def classify(

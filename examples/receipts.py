@@ -68,7 +68,7 @@ def amount(value: Any) -> float | None:
         return float(value) if abs(value) < 1e12 else None
     if not isinstance(value, str):
         return None
-    match = re.search(r"(-\D{0,4})?(\.?\d[\d.,' ]*)", value[:60])
+    match = re.search(r"(-[$€£¥]?)?(\.?\d[\d.,' ]*)", value[:60])
     if match is None:
         return None
     digits = re.sub(r"[' ]", "", match[2]).rstrip(".,")
